@@ -1,0 +1,55 @@
+"""Every use of Captum's internals, so that a Captum release touches one file."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
+
+from captum._utils.common import _run_forward, _select_targets
+from captum._utils.progress import progress
+from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
+from captum.log import log_usage
+from torch import Tensor
+
+__all__ = [
+    "BaselineType",
+    "ForwardFunc",
+    "ProgressBar",
+    "TargetType",
+    "TensorOrTupleOfTensorsGeneric",
+    "logged",
+    "progress_bar",
+    "run_forward",
+    "select_targets",
+]
+
+ForwardFunc = Callable[..., Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class ProgressBar(Protocol):
+    """What the masking engine needs of a progress bar."""
+
+    def update(self, n: float) -> object:
+        """Moves on by n."""
+
+    def close(self) -> None:
+        """Ends the bar."""
+
+
+def logged(method: Method) -> Method:
+    """Captum's usage logging; ``NoiseTunnel`` needs the ``__wrapped__`` that it leaves on ``attribute``."""
+    return cast(Method, log_usage(part_of_slo=True)(method))
+
+
+def progress_bar(description: str, total: int) -> ProgressBar:
+    """Captum's progress bar, moved on by hand."""
+    return cast(ProgressBar, progress(desc=description, total=total))
+
+
+def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:
+    """Calls ``forward_func`` as Captum does and returns its whole output."""
+    return _run_forward(forward_func, inputs, None, additional_forward_args)
+
+
+def select_targets(output: Tensor, target: TargetType) -> Tensor:
+    """Selects the target of each example from the output, in all of Captum's target forms."""
+    return _select_targets(output, target)

@@ -1,0 +1,181 @@
+"""The equations of the papers as pure tensor functions.
+
+A map is a tensor of shape (N, 1, *S): N examples, one channel, 1 to 3 spatial axes S. Every function treats each
+example on its own. Symbols are those of Fusion-CAM (https://arxiv.org/abs/2603.05386).
+"""
+
+from math import ceil, floor
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, relu
+
+Weighting = Literal["normalized", "raw", "released"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+_LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    """Values of shape (N,) that broadcast against maps of shape (N, 1, *S)."""
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
+
+
+def normalize(maps: Tensor) -> Tensor:
+    r"""N: min-max normalization of each example's map to [0, 1].
+
+    Args:
+        maps (Tensor): Maps of shape (N, 1, \*S).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S): each map scaled to [0, 1]. A constant map becomes all zeros.
+
+    Examples::
+
+        >>> normalize(torch.tensor([[[1.0, 2.0, 5.0]], [[7.0, 7.0, 7.0]]]))
+        tensor([[[0.0000, 0.2500, 1.0000]],
+                [[0.0000, 0.0000, 0.0000]]])
+    """
+    lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
+    # Halved, so that the span of the largest finite values is finite too.
+    span = highest / 2 - lowest / 2
+    shifted = maps / 2 - _per_example(lowest / 2, maps)
+    return shifted / _per_example(torch.where(span > 0, span, 1), maps)
+
+
+def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""U: linear, bilinear or trilinear interpolation to a spatial size, with ``align_corners=False``.
+
+    Args:
+        maps (Tensor): Maps of shape (N, 1, \*s) with one to three spatial axes.
+        size (tuple[int, ...]): The spatial shape S to reach.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S), with values between the smallest and the largest of the map.
+
+    Examples::
+
+        >>> upsample(torch.tensor([[[0.0, 1.0]]]), (4,))
+        tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
+    """
+    return interpolate(maps, size=size, mode=_LINEAR_MODE[len(size)], align_corners=False)
+
+
+def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
+    r"""tau: the percentile of each example's values, linear between order statistics.
+
+    ``torch.quantile`` computes the same, but refuses more than 16 million values.
+
+    Args:
+        maps (Tensor): Maps of shape (N, 1, \*S).
+        percentile (float): In [0, 100).
+
+    Returns:
+        *Tensor* of shape (N,).
+
+    Examples::
+
+        >>> percentile_threshold(torch.tensor([[[0.0, 1.0, 2.0, 3.0, 4.0]]]), 10.0)
+        tensor([0.4000])
+    """
+    values = maps.flatten(1)
+    rank = percentile / 100 * (values.shape[1] - 1)
+    below, above = (values.kthvalue(1 + bound(rank), dim=1).values for bound in (floor, ceil))
+    return torch.lerp(below, above, rank - floor(rank))
+
+
+def denoise(maps: Tensor, percentile: float) -> Tensor:
+    r"""Step 1 of Fusion-CAM: D = N(G'), where G' is G with all values below their percentile tau set to 0.
+
+    Args:
+        maps (Tensor): G, gradient maps of shape (N, 1, \*S).
+        percentile (float): theta, in [0, 100).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> denoise(torch.tensor([[[0.2, 0.4, 0.6, 1.0]]]), 50.0)
+        tensor([[[0.0000, 0.0000, 0.6000, 1.0000]]])
+    """
+    threshold = _per_example(percentile_threshold(maps, percentile), maps)
+    return normalize(torch.where(maps >= threshold, maps, 0))
+
+
+def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "normalized") -> tuple[Tensor, Tensor]:
+    """The weights of two maps from their contributions.
+
+    Args:
+        first (Tensor): Contributions of the first map, shape (N,). Negative ones count as 0.
+        second (Tensor): Contributions of the second map, shape (N,). Negative ones count as 0.
+        weighting (str): "raw" takes the contributions as they are; "normalized" and "released" divide them by their
+            sum. Default: "normalized"
+
+    Returns:
+        *tuple* of two *Tensors* of shape (N,), finite and not negative. Where both contributions are 0, both weights
+        are equal: 0.5, or 1 if "raw".
+
+    Examples::
+
+        >>> contribution_weights(torch.tensor([0.6, -0.1]), torch.tensor([0.2, 0.0]))
+        (tensor([0.7500, 0.5000]), tensor([0.2500, 0.5000]))
+    """
+    first, second = relu(first), relu(second)
+    largest = torch.maximum(first, second)
+    none = largest == 0
+    first, second = first.masked_fill(none, 1), second.masked_fill(none, 1)
+    if weighting == "raw":
+        return first, second
+    # Relative to the larger one, so that the sum neither overflows nor vanishes.
+    scale = largest.masked_fill(none, 1)
+    first, second = first / scale, second / scale
+    return first / (first + second), second / (first + second)
+
+
+def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
+    r"""Step 2 of Fusion-CAM: the contribution-weighted union C = N(w_D D + w_R R).
+
+    Args:
+        first (Tensor): D, maps of shape (N, 1, \*S).
+        second (Tensor): R, maps of shape (N, 1, \*S).
+        first_weight (Tensor): w_D, shape (N,).
+        second_weight (Tensor): w_R, shape (N,).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> weights = torch.tensor([0.75]), torch.tensor([0.25])
+        >>> combine(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]]), *weights)
+        tensor([[[0.0000, 1.0000, 0.3333]]])
+    """
+    return normalize(_per_example(first_weight, first) * first + _per_example(second_weight, second) * second)
+
+
+def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
+    r"""Step 3 of Fusion-CAM: the similarity fusion N(F) of A = w_C C and B = w_R R.
+
+    Where the two agree (sim near 1) F takes the larger, where they conflict their mean:
+    sim = clip(1 - \|A - B\|, 0, 1), F = sim max(A, B) + (1 - sim) (A + B) / 2.
+
+    Args:
+        first (Tensor): C, maps of shape (N, 1, \*S).
+        second (Tensor): R, maps of shape (N, 1, \*S).
+        first_weight (Tensor): w_C, shape (N,).
+        second_weight (Tensor): w_R, shape (N,).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> fuse(torch.tensor([[[0.0, 1.0, 0.5]]]), torch.tensor([[[0.0, 0.0, 0.5]]]), torch.ones(1), torch.ones(1))
+        tensor([[[0., 1., 1.]]])
+    """
+    a = _per_example(first_weight, first) * first
+    b = _per_example(second_weight, second) * second
+    similarity = (1 - (a - b).abs()).clamp(0, 1)
+    return normalize(similarity * torch.maximum(a, b) + (1 - similarity) * (a + b) / 2)
