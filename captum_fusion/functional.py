@@ -65,7 +65,7 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
     r"""tau: the percentile of each example's values, linear between order statistics.
 
-    ``torch.quantile`` computes the same, but refuses more than 16 million values.
+    ``torch.quantile`` computes the same, but in many releases refuses more than 16 million values.
 
     Args:
         maps (Tensor): Maps of shape (N, 1, \*S).

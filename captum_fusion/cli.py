@@ -1,0 +1,196 @@
+"""The command ``captum-fusion``."""
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from cyclopts import App, Parameter
+from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import relu
+
+from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion._masking import MaskedForward
+from captum_fusion._models import Classifier, find_layer, last_feature_map, load_classifier
+from captum_fusion._picture import draw, supported_suffixes
+from captum_fusion.functional import normalize, upsample
+
+METHODS = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam, "fusion-cam": LayerFusionCam}
+
+app = App(
+    name="captum-fusion",
+    help="Explains image classifiers with class activation maps: Fusion-CAM and the methods it is made of.",
+    version=version("captum-fusion"),
+)
+
+
+@app.command
+def explain(
+    image: Path | None = None,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    layer: str | None = None,
+    target: str | None = None,
+    methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    output: Path = Path("fusion_cam.png"),
+    save_npz: Path | None = None,
+    size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    device: str | None = None,
+) -> None:
+    """Explain one picture: which of its parts speak for a class.
+
+    Args:
+        image: The picture. Without it, the photograph of a cup of espresso that the demo extra brings.
+        model: A torchvision classifier such as resnet50, or package.module:callable that returns a model. Without it,
+            the EfficientNet-Lite0 of the demo extra with its ImageNet weights.
+        weights: A file with a state dict, or "none" for seeded random weights (a dry run that needs no network).
+            Without it, the default weights of the model.
+        layer: The dotted name of the layer to explain. Without it, the last one whose output is a feature map.
+        target: The class to explain, an index or a category name. Without it, the predicted class.
+        methods: Any of grad-cam, score-cam, fusion-cam, a panel for each. Without it, the stages of Fusion-CAM.
+        output: The picture to write.
+        save_npz: A file for the raw maps and their metadata.
+        size: Input size in pixels. Without it, that of the torchvision weights, else 224.
+        mean: Mean of each channel. Without it, that of the torchvision weights, else ImageNet's.
+        std: Standard deviation of each channel. Without it, that of the torchvision weights, else ImageNet's.
+        device: Where to compute. Without it, cuda if there is one, else cpu.
+    """
+    _check_output(output)
+    if save_npz is not None:
+        _check_folder(save_npz)
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"There is no method {method!r}; expected some of {', '.join(METHODS)}")
+    picture = _open_image(image)
+    classifier = load_classifier(model, weights, size, mean, std)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = classifier.model.to(place)
+    pixels = classifier.preprocessing.crop(picture)
+    inputs = classifier.preprocessing.normalize(pixels).to(place)
+    layer_name = layer or last_feature_map(network, inputs)
+    module = find_layer(network, layer_name)
+
+    with torch.no_grad():
+        probabilities = network(inputs).softmax(dim=1)[0].cpu()
+    index = int(probabilities.argmax()) if target is None else classifier.target(target, len(probabilities))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_top(classifier, probabilities))
+    console.print(f"Explaining {index} {classifier.category(index)} by the layer {layer_name}")
+
+    if methods:
+        maps = {method: _method_map(method, network, module, inputs, index) for method in methods}
+    else:
+        maps = _stage_maps(network, module, inputs, index)
+    kept = _probabilities_kept(network, module, inputs, index, torch.cat(list(maps.values())))
+    panels: dict[str, Tensor | None] = {f"photograph: {probabilities[index]:.1%}": None}
+    panels |= {f"{name} keeps {share:.1%}": maps[name] for name, share in zip(maps, kept, strict=True)}
+    title = (
+        f"{classifier.category(index)} by {classifier.name}, layer {layer_name}, and what remains of its probability"
+    )
+    draw(output, title, pixels, panels)
+    if save_npz is not None:
+        metadata = {
+            "image": str(image or "skimage.data.coffee"),
+            "model": classifier.name,
+            "weights": weights or "default",
+            "layer": layer_name,
+            "target": index,
+            "category": classifier.category(index),
+            "probability": float(probabilities[index]),
+            "probability_kept": dict(zip(maps, kept, strict=True)),
+            "version": version("captum-fusion"),
+        }
+        arrays: dict[str, Any] = {name: values[0, 0].cpu().numpy() for name, values in maps.items()}
+        np.savez_compressed(save_npz, metadata=json.dumps(metadata), pixels=pixels[0].numpy(), **arrays)
+        console.print(f"Maps: {save_npz}")
+    console.print(f"Picture: {output}")
+
+
+def _check_folder(file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ValueError(f"The folder {file.parent} of {file} does not exist")
+
+
+def _check_output(output: Path) -> None:
+    _check_folder(output)
+    known = supported_suffixes()
+    if output.suffix.lower() not in known:
+        raise ValueError(f"A picture cannot be written as {output.name}; expected one of {', '.join(sorted(known))}")
+
+
+def _open_image(file: Path | None) -> Image.Image:
+    if file is None:
+        try:
+            from skimage import data
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"The sample photograph needs the package {error.name}: pip install 'captum-fusion[demo]', "
+                "or give a picture"
+            ) from error
+        return Image.fromarray(data.coffee())
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is not a picture that can be read") from error
+
+
+def _top(classifier: Classifier, probabilities: Tensor) -> Table:
+    table = Table(title=f"{classifier.name} predicts")
+    table.add_column("index", justify="right")
+    table.add_column("category")
+    table.add_column("probability", justify="right")
+    for probability, index in zip(*probabilities.topk(min(5, len(probabilities))), strict=True):
+        table.add_row(str(int(index)), classifier.category(int(index)), f"{probability:.1%}")
+    return table
+
+
+def _method_map(method: str, network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int) -> Tensor:
+    attribution = METHODS[method](network, layer)
+    if isinstance(attribution, LayerGradCam):
+        values = attribution.attribute(inputs, target)
+    else:
+        values = attribution.attribute(inputs, target, show_progress=True)
+    return normalize(upsample(relu(values[:, :1].detach().float()), tuple(inputs.shape[2:])))
+
+
+def _stage_maps(network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int) -> dict[str, Tensor]:
+    _, stages = LayerFusionCam(network, layer).attribute(inputs, target, show_progress=True, return_stages=True)
+    return {
+        "Grad-CAM": stages.gradient,
+        "Denoised Grad-CAM": stages.denoised,
+        "Score-CAM": stages.region,
+        "Combined": stages.combined,
+        "Fusion-CAM": stages.fused,
+    }
+
+
+def _probabilities_kept(
+    network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int, maps: Tensor
+) -> list[float]:
+    """The class probability of the picture masked by each map."""
+    forward = MaskedForward(network, layer, inputs, target, None, None, False, "softmax")
+    examples = torch.zeros(len(maps), dtype=torch.long, device=inputs.device)
+    kept: list[float] = forward.scores(examples, lambda rows, _: maps[rows]).tolist()
+    return kept
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; what goes wrong is one line on standard error."""
+    try:
+        app(arguments, result_action="return_value")
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        sys.stderr.write(f"captum-fusion: {error}\n")
+        return 2
+    return 0

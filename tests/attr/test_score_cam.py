@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from torch import Tensor, nn
+
+from captum_fusion import LayerScoreCam
+from tests import straight_line
+from tests.cases import NAMES, TARGETS, case
+from tests.conftest import SmallNet
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_straight_line_computation(name: str) -> None:
+    model, layer, images, _, expected = case(name)
+    attributions = LayerScoreCam(model, layer).attribute(images, target=TARGETS)
+    for attribution, score_cam in zip(attributions, expected, strict=True):
+        np.testing.assert_allclose(attribution[0], score_cam, atol=1e-5 * np.abs(score_cam).max())
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_signed_and_constant_channels_with_a_baseline_in_one_to_three_dimensions(axes: int) -> None:
+    model = SmallNet(axes).eval()
+    images = torch.randn(2, 3, *(9, 6, 7)[:axes])
+    attributions = LayerScoreCam(model, model.features).attribute(images, target=1, baselines=0.5)
+    assert attributions.shape == (2, 1, *model.features(model.stem(images)).shape[2:])
+    for attribution, x in zip(attributions, images.split(1), strict=True):
+        activations, _ = straight_line.activations_and_gradients(model, model.features, x, 1)
+        expected = straight_line.score_cam(activations, straight_line.logit(model, 1), x, torch.full_like(x, 0.5))
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_weights_worked_out_by_hand() -> None:
+    # The layer is the input itself: channels [0, 1] and [1, 0] mask one half each and the third, constant, everything.
+    # f = 2 * left + right, so that s = (1 * [0, 1] -> 1, 2 * [1, 0] -> 2, 0).
+    x = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        # The first channel's right pixel counts once, the second one's left pixel twice.
+        values = identity(inputs)
+        return values[:, 0, 1] + 2 * values[:, 1, 0]
+
+    weights = torch.tensor([1.0, 2.0, 0.0]).softmax(0)
+    attributions = LayerScoreCam(forward, identity).attribute(x)
+    expected = torch.stack([weights[1] + weights[2], weights[0] + weights[2]])
+    torch.testing.assert_close(attributions, expected.reshape(1, 1, 2))
+
+
+def test_constant_channels_share_one_forward_pass(net: SmallNet, images: Tensor) -> None:
+    with torch.no_grad():
+        net.features.weight[1:3] = 0
+    seen: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.extend(x.clone())
+        return net(x)
+
+    LayerScoreCam(forward, net.features).attribute(images, target=0)
+    masked = torch.stack(seen[2 * len(images) :])
+    # Three live channels and one row of the baseline for each image.
+    assert len(masked) == len(images) * (3 + 1)
+    assert masked.flatten(1).eq(0).all(1).sum() == len(images)
+
+
+def test_shape_matches_grad_cam_so_that_interpolate_applies(net: SmallNet, images: Tensor) -> None:
+    ours = LayerScoreCam(net, net.features).attribute(images, target=0)
+    assert ours.shape == LayerGradCam(net, net.features).attribute(images, target=0).shape
+    assert LayerAttribution.interpolate(ours, images.shape[2:]).shape == (3, 1, 12, 10)
+
+
+def test_relu_attributions(net: SmallNet, images: Tensor) -> None:
+    signed = LayerScoreCam(net, net.features).attribute(images, target=0)
+    assert signed.lt(0).any()
+    rectified = LayerScoreCam(net, net.features).attribute(images, target=0, relu_attributions=True)
+    assert torch.equal(rectified, signed.clamp(min=0))
+
+
+@pytest.mark.parametrize("perturbations_per_eval", [1, 2, 100])
+def test_the_number_of_masks_per_evaluation_changes_nothing(
+    net: SmallNet, images: Tensor, perturbations_per_eval: int
+) -> None:
+    sizes = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return net(x)
+
+    score_cam = LayerScoreCam(forward, net.features)
+    attributions = score_cam.attribute(images, target=2, perturbations_per_eval=perturbations_per_eval)
+    torch.testing.assert_close(attributions, LayerScoreCam(net, net.features).attribute(images, target=2))
+    assert max(sizes) <= max(perturbations_per_eval * len(images), len(images))
+
+
+def test_attribute_to_layer_input(net: SmallNet, images: Tensor) -> None:
+    to_input = LayerScoreCam(net, net.features).attribute(images, target=0, attribute_to_layer_input=True)
+    torch.testing.assert_close(to_input, LayerScoreCam(net, net.stem).attribute(images, target=0))
+
+
+def test_works_without_gradients(net: SmallNet, images: Tensor) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=0)
+    with torch.inference_mode():
+        assert torch.equal(LayerScoreCam(net, net.features).attribute(images, target=0), expected)
+
+
+def test_a_layer_of_one_pixel_weighs_all_channels_alike(images: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3))
+    attributions = LayerScoreCam(model, model[1]).attribute(images, target=0)
+    torch.testing.assert_close(attributions, model[:2](images).mean(1, keepdim=True))
+
+
+def test_progress_counts_every_masked_input(net: SmallNet, images: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    LayerScoreCam(net, net.features).attribute(images, target=0, show_progress=True)
+    # Five live channels and the baseline for each of three images.
+    assert "18/18" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""Networks of the paper's kinds with random weights, and the straight-line maps of two images each."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from tests import straight_line
+
+TARGETS = [3, 5]
+_LAYERS = {"vgg11": ("features.4", 32), "resnet18": ("layer3", 40), "mobilenet_v2": ("features.17", 48)}
+NAMES = list(_LAYERS)
+
+
+class Case(NamedTuple):
+    model: nn.Module
+    layer: nn.Module
+    images: Tensor
+    grad_cams: list[straight_line.Array]
+    score_cams: list[straight_line.Array]
+
+
+@cache
+def case(name: str) -> Case:
+    layer, size = _LAYERS[name]
+    torch.manual_seed(1)
+    model = models.get_model(name, weights=None, num_classes=7).eval()
+    with torch.no_grad():
+        # Random weights hardly tell images apart; a steeper head makes contributions that are worth dividing.
+        next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear)).weight *= 20
+    result = Case(model, model.get_submodule(layer), torch.randn(2, 3, size, size + 8), [], [])
+    for x, target in zip(result.images.split(1), TARGETS, strict=True):
+        activations, gradients = straight_line.activations_and_gradients(model, result.layer, x, target)
+        result.grad_cams.append(straight_line.grad_cam(activations, gradients))
+        with torch.no_grad():
+            score = straight_line.logit(model, target)
+            result.score_cams.append(straight_line.score_cam(activations, score, x, torch.zeros(1)))
+    return result

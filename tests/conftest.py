@@ -1,0 +1,40 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class SmallNet(nn.Module):
+    """Two convolutions and a head, in 1 to 3 dimensions; the first channel of ``features`` is constant."""
+
+    def __init__(self, axes: int = 2, classes: int = 3, channels: int = 6) -> None:
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        self.stem = convolution(3, 4, 3, stride=2, padding=1)
+        self.features = convolution(4, channels, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(channels, classes)
+        with torch.no_grad():
+            self.features.weight[0] = 0
+            self.head.weight *= 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.features(self.stem(x))).flatten(2).mean(2))
+
+
+@pytest.fixture
+def net() -> SmallNet:
+    return SmallNet().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 12, 10)

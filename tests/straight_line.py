@@ -1,0 +1,129 @@
+"""The equations once more: NumPy in float64, one example, one channel, one pixel axis at a time."""
+
+from collections.abc import Callable
+from math import floor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = NDArray[np.float64]
+Score = Callable[[Tensor], float]
+
+
+def normalize(values: Array) -> Array:
+    span = values.max() - values.min()
+    return np.zeros_like(values) if span == 0 else (values - values.min()) / span
+
+
+def upsample(values: Array, size: tuple[int, ...]) -> Array:
+    """Linear interpolation along each axis in turn, between pixel centres."""
+    if (values == values.flat[0]).all():
+        return np.full(size, values.flat[0])
+    for axis, length in enumerate(size):
+        source = values.shape[axis]
+        lines = []
+        for index in range(length):
+            position = min(max((index + 0.5) * source / length - 0.5, 0), source - 1)
+            left = floor(position)
+            right = min(left + 1, source - 1)
+            share = position - left
+            lines.append((1 - share) * values.take(left, axis) + share * values.take(right, axis))
+        values = np.stack(lines, axis)
+    return values
+
+
+def masked_score(score: Score, x: Tensor, mask: Array, baseline: Tensor) -> float:
+    m = torch.from_numpy(mask).to(x)
+    return score(m * x + (1 - m) * baseline)
+
+
+def logit(model: nn.Module, target: int) -> Score:
+    return lambda x: model(x)[0, target].item()
+
+
+def probability(model: nn.Module, target: int) -> Score:
+    return lambda x: model(x).softmax(1)[0, target].item()
+
+
+def activations_and_gradients(model: nn.Module, layer: nn.Module, x: Tensor, target: int) -> tuple[Array, Array]:
+    kept = []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output.clone()  # The next layer may work in place.
+
+    hook = layer.register_forward_hook(keep)
+    logit = model(x.clone().requires_grad_())[0, target]
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logit, kept[-1])
+    return kept[-1][0].detach().double().numpy(), gradient[0].double().numpy()
+
+
+def grad_cam(activations: Array, gradients: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        total += gradient.mean() * channel
+    return total
+
+
+def score_cam(activations: Array, score: Score, x: Tensor, baseline: Tensor) -> Array:
+    size = tuple(x.shape[2:])
+    scores = [masked_score(score, x, normalize(upsample(channel, size)), baseline) for channel in activations]
+    exponentials = [np.exp(value - max(scores)) for value in scores]
+    total = np.zeros(activations.shape[1:])
+    for channel, exponential in zip(activations, exponentials, strict=True):
+        total += exponential / sum(exponentials) * channel
+    return total
+
+
+def component(layer_map: Array, size: tuple[int, ...]) -> Array:
+    return normalize(upsample(np.maximum(layer_map, 0), size))
+
+
+def denoise(gradient: Array, percentile: float) -> Array:
+    values = sorted(gradient.flat)
+    rank = percentile / 100 * (len(values) - 1)
+    low, high = values[floor(rank)], values[min(floor(rank) + 1, len(values) - 1)]
+    threshold = low + (rank - floor(rank)) * (high - low)
+    return normalize(np.where(gradient >= threshold, gradient, 0))
+
+
+def weights(a: float, b: float, weighting: str) -> tuple[float, float]:
+    a, b = max(a, 0.0), max(b, 0.0)
+    if weighting == "raw":
+        return (a, b) if a + b > 0 else (1.0, 1.0)
+    return (a / (a + b), b / (a + b)) if a + b > 0 else (0.5, 0.5)
+
+
+def fusion_cam(
+    gradient: Array, region: Array, probability: Score, x: Tensor, baseline: Tensor, percentile: float, weighting: str
+) -> dict[str, Array | float]:
+    """All stages from the component maps G and R."""
+    black = probability(baseline.expand_as(x))
+
+    def contribution(mask: Array) -> float:
+        return masked_score(probability, x, mask, baseline) - black
+
+    denoised = denoise(gradient, percentile)
+    c_d, c_r = contribution(denoised), contribution(region)
+    w_d, w_r = weights(c_d, c_r, weighting)
+    combined = normalize(w_d * denoised + w_r * region)
+    c_c = contribution(combined)
+    w_c, w_r = weights(c_c, w_r if weighting == "released" else c_r, weighting)
+    a, b = w_c * combined, w_r * region
+    fused = np.empty_like(a)
+    for pixel in np.ndindex(a.shape):
+        similarity = min(max(1 - abs(a[pixel] - b[pixel]), 0), 1)
+        fused[pixel] = similarity * max(a[pixel], b[pixel]) + (1 - similarity) * (a[pixel] + b[pixel]) / 2
+    return {
+        "gradient": gradient,
+        "denoised": denoised,
+        "region": region,
+        "combined": combined,
+        "fused": normalize(fused),
+        "gradient_contribution": c_d,
+        "region_contribution": c_r,
+        "combined_contribution": c_c,
+    }

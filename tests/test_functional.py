@@ -1,0 +1,136 @@
+"""Against values worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from captum_fusion.functional import (
+    combine,
+    contribution_weights,
+    denoise,
+    fuse,
+    normalize,
+    percentile_threshold,
+    upsample,
+)
+
+
+def maps(*values: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(values).unsqueeze(1)
+
+
+def test_normalize_scales_each_example_alone() -> None:
+    given_maps = maps([[1.0, 2.0], [3.0, 5.0]], [[-4.0, 0.0], [4.0, 0.0]])
+    expected = maps([[0.0, 0.25], [0.5, 1.0]], [[0.0, 0.5], [1.0, 0.5]])
+    torch.testing.assert_close(normalize(given_maps), expected)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -3.0, 1e-40, 3e38])
+def test_normalize_maps_a_constant_to_zeros(constant: float) -> None:
+    assert normalize(torch.full((2, 1, 3, 3), constant)).eq(0).all()
+
+
+def test_normalize_of_the_largest_range() -> None:
+    largest = torch.finfo(torch.float32).max
+    torch.testing.assert_close(normalize(maps([[-largest, 0.0], [largest, largest]])), maps([[0.0, 0.5], [1.0, 1.0]]))
+
+
+@given(arrays.arrays(np.float32, (2, 1, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_normalize_stays_in_range(values: np.ndarray) -> None:
+    result = normalize(torch.from_numpy(values))
+    assert result.isfinite().all()
+    assert result.ge(0).all()
+    assert result.le(1).all()
+
+
+def test_upsample_interpolates_between_pixel_centres() -> None:
+    expected_row = [0.0, 0.25, 0.75, 1.0]
+    torch.testing.assert_close(upsample(maps([[0.0, 1.0], [0.0, 1.0]]), (4, 4)), maps([expected_row] * 4))
+    torch.testing.assert_close(upsample(torch.tensor([[[0.0, 1.0]]]), (4,)), torch.tensor([[expected_row]]))
+    cube = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2, 2)
+    torch.testing.assert_close(upsample(cube, (1, 2, 4)), torch.tensor(expected_row).expand(1, 1, 1, 2, 4))
+
+
+def test_upsample_to_the_same_size_changes_nothing() -> None:
+    values = torch.rand(2, 1, 5, 3)
+    assert torch.equal(upsample(values, (5, 3)), values)
+
+
+@pytest.mark.parametrize(("percentile", "expected"), [(0.0, 1.0), (25.0, 1.75), (50.0, 3.0), (90.0, 6.8)])
+def test_percentile_is_linear_between_order_statistics(percentile: float, expected: float) -> None:
+    # Sorted: 1, 2, 4, 8, so that 25 percent lies three quarters of the way from 1 to 2.
+    values = maps([[8.0, 1.0], [4.0, 2.0]])
+    torch.testing.assert_close(percentile_threshold(values, percentile), torch.tensor([expected]))
+
+
+@given(
+    arrays.arrays(np.float64, (1, 1, 37), elements=st.floats(-100, 100)),
+    st.floats(0, 100, exclude_max=True, allow_subnormal=False),
+)
+def test_percentile_agrees_with_numpy(values: np.ndarray, percentile: float) -> None:
+    ours = percentile_threshold(torch.from_numpy(values), percentile).item()
+    assert ours == pytest.approx(np.percentile(values, percentile), abs=1e-9)
+
+
+def test_percentile_of_more_than_sixteen_million_values() -> None:
+    values = torch.arange(2**24 + 2**20, dtype=torch.float64).view(1, 1, -1)
+    assert percentile_threshold(values, 50.0).item() == (values.numel() - 1) / 2
+
+
+def test_denoise_drops_what_lies_below_the_percentile() -> None:
+    # tau = 0.3 * 0.75 + 0.6 * 0.25 = 0.375, below which 0.1 and 0.3 lie; 0.6 stays 0.6, since the minimum is now 0.
+    given_maps = maps([[0.1, 0.3], [0.6, 1.0]])
+    torch.testing.assert_close(denoise(given_maps, 125 / 3), maps([[0.0, 0.0], [0.6, 1.0]]))
+
+
+def test_denoise_at_zero_percent_only_normalizes() -> None:
+    given_maps = maps([[0.2, 0.4], [0.6, 1.0]])
+    torch.testing.assert_close(denoise(given_maps, 0.0), maps([[0.0, 0.25], [0.5, 1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("contributions", "weighting", "expected"),
+    [
+        ((0.6, 0.2), "normalized", (0.75, 0.25)),
+        ((0.6, 0.2), "released", (0.75, 0.25)),
+        ((0.6, 0.2), "raw", (0.6, 0.2)),
+        ((-0.6, 0.2), "normalized", (0.0, 1.0)),
+        ((-0.6, 0.2), "raw", (0.0, 0.2)),
+        ((-0.6, -0.2), "normalized", (0.5, 0.5)),
+        ((0.0, -0.2), "raw", (1.0, 1.0)),
+        ((1e-45, 1e-45), "normalized", (0.5, 0.5)),
+        ((3e38, 3e38), "normalized", (0.5, 0.5)),
+    ],
+)
+def test_contribution_weights(
+    contributions: tuple[float, float], weighting: str, expected: tuple[float, float]
+) -> None:
+    first, second = (torch.tensor([value]) for value in contributions)
+    weights = contribution_weights(first, second, weighting)
+    torch.testing.assert_close(torch.cat(weights), torch.tensor(expected))
+
+
+def test_combine() -> None:
+    # 0.75 D + 0.25 R = [[0.75, 0.25], [0.5, 0]], whose maximum is 0.75.
+    combined = combine(
+        maps([[1.0, 0.0], [0.5, 0.0]]), maps([[0.0, 1.0], [0.5, 0.0]]), torch.tensor([0.75]), torch.tensor([0.25])
+    )
+    torch.testing.assert_close(combined, maps([[1.0, 1 / 3], [2 / 3, 0.0]]))
+
+
+def test_fuse() -> None:
+    # A = 0.5 C = [[0.5, 0], [0.5, 0.25]], B = 0.5 R = [[0.5, 0], [0, 0.5]], sim = [[1, 1], [0.5, 0.75]],
+    # F = [[0.5, 0], [0.25 + 0.125, 0.375 + 0.09375]].
+    fused = fuse(
+        maps([[1.0, 0.0], [1.0, 0.5]]), maps([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5]), torch.tensor([0.5])
+    )
+    torch.testing.assert_close(fused, maps([[1.0, 0.0], [0.75, 0.9375]]))
+
+
+def test_fuse_clips_the_similarity_of_raw_weights() -> None:
+    # A = [3, 0.5, 0], B = 0: sim = [0, 0.5, 1], F = [1.5, 0.375, 0].
+    fused = fuse(torch.tensor([[[1.0, 1 / 6, 0.0]]]), torch.zeros(1, 1, 3), torch.tensor([3.0]), torch.tensor([1.0]))
+    torch.testing.assert_close(fused, torch.tensor([[[1.0, 0.25, 0.0]]]))
