@@ -1,8 +1,10 @@
 """Every use of Captum's internals, so that a Captum release touches one file."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from captum._utils.common import _run_forward, _select_targets
 from captum._utils.progress import progress
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
@@ -15,6 +17,7 @@ __all__ = [
     "ProgressBar",
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
+    "eager",
     "logged",
     "progress_bar",
     "run_forward",
@@ -38,6 +41,15 @@ class ProgressBar(Protocol):
 def logged(method: Method) -> Method:
     """Captum's usage logging; ``NoiseTunnel`` needs the ``__wrapped__`` that it leaves on ``attribute``."""
     return cast(Method, log_usage(part_of_slo=True)(method))
+
+
+def eager() -> AbstractContextManager[object]:
+    """Runs compiled functions as they were written, since compiled code passes over the hooks that Captum sets.
+
+    Releases of torch before 2.6 cannot do that.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return cast(AbstractContextManager[object], set_stance("force_eager")) if set_stance else nullcontext()
 
 
 def progress_bar(description: str, total: int) -> ProgressBar:

@@ -1,16 +1,19 @@
 """Scores of masked inputs in bounded memory: the one place that runs many forward passes."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._captum import (
     BaselineType,
     ForwardFunc,
     TargetType,
+    eager,
     progress_bar,
     run_forward,
     select_targets,
@@ -22,7 +25,11 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # masks(rows, size) gives the masks of these rows, (len(rows), 1, *size), in [0, 1].
 Masks = Callable[[Tensor, tuple[int, ...]], Tensor]
 
-_ROWS_PER_EVAL = 8
+# The rows of one forward pass are as many as keep the model's largest activation within this size. On a CPU, 32 MiB is
+# the most that glibc's allocator keeps for reuse; every larger tensor is mapped anew, and half the time goes into page
+# faults. An accelerator's allocator keeps everything, and larger batches keep it busy.
+_LARGEST_ACTIVATION = {"cpu": 2**25}
+_LARGEST_ACTIVATION_ELSEWHERE = 2**27
 
 
 class MaskedForward:
@@ -57,15 +64,17 @@ class MaskedForward:
         activation: Activation | None,
     ) -> None:
         self.forward_func = forward_func
-        self.target = target
+        self.target = _as_tensor(target)
         self.activation = activation
         self.inputs = _checked_inputs(inputs)
         self.examples = len(self.inputs[0])
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
         self.baselines = _checked_baselines(baselines, self.inputs)
-        output, layer_value = self._probe(layer, attribute_to_layer_input)
-        self._check_output(output)
+        output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input)
+        self._check_output(output, target)
         self.masked = _masked_positions(self.inputs, layer_value.dim())
+        budget = _LARGEST_ACTIVATION.get(self.inputs[0].device.type, _LARGEST_ACTIVATION_ELSEWHERE)
+        self.rows_per_eval = max(1, budget * self.examples // largest_activation)
 
     def copies(self) -> tuple[Tensor, ...]:
         """The inputs for one unmasked forward pass, free for the model to change in place."""
@@ -80,7 +89,7 @@ class MaskedForward:
             examples (Tensor): The example that each row masks, shape (rows,).
             masks (Callable): Gives the masks of some rows at a spatial size.
             perturbations_per_eval (int or None): Masks per example in one call of ``forward_func``. Default: None,
-                which chooses for the device.
+                which takes as many rows as are fast on the device.
             description (str or None): Shows a progress bar with this description. Default: None
 
         Returns:
@@ -89,40 +98,69 @@ class MaskedForward:
         Raises:
             RuntimeError: If a score is not finite.
         """
-        rows = len(examples)
-        step = min(rows, perturbations_per_eval * self.examples if perturbations_per_eval else _ROWS_PER_EVAL)
-        buffers = {position: _empty_rows(self.inputs[position], step) for position in self.masked}
-        chunks = []
-        bar = progress_bar(description, rows) if description else None
-        with torch.no_grad():
-            try:
-                for chunk in torch.split(torch.arange(rows, device=examples.device), step):
-                    chunks.append(self._score_chunk(examples[chunk], chunk, masks, buffers))
-                    if bar:
-                        bar.update(len(chunk))
-            finally:
+        total = len(examples)
+        step = min(total, perturbations_per_eval * self.examples if perturbations_per_eval else self.rows_per_eval)
+        buffers = self._buffers(step)
+        chunks: list[Tensor] = []
+        start = 0
+        shrunk = False
+        bar = progress_bar(description, total) if description else None
+        try:
+            while start < total:
+                rows = torch.arange(start, min(start + step, total), device=examples.device)
+                try:
+                    chunk = self._score_rows(examples[rows], rows, masks, buffers)
+                except (RuntimeError, MemoryError) as error:
+                    if step == 1 or not _out_of_memory(error):
+                        raise
+                    chunk = None
+                # Outside the handler, which keeps the failed forward pass alive.
+                if chunk is None:
+                    step //= 2
+                    del buffers
+                    if examples.is_cuda:
+                        torch.cuda.empty_cache()
+                    buffers = self._buffers(step)
+                    if not shrunk:
+                        shrunk = True
+                        warnings.warn(
+                            f"Out of memory for {2 * step} masked inputs in one forward pass; going on with half as "
+                            "many, or fewer. Give a smaller perturbations_per_eval to avoid the failed attempts.",
+                            stacklevel=2,
+                        )
+                    continue
+                chunks.append(chunk)
+                start += len(rows)
                 if bar:
-                    bar.close()
+                    bar.update(len(rows))
+        finally:
+            if bar:
+                bar.close()
         scores = torch.cat(chunks)
         not_finite = int((~scores.isfinite()).sum())
         if not_finite:
             raise RuntimeError(
-                f"forward_func gave scores that are not finite for {not_finite} of {rows} masked inputs. "
+                f"forward_func gave scores that are not finite for {not_finite} of {total} masked inputs. "
                 "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
             )
         return scores
 
-    def _score_chunk(self, examples: Tensor, rows: Tensor, masks: Masks, buffers: dict[int, Tensor]) -> Tensor:
+    def _buffers(self, rows: int) -> dict[int, Tensor]:
+        """Memory for the masked rows of each masked input, used again for every forward pass."""
+        return {position: _empty_rows(self.inputs[position], rows) for position in self.masked}
+
+    @torch.no_grad()
+    def _score_rows(self, examples: Tensor, rows: Tensor, masks: Masks, buffers: dict[int, Tensor]) -> Tensor:
         row_inputs = []
         for position, tensor in enumerate(self.inputs):
             if position not in self.masked:
                 row_inputs.append(tensor[examples])
                 continue
             mask = masks(rows, tuple(tensor.shape[2:])).to(tensor)
-            out = buffers[position][: len(rows)]
-            baseline = self.baselines[position]
-            torch.lerp(_rows(baseline, examples), _rows(tensor, examples), mask, out=out)
-            row_inputs.append(out)
+            masked = buffers[position][: len(rows)]
+            # lerp(b, x, m) is m x + (1 - m) b.
+            torch.lerp(_rows(self.baselines[position], examples), _rows(tensor, examples), mask, out=masked)
+            row_inputs.append(masked)
         arguments = tuple(
             value[examples] if isinstance(value, Tensor) and value.dim() else value
             for value in self.additional_forward_args
@@ -133,7 +171,12 @@ class MaskedForward:
                 f"forward_func returned {len(output)} scores for {len(rows)} inputs; expected one for each input, "
                 "for any number of inputs"
             )
-        return self._select(output, self._row_target(examples)).reshape(-1)
+        target = self.target
+        if isinstance(target, list):
+            target = cast(TargetType, [target[example] for example in examples.tolist()])
+        elif isinstance(target, Tensor) and target.numel() > 1:
+            target = target.to(examples.device)[examples]
+        return self._select(output, target).reshape(-1)
 
     def _select(self, output: Tensor, target: TargetType) -> Tensor:
         output = output.to(torch.promote_types(output.dtype, torch.float32))
@@ -143,16 +186,14 @@ class MaskedForward:
             output = output.sigmoid()
         return select_targets(output, target)
 
-    def _row_target(self, examples: Tensor) -> TargetType:
-        if isinstance(self.target, list):
-            return cast(TargetType, [self.target[example] for example in examples.tolist()])
-        if isinstance(self.target, Tensor) and self.target.numel() > 1:
-            return self.target[examples.to(self.target.device)]
-        return self.target
+    def _probe(self, layer: Module, attribute_to_layer_input: bool) -> tuple[Any, Tensor, int]:
+        """Runs one forward pass.
 
-    def _probe(self, layer: Module, attribute_to_layer_input: bool) -> tuple[Any, Tensor]:
-        """Runs one forward pass and returns the output and the layer's value, as its last run left it."""
+        Returns the output, the layer's value as its last run left it, and the bytes of the largest tensor that a
+        module takes in or gives out.
+        """
         values: list[Any] = []
+        largest = max(tensor.nbytes for tensor in self.inputs)
 
         def keep_input(_: Module, args: tuple[Any, ...]) -> None:
             values.append(args[0] if len(args) == 1 else args)
@@ -160,25 +201,33 @@ class MaskedForward:
         def keep_output(_: Module, __: tuple[Any, ...], output: Any) -> None:
             values.append(output)
 
-        if attribute_to_layer_input:
-            hook = layer.register_forward_pre_hook(keep_input)
-        else:
-            hook = layer.register_forward_hook(keep_output)
+        def measure(_: Module, __: tuple[Any, ...], output: Any) -> None:
+            nonlocal largest
+            if isinstance(output, Tensor):
+                largest = max(largest, output.nbytes)
+
+        hooks = [register_module_forward_hook(measure)]
         try:
-            with torch.no_grad():
+            if attribute_to_layer_input:
+                hooks.append(layer.register_forward_pre_hook(keep_input))
+            else:
+                hooks.append(layer.register_forward_hook(keep_output))
+            with torch.no_grad(), eager():
                 output = run_forward(self.forward_func, self.copies(), self.additional_forward_args)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         if not values:
             known = not isinstance(self.forward_func, Module) or layer in set(self.forward_func.modules())
             raise ValueError(
                 f"The layer {type(layer).__name__} "
                 + ("did not run in the forward pass" if known else "is not a module of forward_func")
-                + "; expected a module that forward_func calls."
+                + "; expected a module that forward_func calls. A traced, exported or otherwise converted copy of a "
+                "model does not call the original's modules."
             )
-        return output, _checked_layer_value(values[-1], "input" if attribute_to_layer_input else "output")
+        return output, _checked_layer_value(values[-1], "input" if attribute_to_layer_input else "output"), largest
 
-    def _check_output(self, output: object) -> None:
+    def _check_output(self, output: object, given: TargetType) -> None:
         if not isinstance(output, Tensor):
             raise TypeError(f"forward_func returned {type(output).__name__}; expected a tensor of scores")
         shape = tuple(output.shape)
@@ -197,11 +246,11 @@ class MaskedForward:
         try:
             scores = self._select(output.detach().cpu(), target)
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"target {self.target!r} does not fit an output of shape {shape}: {error}") from error
+            raise ValueError(f"target {given!r} does not fit an output of shape {shape}: {error}") from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
-            given = "no target" if self.target is None else f"target {self.target!r}"
+            chosen = "no target" if given is None else f"target {given!r}"
             raise ValueError(
-                f"{given} was given for an output of shape {shape}, which selects scores of shape "
+                f"{chosen} was given for an output of shape {shape}, which selects scores of shape "
                 f"{tuple(scores.shape)}; expected a target that selects one score per example"
             )
         not_finite = int((~scores.isfinite()).sum())
@@ -209,6 +258,20 @@ class MaskedForward:
             raise RuntimeError(
                 f"forward_func gave scores that are not finite for {not_finite} of {self.examples} inputs"
             )
+
+
+def _as_tensor(target: TargetType) -> TargetType:
+    """A list of class indices as a tensor, which is selected without a loop."""
+    if isinstance(target, list) and len(target) > 1 and all(isinstance(index, int) for index in target):
+        return torch.tensor(target)
+    return target
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
+        sign in str(error)
+        for sign in ("DefaultCPUAllocator", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
 
 
 def _rows(values: Tensor, examples: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def test_output_that_is_no_tensor(net: SmallNet, images: Tensor) -> None:
 def test_output_with_another_number_of_rows(net: SmallNet, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\) for 3 examples"):
         LayerScoreCam(lambda x: net(x).mean(0, keepdim=True), net.features).attribute(images, target=0)
-    with pytest.raises(ValueError, match="returned 3 scores for 8 inputs"):
+    with pytest.raises(ValueError, match="returned 3 scores for 18 inputs"):
         LayerScoreCam(lambda x: net(x)[:3], net.features).attribute(images, target=0)
 
 

@@ -1,15 +1,16 @@
 """Fusion-CAM."""
 
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
-from captum.attr import Attribution, LayerAttribution, LayerGradCam
+from captum.attr import Attribution, LayerAttribution, LayerGradCam, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, eager, logged
 from captum_fusion._masking import ACTIVATIONS, Activation, MaskedForward, check_perturbations_per_eval
 from captum_fusion._state import undisturbed
 from captum_fusion.attr.score_cam import LayerScoreCam
@@ -243,10 +244,12 @@ class LayerFusionCam(LayerAttribution):
                     "show_progress": show_progress,
                 }
                 accepted = signature(method.attribute).parameters
-                attributions: Any = method.attribute(
-                    forward.copies() if isinstance(inputs, tuple) else forward.copies()[0],
-                    **{name: value for name, value in options.items() if name in accepted and value is not None},
-                )
+                # One pass with gradients needs hooks; many masked passes may run compiled.
+                with nullcontext() if isinstance(method, PerturbationAttribution) else eager():
+                    attributions: Any = method.attribute(
+                        forward.copies() if isinstance(inputs, tuple) else forward.copies()[0],
+                        **{name: value for name, value in options.items() if name in accepted and value is not None},
+                    )
                 if isinstance(attributions, tuple):
                     attributions = attributions[0 if len(attributions) == 1 else forward.masked[0]]
                 evidence = relu(attributions.detach().sum(dim=1, keepdim=True))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, logged
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, eager, logged
 from captum_fusion._masking import MaskedForward, check_perturbations_per_eval
 from captum_fusion._state import undisturbed
 from captum_fusion.functional import normalize, upsample
@@ -105,12 +105,14 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
                 attribute_to_layer_input,
                 activation=None,
             )
-            activations = LayerActivation(self.forward_func, self.layer, self.device_ids).attribute(
-                forward.copies(), forward.additional_forward_args, attribute_to_layer_input
-            )
+            with eager():
+                activations = LayerActivation(self.forward_func, self.layer, self.device_ids).attribute(
+                    forward.copies(), forward.additional_forward_args, attribute_to_layer_input
+                )
             scores = self._channel_scores(forward, activations, perturbations_per_eval, show_progress)
         weights = scores.softmax(dim=1)
-        attributions = torch.einsum("nk,nk...->n...", weights, activations.to(weights)).unsqueeze(1)
+        weights = weights.reshape(*weights.shape, *(1,) * (activations.dim() - 2))
+        attributions = (weights * activations).sum(dim=1, keepdim=True)
         return relu(attributions) if relu_attributions else attributions
 
     def _channel_scores(
