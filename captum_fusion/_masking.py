@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -18,6 +19,7 @@ from captum_fusion._captum import (
     run_forward,
     select_targets,
 )
+from captum_fusion._state import Watch
 
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -25,11 +27,10 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # masks(rows, size) gives the masks of these rows, (len(rows), 1, *size), in [0, 1].
 Masks = Callable[[Tensor, tuple[int, ...]], Tensor]
 
-# The rows of one forward pass are as many as keep the model's largest activation within this size. On a CPU, 32 MiB is
-# the most that glibc's allocator keeps for reuse; every larger tensor is mapped anew, and half the time goes into page
-# faults. An accelerator's allocator keeps everything, and larger batches keep it busy.
-_LARGEST_ACTIVATION = {"cpu": 2**25}
-_LARGEST_ACTIVATION_ELSEWHERE = 2**27
+# The rows of one forward pass are as many as keep the model's largest activation within this size. On a CPU, a margin
+# below what _reusable_heap can keep; an accelerator's allocator keeps everything, and larger batches keep it busy.
+_LARGEST_ACTIVATION = {"cpu": 24 * 2**20}
+_LARGEST_ACTIVATION_ELSEWHERE = 128 * 2**20
 
 
 class MaskedForward:
@@ -50,6 +51,8 @@ class MaskedForward:
         attribute_to_layer_input (bool): Whether the masks come from the layer's input rather than its output.
         activation (str or None): "softmax" over dimension 1 or "sigmoid" of the output before the target is selected,
             or None for the raw output.
+        watch (Callable): Gives the context of the forward pass, see ``undisturbed``. Default: a context that does
+            nothing
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class MaskedForward:
         baselines: BaselineType,
         attribute_to_layer_input: bool,
         activation: Activation | None,
+        watch: Watch = nullcontext,
     ) -> None:
         self.forward_func = forward_func
         self.target = _as_tensor(target)
@@ -70,7 +74,7 @@ class MaskedForward:
         self.examples = len(self.inputs[0])
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
         self.baselines = _checked_baselines(baselines, self.inputs)
-        output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input)
+        output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input, watch)
         self._check_output(output, target)
         self.masked = _masked_positions(self.inputs, layer_value.dim())
         budget = _LARGEST_ACTIVATION.get(self.inputs[0].device.type, _LARGEST_ACTIVATION_ELSEWHERE)
@@ -101,6 +105,7 @@ class MaskedForward:
         total = len(examples)
         step = min(total, perturbations_per_eval * self.examples if perturbations_per_eval else self.rows_per_eval)
         buffers = self._buffers(step)
+        heap = _reusable_heap() if examples.device.type == "cpu" else None
         chunks: list[Tensor] = []
         start = 0
         shrunk = False
@@ -134,6 +139,7 @@ class MaskedForward:
                 if bar:
                     bar.update(len(rows))
         finally:
+            del heap
             if bar:
                 bar.close()
         scores = torch.cat(chunks)
@@ -186,7 +192,7 @@ class MaskedForward:
             output = output.sigmoid()
         return select_targets(output, target)
 
-    def _probe(self, layer: Module, attribute_to_layer_input: bool) -> tuple[Any, Tensor, int]:
+    def _probe(self, layer: Module, attribute_to_layer_input: bool, watch: Watch) -> tuple[Any, Tensor, int]:
         """Runs one forward pass.
 
         Returns the output, the layer's value as its last run left it, and the bytes of the largest tensor that a
@@ -212,7 +218,9 @@ class MaskedForward:
                 hooks.append(layer.register_forward_pre_hook(keep_input))
             else:
                 hooks.append(layer.register_forward_hook(keep_output))
-            with torch.no_grad(), eager():
+            with torch.no_grad(), eager(), watch(), warnings.catch_warnings():
+                # Compiled modules call global hooks twice, which does no harm here.
+                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
                 output = run_forward(self.forward_func, self.copies(), self.additional_forward_args)
         finally:
             for hook in hooks:
@@ -265,6 +273,19 @@ def _as_tensor(target: TargetType) -> TargetType:
     if isinstance(target, list) and len(target) > 1 and all(isinstance(index, int) for index in target):
         return torch.tensor(target)
     return target
+
+
+def _reusable_heap() -> Tensor:
+    """Makes glibc keep the memory of freed activations for the next forward pass while the result is alive.
+
+    A forward pass frees every activation that it allocates. By default glibc returns most of that to the kernel and
+    takes it back, page by page, in the next pass: up to half of a forward pass's time. It keeps allocations of up to
+    32 MiB for reuse once one of that size has been freed, and it returns the end of its heap, never the middle: hence
+    one block that stays at the end. None of the blocks is written to, so none takes memory.
+    """
+    largest_kept = 2**25 - 2**14
+    torch.empty(largest_kept, dtype=torch.uint8)
+    return [torch.empty(largest_kept, dtype=torch.uint8) for _ in range(8)][-1]
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,8 @@
 """Leaves the caller's world as it was."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -13,22 +13,28 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.ops import StochasticDepth
 
+Watch = Callable[[], AbstractContextManager[None]]
+
 _guarded = ContextVar("_guarded", default=False)
 
 
 @contextmanager
-def undisturbed(inputs: Tensor | tuple[Tensor, ...]) -> Iterator[None]:
+def undisturbed(inputs: Tensor | tuple[Tensor, ...]) -> Iterator[Watch]:
     """Restores buffers and the global random state on leaving, also after an exception.
 
-    ``forward_func`` may be any callable, so the modules that it runs are found as they run: a global hook sees each
-    one before its first forward pass and keeps its buffers. Only modules in training mode can change them. Where one
-    of these makes an example's score depend on chance or on the other examples, a warning says so.
+    ``forward_func`` may be any callable, so the modules that it runs are found as they run. The first forward pass
+    happens inside ``with watch():``, where a global hook sees each module before it runs and keeps the buffers of
+    those in training mode, which alone can change them. Where one of these makes an example's score depend on chance
+    or on the other examples, a warning says so.
 
     Args:
         inputs (Tensor or tuple[Tensor, ...]): As given to ``attribute``; the random state of their devices is kept.
+
+    Yields:
+        *Callable* watch, which returns a context manager for the first forward pass.
     """
     if _guarded.get():  # A method inside a method: the outer one restores everything.
-        yield
+        yield nullcontext
         return
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     cuda_devices = {tensor.device for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda}
@@ -43,24 +49,31 @@ def undisturbed(inputs: Tensor | tuple[Tensor, ...]) -> Iterator[None]:
             if part in seen:
                 continue
             seen.add(part)
-            if not part.training:
-                continue
-            buffers.extend((part, name, buffer, buffer.clone()) for name, buffer in part.named_buffers(recurse=False))
-            if isinstance(part, (_BatchNorm, _DropoutNd, StochasticDepth)) and type(part).__name__ not in unstable:
-                unstable.add(type(part).__name__)
-                warnings.warn(
-                    f"The model holds a {type(part).__name__} in training mode, so that scores depend on chance or on "
-                    "the rest of the batch. Call model.eval() before explaining it.",
-                    stacklevel=2,
-                )
+            if part.training:
+                kept = part.named_buffers(recurse=False)
+                buffers.extend((part, name, buffer, buffer.clone()) for name, buffer in kept)
+                if isinstance(part, (_BatchNorm, _DropoutNd, StochasticDepth)):
+                    unstable.add(type(part).__name__)
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        hook = register_module_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+        if unstable:
+            warnings.warn(
+                f"The model is in training mode and holds {', '.join(sorted(unstable))}, so that scores depend on "
+                "chance or on the rest of the batch. Call model.eval() before explaining it.",
+                stacklevel=3,
+            )
 
     token = _guarded.set(True)
-    hook = register_module_forward_pre_hook(keep)
     try:
         with torch.random.fork_rng(cuda_devices):
-            yield
+            yield watch
     finally:
-        hook.remove()
         _guarded.reset(token)
         with torch.no_grad():
             for module, name, buffer, value in buffers:

@@ -132,3 +132,83 @@ def test_scores_that_are_not_finite(net: SmallNet, images: Tensor) -> None:
         LayerScoreCam(forward, net.features).attribute(images * 0 + 0.46 + images / 100, target=0)
     with pytest.raises(RuntimeError, match="not finite for 3 of 3 inputs"):
         LayerScoreCam(lambda x: net(x) * torch.nan, net.features).attribute(images, target=0)
+
+
+class SmallMemory:
+    """A forward_func that runs out of memory for more than some number of rows."""
+
+    def __init__(self, net: SmallNet, most: int, error: BaseException) -> None:
+        self.net, self.most, self.error = net, most, error
+        self.sizes: list[int] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise self.error
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_halves_the_rows_and_goes_on(net: SmallNet, images: Tensor, error: BaseException) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=0)
+    forward = SmallMemory(net, 5, error)
+    with pytest.warns(UserWarning, match="Out of memory for 18 masked inputs") as warnings:
+        attributions = LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert len(warnings) == 1
+    # Two passes of the three images as they are; then 18 masked ones fail, 9 fail, and 4 at a time go through.
+    assert forward.sizes == [3, 3, 18, 9, 4, 4, 4, 4, 2]
+    torch.testing.assert_close(attributions, expected)
+
+
+def test_out_of_memory_at_one_row_is_the_original_error(net: SmallNet, images: Tensor) -> None:
+    error = MemoryError("not even one")
+    forward = SmallMemory(net, 1, error)
+
+    def fail_masked(x: Tensor) -> Tensor:
+        forward.most = 1 if len(forward.sizes) < 2 else 0
+        return forward(x)
+
+    with pytest.warns(UserWarning, match="Out of memory"), pytest.raises(MemoryError, match="not even one"):
+        LayerScoreCam(fail_masked, net.features).attribute(images[:1], target=0)
+    assert forward.sizes == [1, 1, 6, 3, 1]
+
+
+def test_other_errors_are_not_retried(net: SmallNet, images: Tensor) -> None:
+    forward = SmallMemory(net, 5, RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert forward.sizes == [3, 3, 18]
+
+
+def test_the_rows_follow_from_the_largest_activation(net: SmallNet) -> None:
+    sizes: list[int] = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return net(x)
+
+    # The image itself is the largest tensor: 3 * 700 * 700 * 4 bytes, of which four fit into 24 MiB.
+    for _ in range(2):
+        LayerScoreCam(forward, net.features).attribute(torch.rand(1, 3, 700, 700), target=0)
+    assert sizes == [1, 1, 4, 2] * 2
+
+
+def test_masked_inputs_share_one_buffer_and_one_memory_format(net: SmallNet, images: Tensor) -> None:
+    seen: set[tuple[int, bool]] = set()
+
+    def forward(x: Tensor) -> Tensor:
+        if len(x) == 4:
+            seen.add((x.data_ptr(), x.is_contiguous(memory_format=torch.channels_last)))
+        return net(x)
+
+    LayerScoreCam(forward, net.features).attribute(images[:2], target=0, perturbations_per_eval=2)
+    assert len(seen) == 1
+    assert next(iter(seen))[1]

@@ -71,11 +71,11 @@ def test_nothing_is_disturbed_by_an_error_in_the_layer(
     assert snapshot(net, images) == before
 
 
-def test_each_kind_of_module_in_training_mode_is_warned_about_once(images: Tensor) -> None:
+def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
     model = TrainingNet()
-    with pytest.warns(UserWarning, match="in training mode") as warnings:
+    with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d, Dropout, so that") as warnings:
         LayerFusionCam(model, model.features).attribute(images, target=0)
-    assert [str(warning.message).split()[4] for warning in warnings] == ["BatchNorm2d", "Dropout"]
+    assert len(warnings) == 1
 
 
 @pytest.mark.filterwarnings("error")

@@ -219,7 +219,7 @@ class LayerFusionCam(LayerAttribution):
                 "LayerFusionCam needs gradients, which torch.inference_mode() forbids. Call it outside; inside "
                 "torch.no_grad() it works."
             )
-        with undisturbed(inputs):
+        with undisturbed(inputs) as watch:
             forward = MaskedForward(
                 self.forward_func,
                 self.layer,
@@ -229,6 +229,7 @@ class LayerFusionCam(LayerAttribution):
                 baselines,
                 attribute_to_layer_input,
                 self.activation,
+                watch,
             )
             size = tuple(forward.inputs[forward.masked[0]].shape[2:])
             everyone = torch.arange(forward.examples, device=forward.inputs[0].device)

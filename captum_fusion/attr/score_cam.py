@@ -33,10 +33,27 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
         device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
             not that model itself. Default: None
+        coverage (float, optional): The share of the layer's activation, in (0, 1], that the scored channels hold
+            together. Below 1 only the channels with the largest total activation (the sum of their absolute values)
+            are scored for each example; the others get no weight, and the attribution is an approximation that costs
+            fewer forward passes. Default: 1.0, which is exact
+
+    Raises:
+        ValueError: If the coverage is outside (0, 1].
     """
 
-    def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        forward_func: ForwardFunc,
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        coverage: float = 1.0,
+    ) -> None:
         super().__init__(forward_func, layer, device_ids)
+        if not 0 < coverage <= 1:
+            raise ValueError(f"coverage is {coverage}; expected a number in (0, 1]")
+        self.coverage = coverage
 
     @logged
     def attribute(
@@ -94,7 +111,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             torch.Size([1, 1, 64, 64])
         """
         check_perturbations_per_eval(perturbations_per_eval)
-        with undisturbed(inputs):
+        with undisturbed(inputs) as watch:
             forward = MaskedForward(
                 self.forward_func,
                 self.layer,
@@ -104,6 +121,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
                 baselines,
                 attribute_to_layer_input,
                 activation=None,
+                watch=watch,
             )
             with eager():
                 activations = LayerActivation(self.forward_func, self.layer, self.device_ids).attribute(
@@ -118,18 +136,31 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
     def _channel_scores(
         self, forward: MaskedForward, activations: Tensor, perturbations_per_eval: int | None, show_progress: bool
     ) -> Tensor:
-        """s: the score of each channel of each example, (N, C)."""
+        """s: the score of each channel of each example, (N, C), minus infinity where a channel is not scored."""
+        scored = _covering_channels(activations, self.coverage)
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
         constant = lowest == highest
         # One more channel, all zeros, is scored for all constant ones: normalized, they are all zeros as well.
         channels = torch.cat([activations, torch.zeros_like(activations[:, :1])], dim=1)
-        examples, kept = torch.cat([~constant, constant.any(dim=1, keepdim=True)], dim=1).nonzero(as_tuple=True)
+        needs_zeros = (scored & constant).any(dim=1, keepdim=True)
+        examples, live = torch.cat([scored & ~constant, needs_zeros], dim=1).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, size: tuple[int, ...]) -> Tensor:
-            maps = channels[examples[rows], kept[rows]].unsqueeze(1)
+            maps = channels[examples[rows], live[rows]].unsqueeze(1)
             return normalize(upsample(maps.to(torch.promote_types(maps.dtype, torch.float32)), size))
 
         row_scores = forward.scores(examples, masks, perturbations_per_eval, self.get_name() if show_progress else None)
         scores = row_scores.new_zeros(channels.shape[:2])
-        scores[examples, kept] = row_scores
-        return torch.where(constant, scores[:, -1:], scores[:, :-1])
+        scores[examples, live] = row_scores
+        return torch.where(constant, scores[:, -1:], scores[:, :-1]).masked_fill(~scored, -torch.inf)
+
+
+def _covering_channels(activations: Tensor, coverage: float) -> Tensor:
+    """The fewest channels that together hold a share of each example's total activation, (N, C)."""
+    totals = activations.abs().flatten(2).sum(dim=2, dtype=torch.float64)
+    if coverage == 1 or not totals.any():
+        return torch.ones_like(totals, dtype=torch.bool)
+    largest_first, order = totals.sort(dim=1, descending=True, stable=True)
+    held_before = largest_first.cumsum(dim=1) - largest_first
+    needed = (held_before < coverage * totals.sum(dim=1, keepdim=True)).index_fill(1, order.new_tensor([0]), True)
+    return torch.zeros_like(needed).scatter(1, order, needed)

@@ -113,3 +113,45 @@ def test_progress_counts_every_masked_input(net: SmallNet, images: Tensor, capsy
     LayerScoreCam(net, net.features).attribute(images, target=0, show_progress=True)
     # Five live channels and the baseline for each of three images.
     assert "18/18" in capsys.readouterr().err
+
+
+def test_coverage_scores_the_fewest_channels_that_hold_the_share() -> None:
+    # Total activations 1, 6, 3 and 0 (a constant): six tenths need the second channel, more needs the third as well.
+    x = torch.tensor([[[0.0, 1.0], [-6.0, 0.0], [1.0, 2.0], [0.0, 0.0]]])
+    identity = nn.Identity()
+    seen: list[Tensor] = []
+
+    def forward(inputs: Tensor) -> Tensor:
+        seen.extend(identity(inputs).clone())
+        return inputs[:, 2, 0] - inputs[:, 1, 0]
+
+    def masked_rows(coverage: float) -> int:
+        seen.clear()
+        LayerScoreCam(forward, identity, coverage=coverage).attribute(x)
+        return len(seen) - 2
+
+    assert [masked_rows(coverage) for coverage in (0.1, 0.6, 0.61, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 4]
+    # The scores of the second and third channel alone: mask [0, 1] leaves 0, mask [0, 1] leaves 0.
+    attributions = LayerScoreCam(forward, identity, coverage=0.9).attribute(x)
+    torch.testing.assert_close(attributions, torch.tensor([[[-2.5, 1.0]]]))
+
+
+def test_coverage_is_of_each_example(net: SmallNet, images: Tensor) -> None:
+    together = LayerScoreCam(net, net.features, coverage=0.5).attribute(images, target=0)
+    for example in range(3):
+        alone = LayerScoreCam(net, net.features, coverage=0.5).attribute(images[example : example + 1], target=0)
+        torch.testing.assert_close(together[example : example + 1], alone)
+
+
+def test_coverage_of_a_layer_without_activation(net: SmallNet, images: Tensor) -> None:
+    with torch.no_grad():
+        net.features.weight.zero_()
+        net.features.bias.zero_()
+    images = torch.cat([images, images])
+    assert LayerScoreCam(net, net.features, coverage=0.5).attribute(images, target=0).eq(0).all()
+
+
+@pytest.mark.parametrize("coverage", [0.0, -0.5, 1.01, float("nan")])
+def test_refuses_coverage_out_of_range(net: SmallNet, coverage: float) -> None:
+    with pytest.raises(ValueError, match=r"coverage is .*; expected a number in \(0, 1\]"):
+        LayerScoreCam(net, net.features, coverage=coverage)

@@ -1,0 +1,74 @@
+"""Reduced precision and compiled models."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_fusion import LayerFusionCam, LayerScoreCam
+from tests.conftest import SmallNet
+
+METHODS = [LayerScoreCam, LayerFusionCam]
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    return torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_gives_float32_maps(net: SmallNet, images: Tensor, method: type[LayerScoreCam]) -> None:
+    exact = method(net, net.features).attribute(images, target=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(images).dtype == torch.bfloat16
+        attributions = method(net, net.features).attribute(images, target=0)
+    assert attributions.dtype == torch.float32
+    assert correlation(attributions, exact) > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_half_precision_give_float32_maps(
+    net: SmallNet, images: Tensor, method: type[LayerScoreCam], dtype: torch.dtype
+) -> None:
+    exact = method(net, net.features).attribute(images, target=0)
+    net.to(dtype)
+    attributions = method(net, net.features).attribute(images.to(dtype), target=0)
+    assert attributions.dtype == torch.float32
+    assert correlation(attributions, exact) > 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_double_precision_stays(net: SmallNet, images: Tensor, method: type[LayerScoreCam]) -> None:
+    exact = method(net.double(), net.features).attribute(images.double(), target=0)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(method(net.float(), net.features).attribute(images, target=0), exact.float())
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6 cannot call hooks here")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_model_explains_the_original_layer(
+    net: SmallNet, images: Tensor, method: type[LayerScoreCam]
+) -> None:
+    runs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        def run(*args: Tensor) -> object:
+            runs.append(len(args))
+            return graph(*args)
+
+        return run
+
+    expected = method(net, net.features).attribute(images, target=0)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend=backend)
+    compiled(images)
+    before = len(runs)
+    torch.testing.assert_close(method(compiled, net.features).attribute(images, target=0), expected)
+    assert len(runs) > before, "the masked passes were not compiled"
+
+
+def test_a_traced_copy_without_the_layer_is_refused(net: SmallNet, images: Tensor) -> None:
+    traced = torch.jit.trace(net, images)
+    with pytest.raises(ValueError, match=r"not a module of forward_func; .* A traced, exported"):
+        LayerScoreCam(traced, net.features).attribute(images, target=0)
+    with pytest.raises(ValueError, match=r"did not run in the forward pass"):
+        LayerScoreCam(lambda x: traced(x), net.features).attribute(images, target=0)
