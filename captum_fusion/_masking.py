@@ -74,7 +74,13 @@ class MaskedForward:
         self.examples = len(self.inputs[0])
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
         self.baselines = _checked_baselines(baselines, self.inputs)
-        output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input, watch)
+        self.channels_last = self.inputs[0].device.type == "cpu"
+        try:
+            output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input, watch)
+        except RuntimeError:
+            # Models that call view() on feature maps cannot take channels-last inputs.
+            self.channels_last = False
+            output, layer_value, largest_activation = self._probe(layer, attribute_to_layer_input, watch)
         self._check_output(output, target)
         self.masked = _masked_positions(self.inputs, layer_value.dim())
         budget = _LARGEST_ACTIVATION.get(self.inputs[0].device.type, _LARGEST_ACTIVATION_ELSEWHERE)
@@ -153,7 +159,14 @@ class MaskedForward:
 
     def _buffers(self, rows: int) -> dict[int, Tensor]:
         """Memory for the masked rows of each masked input, used again for every forward pass."""
-        return {position: _empty_rows(self.inputs[position], rows) for position in self.masked}
+        return {
+            position: self._arranged(self.inputs[position].new_empty((rows, *self.inputs[position].shape[1:])))
+            for position in self.masked
+        }
+
+    def _arranged(self, tensor: Tensor) -> Tensor:
+        """The tensor in the memory format of the masked passes: channels last where convolutions are faster that way."""
+        return tensor.to(memory_format=torch.channels_last) if self.channels_last and tensor.dim() == 4 else tensor
 
     @torch.no_grad()
     def _score_rows(self, examples: Tensor, rows: Tensor, masks: Masks, buffers: dict[int, Tensor]) -> Tensor:
@@ -221,7 +234,9 @@ class MaskedForward:
             with torch.no_grad(), eager(), watch(), warnings.catch_warnings():
                 # Compiled modules call global hooks twice, which does no harm here.
                 warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
-                output = run_forward(self.forward_func, self.copies(), self.additional_forward_args)
+                output = run_forward(
+                    self.forward_func, tuple(map(self._arranged, self.copies())), self.additional_forward_args
+                )
         finally:
             for hook in hooks:
                 hook.remove()
@@ -298,12 +313,6 @@ def _out_of_memory(error: BaseException) -> bool:
 def _rows(values: Tensor, examples: Tensor) -> Tensor:
     """The value of each row; one value for all is broadcast rather than repeated."""
     return values if len(values) == 1 else values[examples]
-
-
-def _empty_rows(tensor: Tensor, rows: int) -> Tensor:
-    """A buffer for masked rows of an input, channels last where convolutions are faster that way."""
-    memory_format = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-    return tensor.new_empty((rows, *tensor.shape[1:])).to(memory_format=memory_format)
 
 
 def _checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

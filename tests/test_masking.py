@@ -212,3 +212,22 @@ def test_masked_inputs_share_one_buffer_and_one_memory_format(net: SmallNet, ima
     LayerScoreCam(forward, net.features).attribute(images[:2], target=0, perturbations_per_eval=2)
     assert len(seen) == 1
     assert next(iter(seen))[1]
+
+
+def test_a_model_that_views_its_feature_maps_gets_contiguous_inputs(net: SmallNet, images: Tensor) -> None:
+    class ViewNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = net.features
+            self.head = nn.Linear(6 * 30, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.features(net.stem(x))
+            return self.head(maps.view(len(x), -1))
+
+    model = ViewNet().eval()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        model(images.to(memory_format=torch.channels_last))
+    attributions = LayerScoreCam(model, model.features).attribute(images, target=0)
+    one_at_a_time = LayerScoreCam(model, model.features).attribute(images, target=0, perturbations_per_eval=1)
+    torch.testing.assert_close(attributions, one_at_a_time)
