@@ -165,7 +165,7 @@ class MaskedForward:
         }
 
     def _arranged(self, tensor: Tensor) -> Tensor:
-        """The tensor in the memory format of the masked passes: channels last where convolutions are faster that way."""
+        """The tensor in the memory format of the forward passes: channels last where convolutions gain by it."""
         return tensor.to(memory_format=torch.channels_last) if self.channels_last and tensor.dim() == 4 else tensor
 
     @torch.no_grad()

@@ -104,6 +104,27 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
     return normalize(torch.where(maps >= threshold, maps, 0))
 
 
+def contribution(kept: Tensor, without: Tensor) -> Tensor:
+    """c: how much of the target's probability a map keeps when it masks the input, P(mask(x, m)) - P(b).
+
+    Args:
+        kept (Tensor): P(mask(x, m)), shape (N,).
+        without (Tensor): P(b), shape (N,).
+
+    Returns:
+        *Tensor* of shape (N,), negative where the map hurts the class. A difference that is no larger than what
+        rounding alone makes (100 units in the last place) is 0, since weights divide contributions by each other.
+
+    Examples::
+
+        >>> contribution(torch.tensor([0.75, 0.25, 0.1]), torch.tensor([0.5, 0.5, 0.1000001]))
+        tensor([ 0.2500, -0.2500,  0.0000])
+    """
+    rounding = 100 * torch.finfo(kept.dtype).eps * torch.maximum(kept.abs(), without.abs())
+    difference = kept - without
+    return torch.where(difference.abs() > rounding, difference, 0)
+
+
 def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "normalized") -> tuple[Tensor, Tensor]:
     """The weights of two maps from their contributions.
 

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from captum_fusion.functional import (
     combine,
+    contribution,
     contribution_weights,
     denoise,
     fuse,
@@ -111,6 +112,14 @@ def test_contribution_weights(
     first, second = (torch.tensor([value]) for value in contributions)
     weights = contribution_weights(first, second, weighting)
     torch.testing.assert_close(torch.cat(weights), torch.tensor(expected))
+
+
+def test_contribution_within_rounding_is_none() -> None:
+    kept = torch.tensor([0.3, 0.1, 0.1 + 3e-8, 1e-9, 2e-9])
+    without = torch.tensor([0.1, 0.3, 0.1, 1e-9, 1e-9])
+    torch.testing.assert_close(
+        contribution(kept, without), torch.tensor([0.2, -0.2, 0.0, 0.0, 1e-9]), atol=0, rtol=1e-6
+    )
 
 
 def test_combine() -> None:

@@ -18,6 +18,7 @@ from captum_fusion.functional import (
     WEIGHTINGS,
     Weighting,
     combine,
+    contribution,
     contribution_weights,
     denoise,
     fuse,
@@ -30,7 +31,7 @@ class FusionCamStages(NamedTuple):
     r"""The stages of Fusion-CAM: maps of shape (N, 1, \*S) in [0, 1] and contributions of shape (N,).
 
     The contribution of a map m is c(m) = P(m x + (1 - m) b) - P(b), as measured: it is negative where the map hurts
-    the class.
+    the class, and 0 where the difference is within rounding.
     """
 
     gradient: Tensor
@@ -266,12 +267,12 @@ class LayerFusionCam(LayerAttribution):
 
             denoised = denoise(gradient, percentile)
 
-            gradient_contribution = probability(denoised) - without
-            region_contribution = probability(region) - without
+            gradient_contribution = contribution(probability(denoised), without)
+            region_contribution = contribution(probability(region), without)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
             combined = combine(denoised, region, gradient_weight, region_weight)
 
-            combined_contribution = probability(combined) - without
+            combined_contribution = contribution(probability(combined), without)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )
