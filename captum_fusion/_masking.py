@@ -70,6 +70,7 @@ class MaskedForward:
         self.forward_func = forward_func
         self.target = _as_tensor(target)
         self.activation = activation
+        self.is_tuple = isinstance(inputs, tuple)
         self.inputs = _checked_inputs(inputs)
         self.examples = len(self.inputs[0])
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)

@@ -2,7 +2,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
+
+# Forward passes of random networks take their time, now and then.
+settings.register_profile("default", max_examples=300, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=5000, deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)

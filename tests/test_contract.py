@@ -116,7 +116,7 @@ def double(value: Any) -> Any:
 def test_batched_equals_one_by_one(
     algorithm: type[LayerScoreCam], model: nn.Module, layer: str, arguments: dict[str, Any]
 ) -> None:
-    # In double precision and without denoising, where rounding decides on which side of the percentile equal values lie.
+    # In double precision and without denoising, where rounding decides which of several equal values are kept.
     model = copy.deepcopy(model).double()
     arguments = {name: double(value) for name, value in arguments.items()}
     if algorithm is LayerFusionCam:

@@ -1,11 +1,12 @@
 """Fusion-CAM."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from inspect import signature
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
-from captum.attr import Attribution, LayerAttribution, LayerGradCam, PerturbationAttribution
+from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
@@ -232,37 +233,22 @@ class LayerFusionCam(LayerAttribution):
                 self.activation,
                 watch,
             )
-            size = tuple(forward.inputs[forward.masked[0]].shape[2:])
-            everyone = torch.arange(forward.examples, device=forward.inputs[0].device)
-
-            def component(method: Attribution) -> Tensor:
-                """G or R: the normalized evidence for the target at the input's size."""
-                options = {
-                    "target": target,
-                    "additional_forward_args": additional_forward_args,
-                    "baselines": baselines,
-                    "attribute_to_layer_input": attribute_to_layer_input,
-                    "perturbations_per_eval": perturbations_per_eval,
-                    "show_progress": show_progress,
-                }
-                accepted = signature(method.attribute).parameters
-                # One pass with gradients needs hooks; many masked passes may run compiled.
-                with nullcontext() if isinstance(method, PerturbationAttribution) else eager():
-                    attributions: Any = method.attribute(
-                        forward.copies() if isinstance(inputs, tuple) else forward.copies()[0],
-                        **{name: value for name, value in options.items() if name in accepted and value is not None},
-                    )
-                if isinstance(attributions, tuple):
-                    attributions = attributions[0 if len(attributions) == 1 else forward.masked[0]]
-                evidence = relu(attributions.detach().sum(dim=1, keepdim=True))
-                return normalize(upsample(evidence.to(torch.promote_types(evidence.dtype, torch.float32)), size))
+            options = {
+                "target": target,
+                "additional_forward_args": additional_forward_args,
+                "baselines": baselines,
+                "attribute_to_layer_input": attribute_to_layer_input,
+                "perturbations_per_eval": perturbations_per_eval,
+                "show_progress": show_progress,
+            }
+            gradient = _component_map(self.gradient_method, forward, options)
+            region = _component_map(self.region_method, forward, options)
+            everyone = torch.arange(forward.examples, device=region.device)
 
             def probability(maps: Tensor) -> Tensor:
                 """P: the probability of the target that each map keeps when it masks the input."""
                 return forward.scores(everyone, lambda rows, size: upsample(maps[rows], size), perturbations_per_eval)
 
-            gradient = component(self.gradient_method)
-            region = component(self.region_method)
             without = probability(torch.zeros_like(region))
 
             denoised = denoise(gradient, percentile)
@@ -282,9 +268,7 @@ class LayerFusionCam(LayerAttribution):
         for position in forward.masked:
             shape = forward.inputs[position].shape
             attributions[position] = upsample(fused, tuple(shape[2:])).expand(shape).contiguous()
-        result = cast(
-            TensorOrTupleOfTensorsGeneric, tuple(attributions) if isinstance(inputs, tuple) else attributions[0]
-        )
+        result = cast(TensorOrTupleOfTensorsGeneric, tuple(attributions) if forward.is_tuple else attributions[0])
         if not return_stages:
             return result
         stages = FusionCamStages(
@@ -298,3 +282,24 @@ class LayerFusionCam(LayerAttribution):
             combined_contribution,
         )
         return result, stages
+
+
+def _component_map(method: Attribution, forward: MaskedForward, options: Mapping[str, object]) -> Tensor:
+    """G or R: N(U(ReLU(.))) of a component's attributions, summed over the channels, at the input's size."""
+    accepted = _accepted_options(method)
+    # One pass with gradients needs hooks; many masked passes may run compiled.
+    with nullcontext() if isinstance(method, PerturbationAttribution) else eager():
+        attributions: Any = method.attribute(
+            forward.copies() if forward.is_tuple else forward.copies()[0],
+            **{name: value for name, value in options.items() if name in accepted and value is not None},
+        )
+    if isinstance(attributions, tuple):
+        attributions = attributions[0 if len(attributions) == 1 else forward.masked[0]]
+    evidence = relu(attributions.detach().sum(dim=1, keepdim=True))
+    evidence = evidence.to(torch.promote_types(evidence.dtype, torch.float32))
+    return normalize(upsample(evidence, tuple(forward.inputs[forward.masked[0]].shape[2:])))
+
+
+def _accepted_options(method: Attribution) -> set[str]:
+    names = set(signature(method.attribute).parameters)
+    return names | _accepted_options(method.attribution_method) if isinstance(method, NoiseTunnel) else names

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerActivation, LayerGradCam
+from captum.attr import LayerActivation, LayerGradCam, NoiseTunnel
 from torch import Tensor, nn
 
 from captum_fusion import FusionCamStages, LayerFusionCam, LayerScoreCam
@@ -110,6 +110,14 @@ def test_components_can_be_chosen(net: SmallNet, images: Tensor) -> None:
     upsampled = nn.functional.interpolate(summed, images.shape[2:], mode="bilinear")
     low, high = (bound.view(-1, 1, 1, 1) for bound in upsampled.flatten(1).aminmax(dim=1))
     torch.testing.assert_close(stages.region, (upsampled - low) / (high - low))
+
+
+def test_a_noise_tunnel_as_a_component_gets_the_target(net: SmallNet, images: Tensor) -> None:
+    noisy = LayerFusionCam(net, net.features, gradient_method=NoiseTunnel(LayerGradCam(net, net.features)))
+    _, stages = noisy.attribute(images, target=[0, 1, 2], return_stages=True)
+    _, plain = LayerFusionCam(net, net.features).attribute(images, target=[0, 1, 2], return_stages=True)
+    assert torch.equal(stages.region, plain.region)
+    assert not torch.equal(stages.gradient, plain.gradient)
 
 
 def test_several_inputs(images: Tensor) -> None:

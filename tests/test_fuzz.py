@@ -1,0 +1,108 @@
+"""Random networks, inputs and targets. `pytest --hypothesis-profile=thorough tests/test_fuzz.py` draws 10,000."""
+
+import numpy as np
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCam, LayerScoreCam
+from tests import straight_line
+
+CLASSES = 3
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Signed(nn.Module):
+    """A layer that leaves negative values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
+    """A network and the number of its spatial axes; its second part is the layer to explain."""
+    axes = draw(st.integers(1, 3))
+    channels = draw(st.integers(1, 6))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    convolution = CONVOLUTIONS[axes - 1](2, channels, draw(st.sampled_from([1, 3])), draw(st.integers(1, 3)), padding=1)
+    with torch.no_grad():
+        for channel in range(channels):
+            kind = draw(st.sampled_from(["alive", "alive", "dead", "constant"]))
+            if kind != "alive":
+                convolution.weight[channel] = 0
+                convolution.bias[channel] = -1 if kind == "dead" else 1
+    norm = NORMS[axes - 1](channels) if draw(st.booleans()) else nn.Identity()
+    if not isinstance(norm, nn.Identity):
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    activation = draw(st.sampled_from([nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), Signed()]))
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes - 1](1)
+    head = nn.Linear(channels, CLASSES)
+    with torch.no_grad():
+        head.weight *= draw(st.sampled_from([1.0, 10.0]))
+    return nn.Sequential(convolution, nn.Sequential(norm, activation), pool, nn.Flatten(), head).eval(), axes
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[nn.Sequential, Tensor, list[int]]:
+    network, axes = draw(networks())
+    examples = draw(st.integers(1, 3))
+    size = [draw(st.integers(1, 6)) for _ in range(axes)]
+    inputs = torch.randn(examples, 2, *size)
+    for example in range(examples):
+        kind = draw(st.sampled_from(["noise", "noise", "zeros", "constant", "huge", "tiny"]))
+        inputs[example] *= {"huge": 1e6, "tiny": 1e-6}.get(kind, 1)
+        if kind in ("zeros", "constant"):
+            inputs[example] = 0 if kind == "zeros" else 3
+    targets = draw(st.lists(st.integers(0, CLASSES - 1), min_size=examples, max_size=examples))
+    return network.double(), inputs.double(), targets
+
+
+@given(cases())
+def test_score_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
+    network, inputs, targets = case
+    attributions = LayerScoreCam(network, network[1]).attribute(inputs, target=targets)
+    with torch.no_grad():
+        assert attributions.shape == (len(inputs), 1, *network[:2](inputs).shape[2:])
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
+        with torch.no_grad():
+            score = straight_line.logit(network, target)
+            expected = straight_line.score_cam(activations, score, x, torch.zeros_like(x))
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
+        alone = LayerScoreCam(network, network[1]).attribute(x, target=target)
+        torch.testing.assert_close(alone[0], attribution)
+
+
+@given(cases(), st.sampled_from(["normalized", "raw", "released"]), st.sampled_from([0.0, 10.0, 37.5, 99.0]))
+def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: str, percentile: float) -> None:
+    network, inputs, targets = case
+    attributions, stages = LayerFusionCam(network, network[1]).attribute(
+        inputs, target=targets, weighting=weighting, percentile=percentile, return_stages=True
+    )
+    assert attributions.shape == inputs.shape
+    for values in stages:
+        assert values.isfinite().all()
+    for maps in (attributions, *stages[:5]):
+        assert maps.ge(0).all()
+        assert maps.le(1).all()
+    for example, (x, target) in enumerate(zip(inputs.split(1), targets, strict=True)):
+        # The component maps are given, since rounding may decide on which side of the percentile a value lies.
+        with torch.no_grad():
+            expected = straight_line.fusion_cam(
+                stages.gradient[example, 0].numpy(),
+                stages.region[example, 0].numpy(),
+                straight_line.probability(network, target),
+                x,
+                torch.zeros_like(x),
+                percentile,
+                weighting,
+            )
+        contributions = [float(expected[name]) for name in stages._fields[5:]]
+        # Between rounding and nothing, the straight line divides noise by noise.
+        assume(all(abs(value) > 1e-9 or value == 0 for value in contributions))
+        for name, values in stages._asdict().items():
+            np.testing.assert_allclose(values[example].squeeze(0), expected[name], atol=1e-5, err_msg=name)
