@@ -111,7 +111,7 @@ class MaskedForward:
         """
         total = len(examples)
         step = min(total, perturbations_per_eval * self.examples if perturbations_per_eval else self.rows_per_eval)
-        buffers = self._buffers(step)
+        buffers: dict[int, Tensor] = {}
         heap = _reusable_heap() if examples.device.type == "cpu" else None
         chunks: list[Tensor] = []
         start = 0
@@ -121,25 +121,24 @@ class MaskedForward:
             while start < total:
                 rows = torch.arange(start, min(start + step, total), device=examples.device)
                 try:
+                    buffers = buffers or self._buffers(step)
                     chunk = self._score_rows(examples[rows], rows, masks, buffers)
                 except (RuntimeError, MemoryError) as error:
                     if step == 1 or not _out_of_memory(error):
                         raise
-                    chunk = None
+                    chunk, buffers = None, {}
                 # Outside the handler, which keeps the failed forward pass alive.
                 if chunk is None:
-                    step //= 2
-                    del buffers
                     if examples.is_cuda:
                         torch.cuda.empty_cache()
-                    buffers = self._buffers(step)
                     if not shrunk:
                         shrunk = True
                         warnings.warn(
-                            f"Out of memory for {2 * step} masked inputs in one forward pass; going on with half as "
-                            "many, or fewer. Give a smaller perturbations_per_eval to avoid the failed attempts.",
+                            f"Out of memory for {step} masked inputs in one forward pass; going on with half as many, "
+                            "or fewer. Give a smaller perturbations_per_eval to avoid the failed attempts.",
                             stacklevel=2,
                         )
+                    step //= 2
                     continue
                 chunks.append(chunk)
                 start += len(rows)
@@ -299,9 +298,8 @@ def _reusable_heap() -> Tensor:
     32 MiB for reuse once one of that size has been freed, and it returns the end of its heap, never the middle: hence
     one block that stays at the end. None of the blocks is written to, so none takes memory.
     """
-    largest_kept = 2**25 - 2**14
-    torch.empty(largest_kept, dtype=torch.uint8)
-    return [torch.empty(largest_kept, dtype=torch.uint8) for _ in range(8)][-1]
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)
+    return [torch.empty(2**25 - 2**14, dtype=torch.uint8) for _ in range(8)][-1]
 
 
 def _out_of_memory(error: BaseException) -> bool:
