@@ -1,6 +1,8 @@
 import contextlib
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,16 @@ def snapshot(model: nn.Module, images: Tensor) -> list[object]:
     tensors = [*model.state_dict().values(), images, torch.get_rng_state()]
     gradients = [(parameter.requires_grad, parameter.grad) for parameter in [*model.parameters(), images]]
     modes = [module.training for module in model.modules()]
-    return [hooks, global_hooks, [tensor.tolist() for tensor in tensors], gradients, modes, torch.is_grad_enabled()]
+    chance = [random.getstate(), np.random.get_state()[1].tolist()]
+    return [
+        hooks,
+        chance,
+        global_hooks,
+        [tensor.tolist() for tensor in tensors],
+        gradients,
+        modes,
+        torch.is_grad_enabled(),
+    ]
 
 
 @pytest.mark.parametrize("method", METHODS)

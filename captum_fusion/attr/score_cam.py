@@ -149,7 +149,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             maps = channels[examples[rows], live[rows]].unsqueeze(1)
             return normalize(upsample(maps.to(torch.promote_types(maps.dtype, torch.float32)), size))
 
-        row_scores = forward.scores(examples, masks, perturbations_per_eval, self.get_name() if show_progress else None)
+        description = f"{self.get_name()} attribution" if show_progress else None
+        row_scores = forward.scores(examples, masks, perturbations_per_eval, description)
         scores = row_scores.new_zeros(channels.shape[:2])
         scores[examples, live] = row_scores
         return torch.where(constant, scores[:, -1:], scores[:, :-1]).masked_fill(~scored, -torch.inf)
