@@ -37,7 +37,7 @@ MODELS = {
     "resnet50": "layer4",
     "vgg16": "features",
 }
-OURS, OURS_COVERAGE = "captum-fusion", "captum-fusion coverage=0.8"
+OURS, OURS_COVERAGE = "captum-fusion", "captum-fusion coverage=0.85"
 Explainer = Callable[[nn.Module, nn.Module, Tensor, int], Tensor]
 
 
@@ -79,7 +79,7 @@ def captum_fusion(model: nn.Module, layer: nn.Module, image: Tensor, target: int
 
 
 def captum_fusion_coverage(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    return LayerScoreCam(model, layer, coverage=0.8).attribute(image, target=target, relu_attributions=True)
+    return LayerScoreCam(model, layer, coverage=0.85).attribute(image, target=target, relu_attributions=True)
 
 
 def pytorch_grad_cam(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
