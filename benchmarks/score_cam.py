@@ -141,7 +141,7 @@ def best_forward_rate(model: nn.Module, seconds: float) -> float:
     times: list[list[float]] = [[] for _ in batches]
     with torch.no_grad():
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(times[-1]) < 3:
+        while time.perf_counter() < end or not times[-1]:
             for batch, taken in zip(batches, times, strict=True):
                 start = time.perf_counter()
                 model(batch)
@@ -175,25 +175,22 @@ def measure(name: str, implementation: str, file: Path) -> None:
     np.savez(file, map=maps[0, 0].numpy(), **figures)
 
 
-def run(models: list[str], repeats: int) -> dict[str, object]:
-    """Measures every implementation on every model."""
-    results: dict[str, object] = {}
-    for name in models:
-        records: dict[str, list[dict[str, float]]] = {implementation: [] for implementation in IMPLEMENTATIONS}
-        maps: dict[str, np.ndarray] = {}
-        for repeat in range(repeats):
-            for implementation in IMPLEMENTATIONS:
-                file = RESULTS / "measurement.npz"
-                command = [sys.executable, __file__, "--measure", name, implementation, str(file)]
-                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-                with np.load(file) as saved:
-                    maps[implementation] = saved["map"]
-                    records[implementation].append({key: float(saved[key]) for key in saved if key != "map"})
-                file.unlink()
-                sys.stdout.write(f"{name} {implementation} {repeat + 1}/{repeats} {records[implementation][-1]}\n")
-                sys.stdout.flush()
-        results[name] = summarize(records, maps)
-    return results
+def run(name: str, implementations: list[str], repeats: int) -> dict[str, object]:
+    """Measures the implementations on one model."""
+    records: dict[str, list[dict[str, float]]] = {implementation: [] for implementation in implementations}
+    maps: dict[str, np.ndarray] = {}
+    for repeat in range(repeats):
+        for implementation in implementations:
+            file = RESULTS / "measurement.npz"
+            command = [sys.executable, __file__, "--measure", name, implementation, str(file)]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            with np.load(file) as saved:
+                maps[implementation] = saved["map"]
+                records[implementation].append({key: float(saved[key]) for key in saved if key != "map"})
+            file.unlink()
+            sys.stdout.write(f"{name} {implementation} {repeat + 1}/{repeats} {records[implementation][-1]}\n")
+            sys.stdout.flush()
+    return summarize(records, maps)
 
 
 def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.ndarray]) -> dict[str, object]:
@@ -224,7 +221,7 @@ def markdown(results: dict[str, object]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, summary in results.items():
-        for implementation in IMPLEMENTATIONS:
+        for implementation in [implementation for implementation in IMPLEMENTATIONS if implementation in summary]:
             row = summary[implementation]
             low, high = row["times_ours_range"]
             lines.append(
@@ -243,6 +240,7 @@ def markdown(results: dict[str, object]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measure", nargs=3, metavar=("MODEL", "IMPLEMENTATION", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -250,6 +248,8 @@ def main() -> None:
         name, implementation, file = arguments.measure
         measure(name, implementation, Path(file))
         return
+    if OURS not in arguments.implementations:
+        parser.error(f"--implementations needs {OURS!r}, which the others are compared with")
     RESULTS.mkdir(exist_ok=True)
     results_file = RESULTS / "score_cam.json"
     # Models that are not measured this time keep their results.
@@ -262,7 +262,7 @@ def main() -> None:
         **{package: version(package) for package in ("torch", "captum", "torchvision", "grad-cam", "torchcam")},
     }
     for name in arguments.models:
-        models |= run([name], arguments.repeats)
+        models[name] = run(name, arguments.implementations, arguments.repeats)
         models[name]["environment"] = environment | {"repeats": arguments.repeats}
         results_file.write_text(json.dumps({"models": models}, indent=2) + "\n")
         (RESULTS / "score_cam.md").write_text(markdown(models))

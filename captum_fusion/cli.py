@@ -84,7 +84,7 @@ def explain(
     with torch.no_grad():
         probabilities = network(inputs).softmax(dim=1)[0].cpu()
     index = int(probabilities.argmax()) if target is None else classifier.target(target, len(probabilities))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(_top(classifier, probabilities))
     console.print(f"Explaining {index} {classifier.category(index)} by the layer {layer_name}")
 
@@ -112,7 +112,8 @@ def explain(
             "version": version("captum-fusion"),
         }
         arrays: dict[str, Any] = {name: values[0, 0].cpu().numpy() for name, values in maps.items()}
-        np.savez_compressed(save_npz, metadata=json.dumps(metadata), pixels=pixels[0].numpy(), **arrays)
+        with save_npz.open("wb") as file:
+            np.savez_compressed(file, metadata=json.dumps(metadata), pixels=pixels[0].numpy(), **arrays)
         console.print(f"Maps: {save_npz}")
     console.print(f"Picture: {output}")
 
@@ -180,7 +181,16 @@ def _probabilities_kept(
     network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int, maps: Tensor
 ) -> list[float]:
     """The class probability of the picture masked by each map."""
-    forward = MaskedForward(network, layer, inputs, target, None, None, False, "softmax")
+    forward = MaskedForward(
+        network,
+        layer,
+        inputs,
+        target,
+        additional_forward_args=None,
+        baselines=None,
+        attribute_to_layer_input=False,
+        activation="softmax",
+    )
     examples = torch.zeros(len(maps), dtype=torch.long, device=inputs.device)
     kept: list[float] = forward.scores(examples, lambda rows, _: maps[rows]).tolist()
     return kept
