@@ -29,7 +29,7 @@ Masks = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 # The rows of one forward pass are as many as keep the model's largest activation within this size. On a CPU, a margin
 # below what _reusable_heap can keep; an accelerator's allocator keeps everything, and larger batches keep it busy.
-_LARGEST_ACTIVATION = {"cpu": 24 * 2**20}
+_LARGEST_ACTIVATION = {"cpu": 20 * 2**20}
 _LARGEST_ACTIVATION_ELSEWHERE = 128 * 2**20
 
 
