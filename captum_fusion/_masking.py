@@ -67,6 +67,11 @@ class MaskedForward:
         activation: Activation | None,
         watch: Watch = nullcontext,
     ) -> None:
+        if hasattr(forward_func, "_orig_mod") and not hasattr(torch.compiler, "set_stance"):
+            raise ValueError(
+                f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
+                "2.6 or later, or the model before torch.compile"
+            )
         self.forward_func = forward_func
         self.target = _as_tensor(target)
         self.activation = activation

@@ -43,7 +43,6 @@ def test_double_precision_stays(net: SmallNet, images: Tensor, method: type[Laye
     torch.testing.assert_close(method(net.float(), net.features).attribute(images, target=0), exact.float())
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6 cannot call hooks here")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_model_explains_the_original_layer(
     net: SmallNet, images: Tensor, method: type[LayerScoreCam]
@@ -62,6 +61,10 @@ def test_a_compiled_model_explains_the_original_layer(
     compiled = torch.compile(net, backend=backend)
     compiled(images)
     before = len(runs)
+    if not hasattr(torch.compiler, "set_stance"):  # Before torch 2.6 the hooks cannot be made to run.
+        with pytest.raises(ValueError, match="a compiled model, whose hooks torch"):
+            method(compiled, net.features).attribute(images, target=0)
+        return
     torch.testing.assert_close(method(compiled, net.features).attribute(images, target=0), expected)
     assert len(runs) > before, "the masked passes were not compiled"
 
