@@ -14,6 +14,9 @@ from torch.nn.functional import interpolate, relu
 Weighting = Literal["normalized", "raw", "released"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
+# Differences of up to so many units in the last place are taken for rounding.
+_ROUNDING = 100
+
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -29,7 +32,8 @@ def normalize(maps: Tensor) -> Tensor:
         maps (Tensor): Maps of shape (N, 1, \*S).
 
     Returns:
-        *Tensor* of shape (N, 1, \*S): each map scaled to [0, 1]. A constant map becomes all zeros.
+        *Tensor* of shape (N, 1, \*S): each map scaled to [0, 1]. A constant map becomes all zeros, and so does one
+        that is constant but for rounding (100 units in the last place), which would be scaled up to noise.
 
     Examples::
 
@@ -40,8 +44,9 @@ def normalize(maps: Tensor) -> Tensor:
     lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
+    rounding = _ROUNDING * torch.finfo(maps.dtype).eps * torch.maximum(lowest.abs(), highest.abs()) / 2
     shifted = maps / 2 - _per_example(lowest / 2, maps)
-    return shifted / _per_example(torch.where(span > 0, span, 1), maps)
+    return torch.where(_per_example(span > rounding, maps), shifted / _per_example(span, maps), 0)
 
 
 def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -120,7 +125,7 @@ def contribution(kept: Tensor, without: Tensor) -> Tensor:
         >>> contribution(torch.tensor([0.75, 0.25, 0.1]), torch.tensor([0.5, 0.5, 0.1000001]))
         tensor([ 0.2500, -0.2500,  0.0000])
     """
-    rounding = 100 * torch.finfo(kept.dtype).eps * torch.maximum(kept.abs(), without.abs())
+    rounding = _ROUNDING * torch.finfo(kept.dtype).eps * torch.maximum(kept.abs(), without.abs())
     difference = kept - without
     return torch.where(difference.abs() > rounding, difference, 0)
 

@@ -14,7 +14,8 @@ Score = Callable[[Tensor], float]
 
 def normalize(values: Array) -> Array:
     span = values.max() - values.min()
-    return np.zeros_like(values) if span == 0 else (values - values.min()) / span
+    constant = span <= 100 * np.finfo(values.dtype).eps * np.abs(values).max()
+    return np.zeros_like(values) if constant else (values - values.min()) / span
 
 
 def upsample(values: Array, size: tuple[int, ...]) -> Array:
