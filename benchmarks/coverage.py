@@ -51,7 +51,7 @@ def load(number: int) -> tuple[nn.Module, Preprocessing]:
 def channel_scores(model: nn.Module, inputs: Tensor, target: int) -> tuple[Tensor, Tensor]:
     """The head's channels and the exact score of each."""
     score_cam = LayerScoreCam(model, model._swish)
-    forward = MaskedForward(model, model._swish, inputs, target, None, None, False, activation=None)
+    forward = MaskedForward(model, inputs, target, None, None, model._swish)
     activations = LayerActivation(model, model._swish).attribute(inputs)
     return activations, score_cam._channel_scores(forward, activations, None, False)
 
@@ -68,7 +68,7 @@ def judge(model: nn.Module, inputs: Tensor, target: int, activations: Tensor, sc
         maps.append(normalize(upsample(attribution, tuple(inputs.shape[2:]))))
         passes.append(int((scored & ~constant).sum() + (scored & constant).any()))
     masks = torch.cat(maps)
-    forward = MaskedForward(model, model._swish, inputs, target, None, None, False, activation="softmax")
+    forward = MaskedForward(model, inputs, target, None, None, model._swish, activation="softmax")
     everything = torch.cat([torch.ones_like(maps[0]), masks])
     kept = forward.scores(torch.zeros(len(everything), dtype=torch.long), lambda rows, _: everything[rows])
     drops = relu(kept[0] - kept[1:]) / kept[0]

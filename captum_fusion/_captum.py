@@ -6,10 +6,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from captum._utils.common import _run_forward, _select_targets
+from captum._utils.gradient import compute_layer_gradients_and_eval
 from captum._utils.progress import progress
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
 from captum.log import log_usage
 from torch import Tensor
+from torch.nn import Module
 
 __all__ = [
     "BaselineType",
@@ -18,6 +20,7 @@ __all__ = [
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "eager",
+    "layer_gradients",
     "logged",
     "progress_bar",
     "run_forward",
@@ -60,6 +63,30 @@ def progress_bar(description: str, total: int) -> ProgressBar:
 def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:
     """Calls ``forward_func`` as Captum does and returns its whole output."""
     return _run_forward(forward_func, inputs, None, additional_forward_args)
+
+
+def layer_gradients(
+    forward_func: ForwardFunc,
+    layer: Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: tuple[Any, ...],
+    device_ids: list[int] | None,
+    attribute_to_layer_input: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the targets with respect to the layer and its activations, float32 or wider."""
+    with eager():
+        gradients, activations = compute_layer_gradients_and_eval(
+            forward_func,
+            layer,
+            inputs,
+            target,
+            additional_forward_args,
+            device_ids=device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+    precision = torch.promote_types(activations[0].dtype, torch.float32)
+    return gradients[0].to(precision), activations[0].detach().to(precision)
 
 
 def select_targets(output: Tensor, target: TargetType) -> Tensor:

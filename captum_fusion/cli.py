@@ -181,16 +181,7 @@ def _probabilities_kept(
     network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int, maps: Tensor
 ) -> list[float]:
     """The class probability of the picture masked by each map."""
-    forward = MaskedForward(
-        network,
-        layer,
-        inputs,
-        target,
-        additional_forward_args=None,
-        baselines=None,
-        attribute_to_layer_input=False,
-        activation="softmax",
-    )
+    forward = MaskedForward(network, inputs, target, None, None, layer, activation="softmax")
     examples = torch.zeros(len(maps), dtype=torch.long, device=inputs.device)
     kept: list[float] = forward.scores(examples, lambda rows, _: maps[rows]).tolist()
     return kept

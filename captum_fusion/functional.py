@@ -1,7 +1,8 @@
 """The equations of the papers as pure tensor functions.
 
-A map is a tensor of shape (N, 1, *S): N examples, one channel, 1 to 3 spatial axes S. Every function treats each
-example on its own. Symbols are those of Fusion-CAM (https://arxiv.org/abs/2603.05386).
+A map is a tensor of shape (N, 1, *S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
+gradients g have the shape (N, C, *s). Every function treats each example on its own. Symbols are those of Fusion-CAM
+(https://arxiv.org/abs/2603.05386).
 """
 
 from math import ceil, floor
@@ -205,3 +206,148 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
     b = _per_example(second_weight, second) * second
     similarity = (1 - (a - b).abs()).clamp(0, 1)
     return normalize(similarity * torch.maximum(a, b) + (1 - similarity) * (a + b) / 2)
+
+
+def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
+    r"""The class activation map of channel weights: L = sum_k w_k A_k.
+
+    Args:
+        activations (Tensor): A, shape (N, C, \*s).
+        weights (Tensor): w, shape (N, C).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*s).
+
+    Examples::
+
+        >>> weighted_sum(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[10.0, 1.0]]))
+        tensor([[[13., 24.]]])
+    """
+    return (weights.reshape(*weights.shape, *(1,) * (activations.dim() - 2)) * activations).sum(dim=1, keepdim=True)
+
+
+def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""Grad-CAM++ (https://arxiv.org/abs/1710.11063): w_k = sum over pixels of alpha ReLU(g).
+
+    alpha = g^2 / (2 g^2 + sum(A) g^3), which is 1 / (2 + sum(A) g) where g is not 0; 0 where g or the divisor is 0.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C).
+
+    Examples::
+
+        >>> grad_cam_plus_plus_weights(torch.tensor([[[0.5, 0.0, -1.0]]]), torch.tensor([[[1.0, 2.0, 1.0]]]))
+        tensor([[0.1250]])
+    """
+    gradients, activations = gradients.flatten(2), activations.flatten(2)
+    divisor = 2 + activations.sum(dim=2, keepdim=True) * gradients
+    return _quotient(relu(gradients), divisor).sum(dim=2)
+
+
+def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""XGrad-CAM (https://arxiv.org/abs/2008.02312): w_k = sum(g A) / sum(A), 0 where the divisor is 0.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C).
+
+    Examples::
+
+        >>> x_grad_cam_weights(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 1.0]]]))
+        tensor([[1.2500]])
+    """
+    return _quotient((gradients * activations).flatten(2).sum(dim=2), activations.flatten(2).sum(dim=2))
+
+
+def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
+    r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859): ReLU of sums of w_k A_k, where w_k = mean(g).
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+        groups (int): Number of groups of consecutive channels, from 1 to C. Where they cannot have the same size, the
+            first ones have one channel more.
+
+    Returns:
+        *Tensor* of shape (N, groups, \*s).
+
+    Examples::
+
+        >>> group_maps(torch.ones(1, 3, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0], [-5.0, 6.0]]]), 2)
+        tensor([[[4., 6.],
+                 [0., 6.]]])
+    """
+    weights = gradients.flatten(2).mean(dim=2)
+    parts = zip(activations.tensor_split(groups, dim=1), weights.tensor_split(groups, dim=1), strict=True)
+    return relu(torch.cat([weighted_sum(*part) for part in parts], dim=1))
+
+
+def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: float) -> Tensor:
+    r"""The denoised map of Union-CAM (https://doi.org/10.3389/fnbot.2024.1490198): L = sum_k W_k A_k / sum(W_k).
+
+    W is ReLU(g) after each channel's gradients below their percentile are set to 0. Channels without any positive
+    gradient left do not count.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+        percentile (float): theta, in [0, 100).
+
+    Returns:
+        *Tensor* of shape (N, 1, \*s).
+
+    Examples::
+
+        >>> denoised_gradient_map(torch.tensor([[[1.0, 3.0, -4.0]]]), torch.tensor([[[8.0, 4.0, 2.0]]]), 0.0)
+        tensor([[[2., 3., 0.]]])
+    """
+    threshold = percentile_threshold(gradients.flatten(0, 1).unsqueeze(1), percentile)
+    threshold = threshold.reshape(*gradients.shape[:2], *(1,) * (gradients.dim() - 2))
+    kept = relu(torch.where(gradients >= threshold, gradients, 0))
+    totals = kept.flatten(2).sum(dim=2).reshape(threshold.shape)
+    return (_quotient(kept, totals) * activations).sum(dim=1, keepdim=True)
+
+
+def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    r"""Blurs along each spatial axis with a Gaussian kernel; beyond its borders the input is mirrored.
+
+    As ``torchvision.transforms.v2.functional.gaussian_blur``, for any number of spatial axes and for inputs that are
+    smaller than the kernel.
+
+    Args:
+        inputs (Tensor): Shape (N, C, \*S).
+        kernel_size (int): Length of the kernel in pixels, odd.
+        sigma (float): Standard deviation of the Gaussian in pixels.
+
+    Returns:
+        *Tensor* of the inputs' shape.
+
+    Examples::
+
+        >>> gaussian_blur(torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]), 3, 1.0)
+        tensor([[[0.0000, 0.2741, 0.4519, 0.2741, 0.0000]]])
+    """
+    offsets = torch.arange(kernel_size, device=inputs.device) - kernel_size // 2
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2)).to(inputs.dtype)
+    kernel = kernel / kernel.sum()
+    for axis in range(2, inputs.dim()):
+        length = inputs.shape[axis]
+        # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...
+        period = max(2 * (length - 1), 1)
+        seen = (torch.arange(length, device=inputs.device).unsqueeze(1) + offsets) % period
+        seen = torch.minimum(seen, period - seen) if length > 1 else seen
+        matrix = inputs.new_zeros(length, length).scatter_add(1, seen, kernel.expand(length, -1))
+        inputs = (inputs.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    return inputs
+
+
+def _quotient(numerator: Tensor, divisor: Tensor) -> Tensor:
+    """The quotient, 0 where the divisor is 0."""
+    return torch.where(divisor == 0, 0, numerator / torch.where(divisor == 0, 1, divisor))

@@ -10,8 +10,8 @@ from torchvision import models
 from tests import straight_line
 
 TARGETS = [3, 5]
-_LAYERS = {"vgg11": ("features.4", 32), "resnet18": ("layer3", 40), "mobilenet_v2": ("features.17", 48)}
-NAMES = list(_LAYERS)
+LAYERS = {"vgg11": ("features.4", 32), "resnet18": ("layer3", 40), "mobilenet_v2": ("features.17", 48)}
+NAMES = list(LAYERS)
 
 
 class Case(NamedTuple):
@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
 @cache
 def case(name: str) -> Case:
-    layer, size = _LAYERS[name]
+    layer, size = LAYERS[name]
     torch.manual_seed(1)
     model = models.get_model(name, weights=None, num_classes=7).eval()
     with torch.no_grad():

@@ -79,6 +79,81 @@ def score_cam(activations: Array, score: Score, x: Tensor, baseline: Tensor) -> 
     return total
 
 
+def grad_cam_plus_plus(activations: Array, gradients: Array) -> Array:
+    """With alpha as the paper writes it, second and third derivatives of the exponential of the score."""
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        weight = 0.0
+        for pixel in np.ndindex(channel.shape):
+            divisor = 2 * gradient[pixel] ** 2 + channel.sum() * gradient[pixel] ** 3
+            if divisor != 0:
+                weight += gradient[pixel] ** 2 / divisor * max(gradient[pixel], 0)
+        total += weight * channel
+    return total
+
+
+def x_grad_cam(activations: Array, gradients: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        if channel.sum() != 0:
+            total += (gradient * channel).sum() / channel.sum() * channel
+    return total
+
+
+def blur(x: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    offsets = np.arange(kernel_size) - kernel_size // 2
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel /= kernel.sum()
+    values = x.double().numpy()
+    for axis in range(2, values.ndim):
+        widths = [(0, 0)] * values.ndim
+        widths[axis] = (kernel_size // 2, kernel_size // 2)
+        padded = np.pad(values, widths, mode="reflect")
+        values = np.apply_along_axis(lambda line: np.convolve(line, kernel, mode="valid"), axis, padded)
+    return torch.from_numpy(values).to(x)
+
+
+def group_cam(
+    activations: Array, gradients: Array, groups: int, probability: Score, x: Tensor, baseline: Tensor
+) -> Array:
+    size = tuple(x.shape[2:])
+    without = probability(baseline)
+    total = np.zeros(size)
+    for part in np.array_split(np.arange(len(activations)), groups):
+        group = np.zeros(activations.shape[1:])
+        for channel in part:
+            group += gradients[channel].mean() * activations[channel]
+        mask = component(group, size)
+        score = max(masked_score(probability, x, mask, baseline) - without, 0)
+        total += (score if score > 1e-12 else 0) * mask
+    return np.maximum(total, 0)
+
+
+def union_cam(
+    activations: Array,
+    gradients: Array,
+    region: Array,
+    probability: Score,
+    x: Tensor,
+    baseline: Tensor,
+    percentile: float,
+) -> tuple[Array, float]:
+    """The map, and by how much the union contributes more than the region map."""
+    size = tuple(x.shape[2:])
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        kept = np.where((gradient >= np.percentile(gradient, percentile)) & (gradient > 0), gradient, 0)
+        if kept.any():
+            total += kept / kept.sum() * channel
+    denoised = normalize(upsample(total, size))
+    without = probability(baseline)
+    c_d, c_r = (masked_score(probability, x, mask, baseline) - without for mask in (denoised, region))
+    w_d, w_r = weights(c_d, c_r, "raw")
+    combined = normalize(w_d * denoised + w_r * region)
+    gain = masked_score(probability, x, combined, baseline) - without - c_r
+    return (combined if gain > 0 else region), gain
+
+
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:
     return normalize(upsample(np.maximum(layer_map, 0), size))
 

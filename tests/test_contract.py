@@ -18,10 +18,9 @@ from captum.testing.helpers.basic_models import (
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion import LayerScoreCam
 from tests.conftest import SmallNet
-
-METHODS = [LayerScoreCam, LayerFusionCam]
+from tests.methods import INPUT_SHAPED, LAYER_SHAPED, METHODS, accepted
 
 
 class SegmentationNet(nn.Module):
@@ -114,14 +113,13 @@ def double(value: Any) -> Any:
 
 @generated("test_target")
 def test_batched_equals_one_by_one(
-    algorithm: type[LayerScoreCam], model: nn.Module, layer: str, arguments: dict[str, Any]
+    algorithm: type[LayerAttribution], model: nn.Module, layer: str, arguments: dict[str, Any]
 ) -> None:
     # In double precision and without denoising, where rounding decides which of several equal values are kept.
     model = copy.deepcopy(model).double()
     arguments = {name: double(value) for name, value in arguments.items()}
-    if algorithm is LayerFusionCam:
-        arguments["percentile"] = 0.0
     attribution = algorithm(model, get_target_layer(model, layer))
+    arguments = accepted(attribution, arguments | {"percentile": 0.0})
     batched = attribution.attribute(**arguments)
     for example in range(4):
         single = {name: row(value, example) for name, value in arguments.items() if name != "target"}
@@ -146,7 +144,7 @@ class Broken(nn.Module):
 @generated("test_hook_removal")
 @pytest.mark.parametrize("failure", [None, "target", "layer"])
 def test_no_hook_remains(
-    algorithm: type[LayerScoreCam],
+    algorithm: type[LayerAttribution],
     model: nn.Module,
     layer: str,
     arguments: dict[str, Any],
@@ -158,11 +156,13 @@ def test_no_hook_remains(
     module = get_target_layer(model, layer)
     if failure == "target":
         arguments = arguments | {"target": 100}
+    attribution = algorithm(model, module)
+    arguments = accepted(attribution, arguments)
     if failure is None:
-        algorithm(model, module).attribute(**arguments)
+        attribution.attribute(**arguments)
     else:
         with pytest.raises((ValueError, RuntimeError), match=r"target 100|broken layer"):
-            algorithm(model, module).attribute(**arguments)
+            attribution.attribute(**arguments)
     for part in model.modules():
         assert not part._forward_hooks
         assert not part._forward_pre_hooks
@@ -170,8 +170,11 @@ def test_no_hook_remains(
 
 
 @generated("test_data_parallel")
-def test_data_parallel(algorithm: type[LayerScoreCam], model: nn.Module, layer: str, arguments: dict[str, Any]) -> None:
+def test_data_parallel(
+    algorithm: type[LayerAttribution], model: nn.Module, layer: str, arguments: dict[str, Any]
+) -> None:
     module = get_target_layer(model, layer)
+    arguments = accepted(algorithm(model, module), arguments)
     expected = algorithm(model, module).attribute(**arguments)
     parallel = nn.DataParallel(model)
     for attribution in (algorithm(parallel, module), algorithm(parallel.forward, module, device_ids=[0])):
@@ -183,7 +186,7 @@ def test_data_parallel(algorithm: type[LayerScoreCam], model: nn.Module, layer: 
 @pytest.mark.parametrize("algorithm", METHODS)
 @pytest.mark.parametrize("compile_", [torch.jit.script, lambda tail: torch.jit.trace(tail, torch.rand(2, 6, 6, 5))])
 def test_scripted_and_traced_parts_of_the_forward_function(
-    algorithm: type[LayerScoreCam], compile_: Any, net: SmallNet, images: Tensor
+    algorithm: type[LayerAttribution], compile_: Any, net: SmallNet, images: Tensor
 ) -> None:
     tail = compile_(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head).eval())
     expected = algorithm(net, net.features).attribute(images, target=1)
@@ -192,7 +195,7 @@ def test_scripted_and_traced_parts_of_the_forward_function(
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-def test_a_module_used_twice_is_explained_by_its_last_run(algorithm: type[LayerScoreCam], images: Tensor) -> None:
+def test_a_module_used_twice_is_explained_by_its_last_run(algorithm: type[LayerAttribution], images: Tensor) -> None:
     class Net(nn.Module):
         def __init__(self, last: nn.Module | None = None) -> None:
             super().__init__()
@@ -212,7 +215,7 @@ def test_a_module_used_twice_is_explained_by_its_last_run(algorithm: type[LayerS
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-def test_a_container_and_an_in_place_layer(algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor) -> None:
+def test_a_container_and_an_in_place_layer(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     # The ReLU works in place on the output of features; the container's output is that of the ReLU.
     before = algorithm(net, net.features).attribute(images, target=0)
     container = nn.Sequential(net.stem, net.features)
@@ -221,7 +224,7 @@ def test_a_container_and_an_in_place_layer(algorithm: type[LayerScoreCam], net: 
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-def test_gradient_requirements_do_not_matter(algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor) -> None:
+def test_gradient_requirements_do_not_matter(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     expected = algorithm(net, net.features).attribute(images, target=0)
     with torch.no_grad():
         assert torch.equal(algorithm(net, net.features).attribute(images, target=0), expected)
@@ -234,7 +237,7 @@ def test_gradient_requirements_do_not_matter(algorithm: type[LayerScoreCam], net
 
 @pytest.mark.parametrize("algorithm", METHODS)
 @pytest.mark.parametrize("nt_type", ["smoothgrad", "smoothgrad_sq", "vargrad"])
-def test_noise_tunnel(algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor, nt_type: str) -> None:
+def test_noise_tunnel(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor, nt_type: str) -> None:
     attribution = algorithm(net, net.features)
     settings = {"nt_type": nt_type, "nt_samples": 2, "stdevs": 0.1, "target": [0, 1, 2]}
     smoothed = NoiseTunnel(attribution).attribute(images, **settings)
@@ -250,23 +253,29 @@ def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return noise, inputs - noise
 
 
-def test_infidelity_and_sensitivity(net: SmallNet, images: Tensor) -> None:
-    fusion_cam, score_cam = LayerFusionCam(net, net.features), LayerScoreCam(net, net.features)
-    input_shaped = fusion_cam.attribute(images, target=0)
-    assert infidelity(net, perturb, images, input_shaped, target=0).shape == (3,)
-    layer_shaped = score_cam.attribute(images, target=0)
-    interpolated = LayerAttribution.interpolate(layer_shaped, images.shape[2:], "bilinear").expand_as(images)
-    assert infidelity(net, perturb, images, interpolated, target=0).shape == (3,)
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_infidelity_and_sensitivity(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    attribution = algorithm(net, net.features)
+    attributions = attribution.attribute(images, target=0)
+    if algorithm in LAYER_SHAPED:
+        attributions = LayerAttribution.interpolate(attributions, images.shape[2:], "bilinear").expand_as(images)
+    assert infidelity(net, perturb, images, attributions, target=0).shape == (3,)
+
     # Captum's metric calls its function with a tuple of inputs and takes one map for each, so that a layer's map, also
     # that of LayerGradCam, has to be put into a tuple.
-    for explain in (fusion_cam.attribute, lambda inputs, target: (score_cam.attribute(inputs, target),)):
-        sensitivity = sensitivity_max(explain, images, n_perturb_samples=2, target=0)
-        assert sensitivity.shape == (3,)
-        assert sensitivity.isfinite().all()
+    def explain(inputs: tuple[Tensor, ...], target: int) -> tuple[Tensor, ...]:
+        return (attribution.attribute(inputs, target),)
+
+    sensitivity = sensitivity_max(
+        explain if algorithm in LAYER_SHAPED else attribution.attribute, images, n_perturb_samples=2, target=0
+    )
+    assert sensitivity.shape == (3,)
+    assert sensitivity.isfinite().all()
 
 
-def test_visualization(net: SmallNet, images: Tensor) -> None:
-    attribution = LayerFusionCam(net, net.features).attribute(images[:1], target=0)
+@pytest.mark.parametrize("algorithm", INPUT_SHAPED)
+def test_visualization(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    attribution = algorithm(net, net.features).attribute(images[:1], target=0)
     image, values = (np.transpose(part.squeeze().detach().numpy(), (1, 2, 0)) for part in (images[:1], attribution))
     figure = Figure()
     for axis, method in zip(figure.subplots(1, 3), ("heat_map", "blended_heat_map", "masked_image"), strict=True):
@@ -282,16 +291,17 @@ def test_visualization(net: SmallNet, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
-def test_attribution_properties(algorithm: type[LayerScoreCam], net: SmallNet) -> None:
+def test_attribution_properties(algorithm: type[LayerAttribution], net: SmallNet) -> None:
     attribution = algorithm(net, net.features)
     assert isinstance(attribution, Attribution)
     assert isinstance(attribution, LayerAttribution)
     assert attribution.forward_func is net
     assert attribution.layer is net.features
     assert attribution.device_ids is None
-    assert attribution.get_name() == {LayerScoreCam: "Layer Score Cam", LayerFusionCam: "Layer Fusion Cam"}[algorithm]
+    names = ["Score Cam", "Grad Cam Plus Plus", "X Grad Cam", "Fusion Cam", "Group Cam Of Two", "Union Cam"]
+    assert attribution.get_name() == f"Layer {names[METHODS.index(algorithm)]}"
     assert not attribution.has_convergence_delta()
-    # As for Captum's other perturbation methods and its other CAM.
+    # As for Captum's other perturbation methods and its own CAM.
     assert attribution.multiplies_by_inputs == (algorithm is LayerScoreCam)
     assert not LayerGradCam(net, net.features).multiplies_by_inputs
 
@@ -299,7 +309,7 @@ def test_attribution_properties(algorithm: type[LayerScoreCam], net: SmallNet) -
 @pytest.mark.parametrize("algorithm", METHODS)
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_are_independent_and_equal(
-    algorithm: type[LayerScoreCam], duplicate: Any, net: SmallNet, images: Tensor
+    algorithm: type[LayerAttribution], duplicate: Any, net: SmallNet, images: Tensor
 ) -> None:
     attribution = algorithm(net, net.features)
     copied = duplicate(attribution)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion import LayerFusionCam
 from tests.conftest import SmallNet
-
-METHODS = [LayerScoreCam, LayerFusionCam]
+from tests.methods import METHODS
 
 
 class TrainingNet(nn.Module):
@@ -54,7 +54,7 @@ def snapshot(model: nn.Module, images: Tensor) -> list[object]:
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
 @pytest.mark.parametrize("target", [1, 99], ids=["success", "failure"])
 def test_nothing_is_disturbed(
-    images: Tensor, method: type[LayerScoreCam | LayerFusionCam], wrap: Callable[[nn.Module], nn.Module], target: int
+    images: Tensor, method: type[LayerAttribution], wrap: Callable[[nn.Module], nn.Module], target: int
 ) -> None:
     model = TrainingNet()
     model.head.bias.grad = torch.ones(3)
@@ -70,7 +70,7 @@ def test_nothing_is_disturbed(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_disturbed_by_an_error_in_the_layer(
-    net: SmallNet, images: Tensor, method: type[LayerScoreCam | LayerFusionCam]
+    net: SmallNet, images: Tensor, method: type[LayerAttribution]
 ) -> None:
     def fail(*_: object) -> None:
         raise KeyError("broken")

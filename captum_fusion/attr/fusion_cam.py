@@ -1,19 +1,24 @@
 """Fusion-CAM."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
-from inspect import signature
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
-from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel, PerturbationAttribution
+from captum.attr import Attribution, LayerAttribution, LayerGradCam
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, eager, logged
-from captum_fusion._masking import ACTIVATIONS, Activation, MaskedForward, check_perturbations_per_eval
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._checks import (
+    Activation,
+    check_activation,
+    check_gradients_allowed,
+    check_percentile,
+    check_perturbations_per_eval,
+)
+from captum_fusion._masking import MaskedForward
 from captum_fusion._state import undisturbed
+from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import (
     WEIGHTINGS,
@@ -23,8 +28,6 @@ from captum_fusion.functional import (
     contribution_weights,
     denoise,
     fuse,
-    normalize,
-    upsample,
 )
 
 
@@ -76,16 +79,18 @@ class LayerFusionCam(LayerAttribution):
             ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
         device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
             not that model itself. Default: None
-        gradient_method (Attribution, optional): The attribution to denoise. Maps with several channels are summed over
-            the channels. Default: None, which means ``captum.attr.LayerGradCam(forward_func, layer, device_ids)``
-        region_method (Attribution, optional): The attribution to fuse it with. Default: None, which means
+        gradient_method (Attribution, optional): The attribution to denoise: any of Captum's or of this package for the
+            same model, or a ``NoiseTunnel`` around one. Attributions with several channels are summed over the
+            channels and negative evidence is dropped; then they are brought to the input's size and normalized.
+            Default: None, which means ``captum.attr.LayerGradCam(forward_func, layer, device_ids)``
+        region_method (Attribution, optional): The attribution to fuse it with, likewise. Default: None, which means
             ``LayerScoreCam(forward_func, layer, device_ids)``
         activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
             selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities.
             Default: "softmax"
 
     Raises:
-        ValueError: If the activation is unknown.
+        ValueError: If the activation is unknown, or if a component explains another model.
         TypeError: If a component is not an attribution.
     """
 
@@ -100,13 +105,11 @@ class LayerFusionCam(LayerAttribution):
         activation: Activation | None = "softmax",
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
-        if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; expected one of {ACTIVATIONS} or None")
-        for name, method in (("gradient_method", gradient_method), ("region_method", region_method)):
-            if method is not None and not isinstance(method, Attribution):
-                raise TypeError(f"{name} is {method!r}; expected an instance of captum.attr.Attribution")
+        check_activation(activation)
         self.gradient_method = gradient_method or LayerGradCam(forward_func, layer, device_ids)
         self.region_method = region_method or LayerScoreCam(forward_func, layer, device_ids)
+        check_component("gradient_method", self.gradient_method, forward_func)
+        check_component("region_method", self.region_method, forward_func)
         self.activation = activation
 
     @overload
@@ -122,6 +125,8 @@ class LayerFusionCam(LayerAttribution):
         perturbations_per_eval: int | None = ...,
         show_progress: bool = ...,
         return_stages: Literal[False] = ...,
+        gradient_kwargs: Mapping[str, Any] | None = ...,
+        region_kwargs: Mapping[str, Any] | None = ...,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
     @overload
@@ -138,6 +143,8 @@ class LayerFusionCam(LayerAttribution):
         show_progress: bool = ...,
         *,
         return_stages: Literal[True],
+        gradient_kwargs: Mapping[str, Any] | None = ...,
+        region_kwargs: Mapping[str, Any] | None = ...,
     ) -> tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]: ...
 
     @logged
@@ -153,6 +160,8 @@ class LayerFusionCam(LayerAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_stages: bool = False,
+        gradient_kwargs: Mapping[str, Any] | None = None,
+        region_kwargs: Mapping[str, Any] | None = None,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]:
         r"""Computes the attribution of the inputs.
 
@@ -184,6 +193,11 @@ class LayerFusionCam(LayerAttribution):
                 least 1. Default: None, which chooses for the device
             show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
             return_stages (bool, optional): Whether to return the stages as well. Default: False
+            gradient_kwargs (dict, optional): Further arguments of ``gradient_method.attribute``, such as the
+                ``n_steps`` of ``IntegratedGradients`` or the ``nt_samples`` of a ``NoiseTunnel``. The arguments above
+                reach every component that takes them. Default: None
+            region_kwargs (dict, optional): Further arguments of ``region_method.attribute``, such as the
+                ``sliding_window_shapes`` of ``Occlusion``. Default: None
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
@@ -212,23 +226,18 @@ class LayerFusionCam(LayerAttribution):
             (torch.Size([1, 3, 64, 64]), torch.Size([1, 1, 64, 64]), torch.Size([1]))
         """
         check_perturbations_per_eval(perturbations_per_eval)
-        if not 0 <= percentile < 100:
-            raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
+        check_percentile(percentile)
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "LayerFusionCam needs gradients, which torch.inference_mode() forbids. Call it outside; inside "
-                "torch.no_grad() it works."
-            )
+        check_gradients_allowed("LayerFusionCam")
         with undisturbed(inputs) as watch:
             forward = MaskedForward(
                 self.forward_func,
-                self.layer,
                 inputs,
                 target,
                 additional_forward_args,
                 baselines,
+                self.layer,
                 attribute_to_layer_input,
                 self.activation,
                 watch,
@@ -241,13 +250,12 @@ class LayerFusionCam(LayerAttribution):
                 "perturbations_per_eval": perturbations_per_eval,
                 "show_progress": show_progress,
             }
-            gradient = _component_map(self.gradient_method, forward, options)
-            region = _component_map(self.region_method, forward, options)
-            everyone = torch.arange(forward.examples, device=region.device)
+            gradient = component_map(self.gradient_method, forward, options, gradient_kwargs)
+            region = component_map(self.region_method, forward, options, region_kwargs)
 
             def probability(maps: Tensor) -> Tensor:
                 """P: the probability of the target that each map keeps when it masks the input."""
-                return forward.scores(everyone, lambda rows, size: upsample(maps[rows], size), perturbations_per_eval)
+                return forward.scores_of_maps(maps, perturbations_per_eval)
 
             without = probability(torch.zeros_like(region))
 
@@ -264,11 +272,7 @@ class LayerFusionCam(LayerAttribution):
             )
             fused = fuse(combined, region, combined_weight, region_weight)
 
-        attributions: list[Tensor | None] = [None] * len(forward.inputs)
-        for position in forward.masked:
-            shape = forward.inputs[position].shape
-            attributions[position] = upsample(fused, tuple(shape[2:])).expand(shape).contiguous()
-        result = cast(TensorOrTupleOfTensorsGeneric, tuple(attributions) if forward.is_tuple else attributions[0])
+        result = cast(TensorOrTupleOfTensorsGeneric, forward.as_attributions(fused))
         if not return_stages:
             return result
         stages = FusionCamStages(
@@ -282,24 +286,3 @@ class LayerFusionCam(LayerAttribution):
             combined_contribution,
         )
         return result, stages
-
-
-def _component_map(method: Attribution, forward: MaskedForward, options: Mapping[str, object]) -> Tensor:
-    """G or R: N(U(ReLU(.))) of a component's attributions, summed over the channels, at the input's size."""
-    accepted = _accepted_options(method)
-    # One pass with gradients needs hooks; many masked passes may run compiled.
-    with nullcontext() if isinstance(method, PerturbationAttribution) else eager():
-        attributions: Any = method.attribute(
-            forward.copies() if forward.is_tuple else forward.copies()[0],
-            **{name: value for name, value in options.items() if name in accepted and value is not None},
-        )
-    if isinstance(attributions, tuple):
-        attributions = attributions[0 if len(attributions) == 1 else forward.masked[0]]
-    evidence = relu(attributions.detach().sum(dim=1, keepdim=True))
-    evidence = evidence.to(torch.promote_types(evidence.dtype, torch.float32))
-    return normalize(upsample(evidence, tuple(forward.inputs[forward.masked[0]].shape[2:])))
-
-
-def _accepted_options(method: Attribution) -> set[str]:
-    names = set(signature(method.attribute).parameters)
-    return names | _accepted_options(method.attribution_method) if isinstance(method, NoiseTunnel) else names

@@ -7,9 +7,10 @@ from torch.nn import Module
 from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, eager, logged
-from captum_fusion._masking import MaskedForward, check_perturbations_per_eval
+from captum_fusion._checks import check_perturbations_per_eval
+from captum_fusion._masking import MaskedForward
 from captum_fusion._state import undisturbed
-from captum_fusion.functional import normalize, upsample
+from captum_fusion.functional import normalize, upsample, weighted_sum
 
 
 class LayerScoreCam(LayerAttribution, PerturbationAttribution):
@@ -115,13 +116,12 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         with undisturbed(inputs) as watch:
             forward = MaskedForward(
                 self.forward_func,
-                self.layer,
                 inputs,
                 target,
                 additional_forward_args,
                 baselines,
+                self.layer,
                 attribute_to_layer_input,
-                activation=None,
                 watch=watch,
             )
             with eager():
@@ -129,9 +129,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
                     forward.copies(), forward.additional_forward_args, attribute_to_layer_input
                 )
             scores = self._channel_scores(forward, activations, perturbations_per_eval, show_progress)
-        weights = scores.softmax(dim=1)
-        weights = weights.reshape(*weights.shape, *(1,) * (activations.dim() - 2))
-        attributions = (weights * activations).sum(dim=1, keepdim=True)
+        attributions = weighted_sum(activations, scores.softmax(dim=1))
         return relu(attributions) if relu_attributions else attributions
 
     def _channel_scores(
@@ -146,9 +144,9 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         needs_zeros = (scored & constant).any(dim=1, keepdim=True)
         examples, live = torch.cat([scored & ~constant, needs_zeros], dim=1).nonzero(as_tuple=True)
 
-        def masks(rows: Tensor, size: tuple[int, ...]) -> Tensor:
+        def masks(rows: Tensor, position: int) -> Tensor:
             maps = channels[examples[rows], live[rows]].unsqueeze(1)
-            return normalize(upsample(maps.to(torch.promote_types(maps.dtype, torch.float32)), size))
+            return normalize(upsample(maps.to(torch.promote_types(maps.dtype, torch.float32)), forward.size(position)))
 
         description = f"{self.get_name()} attribution" if show_progress else None
         row_scores = forward.scores(examples, masks, perturbations_per_eval, description)

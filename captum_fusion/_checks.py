@@ -1,0 +1,35 @@
+"""Arguments that several methods take, refused before any forward pass."""
+
+from typing import Literal, get_args
+
+import torch
+
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+def check_activation(activation: Activation | None) -> None:
+    """Refuses an unknown activation."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; expected one of {ACTIVATIONS} or None")
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuses a percentile outside [0, 100)."""
+    if not 0 <= percentile < 100:
+        raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
+
+
+def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
+    """Refuses a number of masks per evaluation below 1."""
+    if perturbations_per_eval is not None and perturbations_per_eval < 1:
+        raise ValueError(f"perturbations_per_eval is {perturbations_per_eval}; expected at least 1, or None")
+
+
+def check_gradients_allowed(name: str) -> None:
+    """Refuses ``torch.inference_mode()``, naming the class that needs gradients."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} needs gradients, which torch.inference_mode() forbids. Call it outside; inside torch.no_grad() "
+            "it works."
+        )

@@ -1,0 +1,40 @@
+"""Grad-CAM++."""
+
+from torch import Tensor
+
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import grad_cam_plus_plus_weights
+
+
+class LayerGradCamPlusPlus(GradientCam):
+    r"""Computes Grad-CAM++ for the chosen layer.
+
+    Grad-CAM weights each channel by its mean gradient, which fades where a class covers few pixels. Grad-CAM++ weights
+    the positive gradients pixel by pixel, so that every pixel that speaks for the class counts alike however many
+    there are. In symbols, for channels A_k, gradients g of the target's score and sums over pixels:
+    alpha = g^2 / (2 g^2 + sum(A_k) g^3), w_k = sum(alpha ReLU(g)), L = sum_k w_k A_k.
+
+    This is the form of the paper's section 3.3, for the exponential of the score; g^2 cancels, so that small gradients
+    do not vanish. Where the gradient or the divisor is 0, alpha is 0.
+
+    More details can be found in the paper: https://arxiv.org/abs/1710.11063
+
+    Args:
+        forward_func (Callable): The forward function of the model or any modification of it.
+        layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
+            ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
+        device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
+            not that model itself. Default: None
+
+    Examples::
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> grad_cam_plus_plus = LayerGradCamPlusPlus(model, model.layer4)
+        >>> grad_cam_plus_plus.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.grad_cam_plus_plus_weights``."""
+        return grad_cam_plus_plus_weights(gradients, activations)

@@ -1,0 +1,36 @@
+"""XGrad-CAM."""
+
+from torch import Tensor
+
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import x_grad_cam_weights
+
+
+class LayerXGradCam(GradientCam):
+    r"""Computes XGrad-CAM for the chosen layer.
+
+    The weight of a channel is its gradient averaged over the pixels, each counting as much as it is active there. In
+    symbols, for channels A_k, gradients g of the target's score and sums over pixels:
+    w_k = sum(g A_k) / sum(A_k), L = sum_k w_k A_k. A channel whose activations sum to 0 has the weight 0.
+
+    More details can be found in the paper: https://arxiv.org/abs/2008.02312
+
+    Args:
+        forward_func (Callable): The forward function of the model or any modification of it.
+        layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
+            ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
+        device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
+            not that model itself. Default: None
+
+    Examples::
+
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> x_grad_cam = LayerXGradCam(model, model.layer4)
+        >>> x_grad_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.x_grad_cam_weights``."""
+        return x_grad_cam_weights(gradients, activations)

@@ -1,0 +1,89 @@
+"""From any attribution to the saliency map that the metrics use as a mask."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from captum_fusion._forward import checked_inputs
+from captum_fusion.functional import normalize, upsample
+
+Sign = Literal["positive", "negative", "absolute_value", "all"]
+SIGNS: tuple[Sign, ...] = get_args(Sign)
+
+
+def saliency_map(attributions: Tensor, size: tuple[int, ...], sign: Sign = "positive") -> Tensor:
+    r"""Turns attributions of any method into a saliency map, which the metrics use as a mask.
+
+    The attributions are summed over the channels, the sign is applied, and the result is brought to a spatial size and
+    min-max normalized. A map that is constant and positive becomes all ones, since it keeps everything; any other
+    constant map becomes all zeros.
+
+    Args:
+        attributions (Tensor): Shape (N, C, \*s), C being 1 for a layer's map, with one to three spatial axes.
+        size (tuple[int, ...]): The spatial shape S to reach.
+        sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
+            evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
+            the most positive). Default: "positive"
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1], float32 or wider.
+
+    Raises:
+        ValueError: If the sign is unknown, if the attributions do not have as many spatial axes as the size, or if
+            some are NaN.
+
+    Examples::
+
+        >>> saliency_map(torch.tensor([[[1.0, -3.0], [1.0, 2.0]]]), (4,), sign="all")
+        tensor([[[1.0000, 0.7500, 0.2500, 0.0000]]])
+    """
+    if sign not in SIGNS:
+        raise ValueError(f"sign is {sign!r}; expected one of {SIGNS}")
+    if attributions.dim() != len(size) + 2:
+        raise ValueError(
+            f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
+            f"to be brought to {tuple(size)}"
+        )
+    missing = int(attributions.isnan().flatten(1).any(dim=1).sum())
+    if missing:
+        raise ValueError(f"attributions hold NaN in {missing} of {len(attributions)} examples; expected numbers")
+    evidence = attributions.detach().to(torch.promote_types(attributions.dtype, torch.float32))
+    evidence = evidence.sum(dim=1, keepdim=True)
+    if sign == "positive":
+        evidence = relu(evidence)
+    elif sign == "negative":
+        evidence = relu(-evidence)
+    elif sign == "absolute_value":
+        evidence = evidence.abs()
+    upsampled = upsample(evidence, size)
+    maps = normalize(upsampled)
+    keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (upsampled.flatten(1).amin(dim=1) > 0)
+    return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
+
+
+def saliency_maps(
+    inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
+) -> dict[int, Tensor]:
+    """The saliency map of each input that has attributions with spatial axes, by the input's position."""
+    tensors = checked_inputs(inputs)
+    if isinstance(attributions, Tensor):
+        # One map is for every input with its spatial axes, as LayerFusionCam makes it.
+        given = tuple(attributions if tensor.dim() == attributions.dim() else None for tensor in tensors)
+        shown = str(tuple(attributions.shape))
+    else:
+        given = attributions
+        shown = str([None if value is None else tuple(value.shape) for value in given])
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    maps = {position: value for position, value in enumerate(given) if value is not None and 3 <= value.dim() <= 5}
+    if (
+        len(given) != len(tensors)
+        or not maps
+        or any(len(value) != len(tensors[0]) or value.dim() != tensors[i].dim() for i, value in maps.items())
+    ):
+        raise ValueError(
+            f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
+            "the input's number of examples and of spatial axes, or None, and at least one such attribution"
+        )
+    return {position: saliency_map(value, tuple(tensors[position].shape[2:]), sign) for position, value in maps.items()}

@@ -1,0 +1,244 @@
+"""The target's probability as pixels are restored or removed: insertion and deletion."""
+
+import torch
+from torch import Tensor
+
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._checks import Activation, check_activation, check_perturbations_per_eval
+from captum_fusion._masking import MaskedForward, blurred_where_none
+from captum_fusion._state import undisturbed
+from captum_fusion.metrics._saliency import Sign, saliency_maps
+
+# The blur of the code released with RISE, in pixels.
+_KERNEL_SIZE, _SIGMA = 11, 5.0
+
+
+def insertion(
+    forward_func: ForwardFunc,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    steps: int = 100,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
+    show_progress: bool = False,
+    return_curve: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    r"""Computes how fast the target's probability rises as the most important pixels are restored.
+
+    The curve starts from a blurred input. Pixels are restored in the order of the saliency map, the most important
+    ones first; among equal ones, the first in row order. The metric is the area under the target's probability over
+    the restored fraction; higher is better.
+
+    More details can be found in the paper: https://arxiv.org/abs/1806.07421
+
+    Args:
+        forward_func (Callable): The forward function of the model or any modification of it.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
+            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
+            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
+        baselines (Tensor, number, or tuple, optional): The start: a number, a tensor of the input's shape or with one
+            example, or for a tuple of inputs a tuple of these. Default: None, which means the input blurred by a
+            Gaussian of 11 pixels with a standard deviation of 5, RISE's; beyond the borders the input is mirrored
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
+            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
+        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
+            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
+            Default: None
+        steps (int, optional): In how many steps of the same size all pixels are restored, at least 1. Default: 100
+        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
+            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
+        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
+            1. Default: None, which chooses for the device
+        show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
+        return_curve (bool, optional): Whether to return the curve as well. Default: False
+
+    Returns:
+        **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
+
+        - **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
+        - **fractions** (*Tensor*, returned if return_curve=True): The share of the pixels that are restored, from
+          0 to 1, shape (steps + 1,).
+        - **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).
+
+    Raises:
+        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
+            per example, or if another argument is outside its range, such as steps below 1.
+        TypeError: If an input that would be masked holds no floating-point values.
+        RuntimeError: If scores are not finite.
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        >>> insertion(model, images, attributions, target=281, steps=8).shape
+        torch.Size([2])
+    """
+    return _area_under_curve(
+        True,
+        forward_func,
+        inputs,
+        attributions,
+        blurred_where_none(inputs, baselines, _KERNEL_SIZE, _SIGMA),
+        additional_forward_args,
+        target,
+        steps,
+        activation,
+        sign,
+        perturbations_per_eval,
+        "Insertion" if show_progress else None,
+        return_curve,
+    )
+
+
+def deletion(
+    forward_func: ForwardFunc,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    steps: int = 100,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
+    show_progress: bool = False,
+    return_curve: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    r"""Computes how fast the target's probability falls as the most important pixels are removed.
+
+    Pixels are replaced with the baseline in the order of the saliency map, the most important ones first; among equal
+    ones, the first in row order. The metric is the area under the target's probability over the removed fraction;
+    lower is better.
+
+    More details can be found in the paper: https://arxiv.org/abs/1806.07421
+
+    Args:
+        forward_func (Callable): The forward function of the model or any modification of it.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
+        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
+            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
+            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
+        baselines (Tensor, number, or tuple, optional): The end, with which removed pixels are replaced: a number, a
+            tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means
+            0. Default: None, which means 0
+        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
+            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
+        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
+            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
+            Default: None
+        steps (int, optional): In how many steps of the same size all pixels are removed, at least 1. Default: 100
+        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
+            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
+        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
+            1. Default: None, which chooses for the device
+        show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
+        return_curve (bool, optional): Whether to return the curve as well. Default: False
+
+    Returns:
+        **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
+
+        - **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
+        - **fractions** (*Tensor*, returned if return_curve=True): The share of the pixels that are removed, from
+          0 to 1, shape (steps + 1,).
+        - **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).
+
+    Raises:
+        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
+            per example, or if another argument is outside its range, such as steps below 1.
+        TypeError: If an input that would be masked holds no floating-point values.
+        RuntimeError: If scores are not finite.
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        >>> deletion(model, images, attributions, target=281, steps=8).shape
+        torch.Size([2])
+    """
+    return _area_under_curve(
+        False,
+        forward_func,
+        inputs,
+        attributions,
+        baselines,
+        additional_forward_args,
+        target,
+        steps,
+        activation,
+        sign,
+        perturbations_per_eval,
+        "Deletion" if show_progress else None,
+        return_curve,
+    )
+
+
+def _area_under_curve(
+    restores: bool,
+    forward_func: ForwardFunc,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType,
+    additional_forward_args: object,
+    target: TargetType,
+    steps: int,
+    activation: Activation | None,
+    sign: Sign,
+    perturbations_per_eval: int | None,
+    description: str | None,
+    return_curve: bool,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; expected at least 1")
+    check_perturbations_per_eval(perturbations_per_eval)
+    check_activation(activation)
+    ranks = {position: _ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
+    with undisturbed(inputs) as watch:
+        forward = MaskedForward(
+            forward_func,
+            inputs,
+            target,
+            additional_forward_args,
+            baselines,
+            activation=activation,
+            watch=watch,
+            masked=tuple(ranks),
+        )
+        device = forward.inputs[0].device
+        examples = torch.arange(forward.examples, device=device).repeat_interleave(steps + 1)
+        step = torch.arange(steps + 1, device=device).repeat(forward.examples)
+
+        def masks(rows: Tensor, position: int) -> Tensor:
+            ranked = ranks[position][examples[rows]]
+            changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
+            return changed if restores else ~changed
+
+        probabilities = forward.scores(examples, masks, perturbations_per_eval, description)
+    probabilities = probabilities.reshape(forward.examples, steps + 1)
+    pixels = ranks[forward.masked[0]][0].numel()
+    fractions = _pixels(torch.arange(steps + 1, device=device), steps, pixels).to(probabilities.dtype) / pixels
+    area = torch.trapezoid(probabilities, fractions, dim=1)
+    return (area, fractions, probabilities) if return_curve else area
+
+
+def _ranks(maps: Tensor) -> Tensor:
+    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(maps.shape)
+
+
+def _pixels(step: Tensor, steps: int, pixels: int) -> Tensor:
+    """How many pixels are changed after some of the steps."""
+    return step * pixels // steps

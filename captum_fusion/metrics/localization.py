@@ -1,0 +1,144 @@
+"""Whether attributions lie on the object: the pointing games."""
+
+from collections.abc import Callable, Sequence
+from math import ceil, floor
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+from captum_fusion.metrics._saliency import Sign, saliency_map
+
+Regions = Tensor | Sequence[Tensor]
+
+
+def pointing_game(
+    attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
+) -> Tensor:
+    r"""Computes whether the maximum of the attribution lies on the object.
+
+    Its mean over a dataset is the accuracy of the pointing game (https://arxiv.org/abs/1608.00507), without a margin
+    around the object. Among equal maxima, the first in row order counts; a map of zeros points nowhere and misses.
+
+    Args:
+        attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+            ``saliency_map``.
+        regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
+            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as a tensor of (x1, y1, x2, y2), or a mask of the
+            shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
+        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
+            which means that of the attributions
+        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+
+    Returns:
+        *Tensor* of shape (N,): 1 for a hit, 0 for a miss, NaN where there is no region.
+
+    Raises:
+        ValueError: If the attributions do not fit the size or hold NaN, if there are not as many regions as examples,
+            or if a region does not lie inside the image.
+
+    Examples::
+
+        >>> attributions = torch.zeros(2, 1, 4, 4)
+        >>> attributions[:, :, 1, 2] = 1
+        >>> pointing_game(attributions, [torch.tensor([[2, 0, 4, 2]]), torch.empty(0, 4)])
+        tensor([1., nan])
+    """
+
+    def hit(saliency: Tensor, region: Tensor) -> Tensor:
+        return region.flatten()[saliency.argmax()] & saliency.any()
+
+    return _per_region(hit, attributions, regions, size, sign)
+
+
+def energy_pointing_game(
+    attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
+) -> Tensor:
+    r"""Computes the share of the attribution that lies on the object.
+
+    Its mean over a dataset is the energy-based pointing game of Score-CAM (https://arxiv.org/abs/1910.01279). In
+    symbols, for the saliency map m: the sum of m inside the region over the sum of m; 0 for a map of zeros.
+
+    Args:
+        attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+            ``saliency_map``.
+        regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
+            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as a tensor of (x1, y1, x2, y2), or a mask of the
+            shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
+        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
+            which means that of the attributions
+        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1], NaN where there is no region.
+
+    Raises:
+        ValueError: If the attributions do not fit the size or hold NaN, if there are not as many regions as examples,
+            or if a region does not lie inside the image.
+
+    Examples::
+
+        >>> attributions = torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]])
+        >>> energy_pointing_game(attributions, [torch.tensor([[1, 1, 2, 2]])])
+        tensor([0.7500])
+    """
+
+    def share(saliency: Tensor, region: Tensor) -> Tensor:
+        total = saliency.sum()
+        return (saliency.flatten() * region.flatten()).sum() / torch.where(total > 0, total, 1)
+
+    return _per_region(share, attributions, regions, size, sign)
+
+
+def _per_region(
+    measure: Callable[[Tensor, Tensor], Tensor],
+    attributions: Tensor,
+    regions: Regions,
+    size: tuple[int, ...] | None,
+    sign: Sign,
+) -> Tensor:
+    """The measure of each example's saliency map and region, NaN without a region."""
+    shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
+    maps = saliency_map(attributions, shape, sign)
+    if len(regions) != len(maps):
+        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+    values = maps.new_full((len(maps),), torch.nan)
+    for example, (saliency, region) in enumerate(zip(maps, regions, strict=True)):
+        mask = _as_mask(region, shape, example).to(maps.device)
+        if mask.any():
+            values[example] = measure(saliency, mask)
+    return values
+
+
+def _as_mask(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:
+    """A region as a mask of the image's shape; a pixel that a box touches belongs to it."""
+    if region.dtype == torch.bool:
+        if region.numel() == 0 or tuple(region.shape) not in (shape, (1, *shape)):
+            raise ValueError(
+                f"The mask of example {example} has shape {tuple(region.shape)}; expected the image's, {shape}"
+            )
+        return region.reshape(shape)
+    if len(shape) != 2 or region.dim() != 2 or region.shape[1] != 4:
+        raise ValueError(
+            f"The region of example {example} holds {region.dtype} values of shape {tuple(region.shape)} for an image "
+            f"of shape {shape}; expected boxes (K, 4) of an image with two spatial axes, or a mask of dtype bool"
+        )
+    boxes: Tensor = region
+    if isinstance(region, BoundingBoxes):
+        if tuple(region.canvas_size) != shape:
+            raise ValueError(
+                f"The boxes of example {example} lie in an image of {tuple(region.canvas_size)}; expected the size "
+                f"{shape}"
+            )
+        boxes = convert_bounding_box_format(region, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
+    height, width = shape
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for x1, y1, x2, y2 in boxes.tolist():
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise ValueError(
+                f"A box of example {example} is {(x1, y1, x2, y2)}; expected x1 < x2 and y1 < y2 inside the image, "
+                f"which is {width} wide and {height} high"
+            )
+        mask[floor(y1) : ceil(y2), floor(x1) : ceil(x2)] = True
+    return mask

@@ -1,0 +1,108 @@
+"""Means of the metrics over a dataset."""
+
+from collections.abc import Iterable
+from math import fsum, nan, sqrt
+from typing import NamedTuple
+
+from torch import Tensor
+
+_NAMES = ("confidence_drop", "confidence_increase", "insertion", "deletion")
+
+
+class Mean(NamedTuple):
+    """A mean over examples with its standard error."""
+
+    mean: float
+    """NaN without examples."""
+    standard_error: float
+    """The sample standard deviation over the square root of the number of examples; NaN for fewer than two."""
+    examples: int
+    """How many examples there are."""
+
+
+class DatasetMeans:
+    """Collects metrics batch by batch and gives what papers report.
+
+    Average Drop and Average Increase, in percent, are the means of ``confidence_drop`` and ``confidence_increase``
+    times 100; overall is the mean of insertion minus deletion, example by example. The values are kept and summed
+    exactly, so that the result does not depend on how the examples were divided into batches or processes.
+
+    Examples::
+
+        >>> means = DatasetMeans()
+        >>> means.update(confidence_drop=torch.tensor([0.5, 0.25]), confidence_increase=torch.tensor([0.0, 1.0]))
+        >>> means.compute()["average_drop"]
+        Mean(mean=37.5, standard_error=12.5, examples=2)
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {name: [] for name in (*_NAMES, "overall")}
+
+    def update(
+        self,
+        confidence_drop: Tensor | None = None,
+        confidence_increase: Tensor | None = None,
+        insertion: Tensor | None = None,
+        deletion: Tensor | None = None,
+    ) -> None:
+        """Adds the metrics of a batch.
+
+        Args:
+            confidence_drop (Tensor, optional): Shape (N,). Default: None
+            confidence_increase (Tensor, optional): Shape (N,). Default: None
+            insertion (Tensor, optional): Shape (N,). Default: None
+            deletion (Tensor, optional): Shape (N,). Default: None
+
+        Raises:
+            ValueError: If the metrics are not of the same examples, or if one is not finite.
+        """
+        batch = dict(zip(_NAMES, (confidence_drop, confidence_increase, insertion, deletion), strict=True))
+        given = {name: values for name, values in batch.items() if values is not None}
+        shapes = {name: tuple(values.shape) for name, values in given.items()}
+        if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+            raise ValueError(f"The metrics have shapes {shapes}; expected one value for each example, (N,)")
+        for name, values in given.items():
+            if not values.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite; expected numbers")
+        for name, values in given.items():
+            self.values[name] += values.tolist()
+        if insertion is not None and deletion is not None:
+            self.values["overall"] += (insertion.double() - deletion.double()).tolist()
+
+    def merge(self, others: Iterable["DatasetMeans"]) -> None:
+        """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes."""
+        for other in others:
+            for name, values in other.values.items():
+                self.values[name] += values
+
+    def compute(self) -> dict[str, Mean]:
+        """The means with their standard errors.
+
+        Returns:
+            *dict* of average_drop and average_increase in percent, insertion, deletion and overall, as far as they
+            were given.
+        """
+        scales = {"confidence_drop": ("average_drop", 100), "confidence_increase": ("average_increase", 100)}
+        means = {}
+        for name, values in self.values.items():
+            if values:
+                shown, scale = scales.get(name, (name, 1))
+                means[shown] = mean_of([scale * value for value in values])
+        return means
+
+
+def mean_of(values: list[float]) -> Mean:
+    """The mean of values and its standard error, both from exact sums.
+
+    Examples::
+
+        >>> mean_of([1.0, 2.0, 3.0, 6.0]).mean
+        3.0
+    """
+    count = len(values)
+    if count == 0:
+        return Mean(nan, nan, 0)
+    mean = fsum(values) / count
+    if count == 1:
+        return Mean(mean, nan, 1)
+    return Mean(mean, sqrt(fsum((value - mean) ** 2 for value in values) / (count - 1) / count), count)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import Tensor
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+
+from captum_fusion.metrics import energy_pointing_game, pointing_game
+
+
+@pytest.fixture
+def attributions() -> Tensor:
+    """A maximum of 3 in row 1, column 2 and a 1 in row 3, column 0 of 4 by 6 pixels."""
+    values = torch.zeros(1, 1, 4, 6)
+    values[0, 0, 1, 2] = 3
+    values[0, 0, 3, 0] = 1
+    return values
+
+
+@pytest.mark.parametrize(
+    ("boxes", "hit", "share"),
+    [
+        ([[2, 1, 3, 2]], 1, 0.75),
+        ([[0, 3, 1, 4]], 0, 0.25),
+        ([[0, 3, 1, 4], [2, 0, 6, 2]], 1, 1),
+        ([[3, 0, 6, 4]], 0, 0),
+        ([[2.9, 1.9, 3.5, 2.5]], 1, 0.75),
+    ],
+)
+def test_boxes(attributions: Tensor, boxes: list[list[float]], hit: float, share: float) -> None:
+    assert pointing_game(attributions, [torch.tensor(boxes)]).item() == hit
+    assert energy_pointing_game(attributions, [torch.tensor(boxes)]).item() == pytest.approx(share)
+    xyxy = torch.tensor(boxes).float()
+    xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
+    for values, form in ((xyxy, BoundingBoxFormat.XYXY), (xywh, BoundingBoxFormat.XYWH)):
+        given = BoundingBoxes(values, format=form, canvas_size=(4, 6))
+        assert pointing_game(attributions, [given]).item() == hit
+
+
+def test_masks(attributions: Tensor) -> None:
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[3, 0] = True
+    for regions in ([mask], mask[None], mask[None, None]):
+        assert pointing_game(attributions, regions).item() == 0
+        assert energy_pointing_game(attributions, regions).item() == 0.25
+
+
+def test_an_image_without_the_class_is_nan(attributions: Tensor) -> None:
+    both = attributions.repeat(3, 1, 1, 1)
+    regions = [torch.tensor([[0, 0, 6, 4]]), torch.empty(0, 4), torch.zeros(4, 6, dtype=torch.bool)]
+    for metric in (pointing_game, energy_pointing_game):
+        values = metric(both, regions)
+        assert values[0] == 1
+        assert values[1:].isnan().all()
+
+
+def test_a_map_of_zeros_points_nowhere(attributions: Tensor) -> None:
+    for metric in (pointing_game, energy_pointing_game):
+        assert metric(torch.zeros_like(attributions), [torch.tensor([[0, 0, 6, 4]])]).item() == 0
+
+
+def test_layer_resolution_is_brought_to_the_image() -> None:
+    coarse = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
+    regions = [torch.tensor([[10, 0, 20, 5]])]
+    assert pointing_game(coarse, regions, size=(10, 20)).item() == 1
+    assert 0.5 < energy_pointing_game(coarse, regions, size=(10, 20)).item() < 1
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([torch.tensor([[0, 0, 7, 4]])], r"A box of example 0 is \(0, 0, 7, 4\); expected .* 6 wide and 4 high"),
+        ([torch.tensor([[-1, 0, 2, 2]])], "expected x1 < x2 and y1 < y2 inside the image"),
+        ([torch.tensor([[3, 0, 3, 2]])], "expected x1 < x2"),
+        ([], "regions hold 0 examples; expected one for each of 1"),
+        ([torch.zeros(4, 5, dtype=torch.bool)], r"has shape \(4, 5\); expected the image's, \(4, 6\)"),
+        ([torch.zeros(4, 6)], "expected boxes .* or a mask of dtype bool"),
+        (
+            [BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(8, 8))],
+            r"lie in an image of \(8, 8\); expected the size \(4, 6\)",
+        ),
+    ],
+)
+def test_refuses(attributions: Tensor, regions: list[Tensor], message: str) -> None:
+    for metric in (pointing_game, energy_pointing_game):
+        with pytest.raises(ValueError, match=message):
+            metric(attributions, regions)

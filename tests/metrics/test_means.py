@@ -1,0 +1,63 @@
+import math
+import pickle
+import statistics
+
+import pytest
+import torch
+
+from captum_fusion.metrics import DatasetMeans
+
+
+def metrics(count: int) -> dict[str, torch.Tensor]:
+    names = ("confidence_drop", "confidence_increase", "insertion", "deletion")
+    return {name: torch.rand(count) for name in names}
+
+
+def test_means_and_standard_errors() -> None:
+    values = metrics(20)
+    means = DatasetMeans()
+    means.update(**values)
+    computed = means.compute()
+    expected = {
+        "average_drop": 100 * values["confidence_drop"].double(),
+        "average_increase": 100 * values["confidence_increase"].double(),
+        "insertion": values["insertion"].double(),
+        "deletion": values["deletion"].double(),
+        "overall": values["insertion"].double() - values["deletion"].double(),
+    }
+    assert computed.keys() == expected.keys()
+    for name, numbers in expected.items():
+        assert computed[name].mean == pytest.approx(statistics.mean(numbers.tolist()))
+        assert computed[name].standard_error == pytest.approx(statistics.stdev(numbers.tolist()) / math.sqrt(20))
+        assert computed[name].examples == 20
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_exactly_the_same_however_the_data_are_divided(size: int) -> None:
+    values = metrics(20)
+    whole = DatasetMeans()
+    whole.update(**values)
+    processes = [DatasetMeans(), DatasetMeans(), DatasetMeans()]
+    for batch in range(0, 20, size):
+        part = {name: numbers[batch : batch + size] for name, numbers in values.items()}
+        processes[batch % 3].update(**part)
+    first, *others = (pickle.loads(pickle.dumps(process)) for process in processes)
+    first.merge(others)
+    assert first.compute() == whole.compute()
+
+
+def test_metrics_that_were_not_given_are_left_out() -> None:
+    means = DatasetMeans()
+    assert means.compute() == {}
+    means.update(insertion=torch.tensor([0.5]))
+    assert means.compute().keys() == {"insertion"}
+    assert math.isnan(means.compute()["insertion"].standard_error)
+
+
+def test_refuses() -> None:
+    means = DatasetMeans()
+    with pytest.raises(ValueError, match=r"\(2,\).*\(3,\).*expected one value for each example"):
+        means.update(insertion=torch.rand(2), deletion=torch.rand(3))
+    with pytest.raises(ValueError, match="insertion holds values that are not finite"):
+        means.update(insertion=torch.tensor([torch.nan]))
+    assert means.compute() == {}

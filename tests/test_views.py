@@ -1,0 +1,192 @@
+import pytest
+import torch
+from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
+from torch import Tensor, nn
+from torchvision.models import convnext_tiny, maxvit_t, swin_t
+from torchvision.models.vision_transformer import VisionTransformer
+
+from captum_fusion import LayerFusionCam, LayerScoreCam, spatial_view
+from tests.conftest import SmallNet
+from tests.methods import INPUT_SHAPED, METHODS
+
+CAPTUM = [LayerGradCam, LayerGradientXActivation]
+
+
+def vit() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    model = VisionTransformer(48, 16, 2, 4, 32, 64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts from zeros, which leave no gradient.
+    return model.eval(), model.encoder.layers[-1].ln_1, (3, 3)
+
+
+def swin() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    model = swin_t(weights=None, num_classes=5).eval()
+    return model, model.features[-1], (2, 2)
+
+
+def convnext() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
+    model = convnext_tiny(weights=None, num_classes=5).eval()
+    # Inside a block, after the permutation.
+    return model, model.features[3][0].block[2], (6, 6)
+
+
+NETWORKS = [vit, swin, convnext]
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda network: network.__name__)
+def viewed(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]:
+    return *request.param(), torch.randn(2, 3, 48, 48)
+
+
+@pytest.mark.parametrize("algorithm", METHODS + CAPTUM)
+def test_every_layer_method_works_on_a_view(
+    algorithm: type[LayerAttribution], viewed: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]
+) -> None:
+    model, layer, grid, images = viewed
+    options = {"perturbations_per_eval": 16} if algorithm is LayerScoreCam else {}
+    with spatial_view(layer) as view:
+        attributions = algorithm(model, view).attribute(images, target=1, **options)
+    channels = 1 if algorithm is not LayerGradientXActivation else attributions.shape[1]
+    assert attributions.shape == (images.shape if algorithm in INPUT_SHAPED else (2, channels, *grid))
+    assert attributions.isfinite().all()
+    assert attributions.any()
+
+
+def test_the_network_computes_the_same_and_nothing_remains(
+    viewed: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor],
+) -> None:
+    model, layer, _, images = viewed
+    for context in (torch.no_grad, torch.enable_grad):
+        with context():
+            before = model(images)
+            with spatial_view(layer):
+                assert torch.equal(model(images), before)
+            assert torch.equal(model(images), before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gradients_and_activations_are_the_layers_own() -> None:
+    model, layer, grid = vit()
+    images = torch.randn(2, 3, 48, 48)
+    on_tokens = LayerGradientXActivation(model, layer).attribute(images, target=1)
+    with spatial_view(layer) as view:
+        on_view = LayerGradientXActivation(model, view).attribute(images, target=1)
+    # One class token, then the grid row by row.
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            assert torch.equal(on_view[:, :, row, column], on_tokens[:, 1 + row * grid[1] + column])
+
+
+def test_channels_last_maps_are_moved() -> None:
+    model, layer, _ = swin()
+    images = torch.randn(1, 3, 48, 48)
+    plain = LayerGradientXActivation(model, layer).attribute(images, target=1)
+    with spatial_view(layer) as view:
+        viewed = LayerGradientXActivation(model, view).attribute(images, target=1)
+    assert torch.equal(viewed, plain.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("algorithm", METHODS + CAPTUM)
+def test_a_layer_that_needs_no_view(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    """A view of a plain feature map through to_map and from_map explains what the layer itself does."""
+    expected = algorithm(net, net.features).attribute(images, target=1)
+    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda viewed, _: viewed) as view:
+        torch.testing.assert_close(algorithm(net, view).attribute(images, target=1), expected)
+
+
+def test_maxvit_needs_no_view() -> None:
+    model = maxvit_t(weights=None, num_classes=5).eval()
+    attributions = LayerGradCam(model, model.blocks[-1]).attribute(torch.randn(1, 3, 224, 224), target=1)
+    assert attributions.shape == (1, 1, 7, 7)
+
+
+class Tokens(nn.Module):
+    """Gives any number of tokens with some in front."""
+
+    def __init__(self, in_front: int, grid: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+        self.in_front = in_front
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = nn.functional.interpolate(x, self.grid).flatten(2).transpose(1, 2)
+        tokens = self.layer(torch.cat([tokens.new_ones(len(x), self.in_front, tokens.shape[2]), tokens], dim=1))
+        return (tokens * torch.arange(tokens.shape[1]).view(1, -1, 1)).sum(1)
+
+
+@pytest.mark.parametrize("in_front", [0, 1, 2])
+def test_the_grid_is_inferred_when_square(in_front: int) -> None:
+    model = Tokens(in_front, (4, 4))
+    with spatial_view(model.layer) as view:
+        assert LayerGradCam(model, view).attribute(torch.rand(1, 3, 8, 8), target=1).shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("in_front", [0, 1, 2])
+def test_a_grid_that_is_given(in_front: int) -> None:
+    model = Tokens(in_front, (2, 5))
+    with spatial_view(model.layer, grid=(2, 5)) as view:
+        assert LayerFusionCam(model, view).attribute(torch.rand(1, 3, 8, 8), target=1).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ((4, 4), r"11 tokens do not fit the grid \(4, 4\); expected those of the grid and fewer than 4 in front"),
+        ((2, 2), r"11 tokens do not fit the grid \(2, 2\)"),
+        ((3, 3), None),
+    ],
+)
+def test_a_grid_that_does_not_match(grid: tuple[int, ...], message: str | None) -> None:
+    model = Tokens(1, (2, 5))
+    with spatial_view(model.layer, grid=grid):
+        if message is None:
+            model(torch.rand(1, 3, 8, 8))
+        else:
+            with pytest.raises(ValueError, match=message):
+                model(torch.rand(1, 3, 8, 8))
+
+
+def test_tokens_that_fit_no_square() -> None:
+    model = Tokens(1, (1, 7))
+    with spatial_view(model.layer), pytest.raises(ValueError, match="8 tokens do not fit a square grid; expected"):
+        model(torch.rand(1, 3, 8, 8))
+
+
+def test_a_view_of_a_layer_that_never_ran(net: SmallNet, images: Tensor) -> None:
+    net.unused = nn.ReLU6()
+    with (
+        pytest.raises(RuntimeError, match="The viewed ReLU6 never ran; expected a forward pass"),
+        spatial_view(net.unused),
+    ):
+        net(images)
+    with (
+        pytest.raises(ValueError, match="is not a module of forward_func"),
+        spatial_view(net.unused) as view,
+    ):
+        LayerScoreCam(net, view).attribute(images, target=0)
+
+
+def test_nested_views(net: SmallNet, images: Tensor) -> None:
+    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda viewed, _: viewed):
+        with pytest.raises(ValueError, match="There is a view of this Conv2d already"), spatial_view(net.features):
+            pass
+        net(images)
+    assert not net.features._forward_hooks
+
+
+def test_bad_arguments(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="One of to_map and from_map"), spatial_view(net.stem, to_map=lambda x: x):
+        pass
+    for grid in ((), (0, 4), (1, 2, 3, 4)):
+        with pytest.raises(ValueError, match="expected one to three positive numbers"), spatial_view(net.stem, grid):
+            pass
+    with spatial_view(net.stem, grid=(3, 3)), pytest.raises(ValueError, match=r"gave a map .*; expected None"):
+        net(images)
+    with spatial_view(net.head), pytest.raises(ValueError, match=r"The viewed layer gave \(3, 3\); expected tokens"):
+        net(images)
+
+
+def test_an_error_inside_leaves_no_hook(net: SmallNet) -> None:
+    with pytest.raises(KeyError), spatial_view(net.features):
+        raise KeyError("inside")
+    assert not net.features._forward_hooks
