@@ -2,7 +2,8 @@ import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny, maxvit_t, swin_t
+from torchvision.models import convnext_tiny, maxvit_t
+from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from captum_fusion import LayerFusionCam, LayerScoreCam, spatial_view
@@ -19,8 +20,9 @@ def vit() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
 
 
 def swin() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
-    model = swin_t(weights=None, num_classes=5).eval()
-    return model, model.features[-1], (2, 2)
+    # swin_t, but narrower and with two stages.
+    model = SwinTransformer([4, 4], 16, [2, 2], [2, 2], [3, 3], num_classes=5).eval()
+    return model, model.features[-1], (6, 6)
 
 
 def convnext() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:

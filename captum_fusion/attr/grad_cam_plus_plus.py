@@ -28,6 +28,7 @@ class LayerGradCamPlusPlus(GradientCam):
 
     Examples::
 
+        >>> import torch
         >>> from torchvision.models import resnet18
         >>> model = resnet18(weights=None).eval()
         >>> grad_cam_plus_plus = LayerGradCamPlusPlus(model, model.layer4)

@@ -24,6 +24,7 @@ class LayerXGradCam(GradientCam):
 
     Examples::
 
+        >>> import torch
         >>> from torchvision.models import resnet18
         >>> model = resnet18(weights=None).eval()
         >>> x_grad_cam = LayerXGradCam(model, model.layer4)

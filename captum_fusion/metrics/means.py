@@ -29,6 +29,7 @@ class DatasetMeans:
 
     Examples::
 
+        >>> import torch
         >>> means = DatasetMeans()
         >>> means.update(confidence_drop=torch.tensor([0.5, 0.25]), confidence_increase=torch.tensor([0.0, 1.0]))
         >>> means.compute()["average_drop"]
