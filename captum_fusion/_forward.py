@@ -1,6 +1,7 @@
 """A forward function with its inputs and its target, checked before any long work starts."""
 
 import warnings
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -59,11 +60,11 @@ class CheckedForward:
         self.attribute_to_layer_input = attribute_to_layer_input
         self.channels_last = self.inputs[0].device.type == "cpu"
         try:
-            output, values, self.largest_activation = self._probe(watch)
+            output, values, self.live_bytes = self._probe(watch)
         except RuntimeError:
             # Models that call view() on feature maps cannot take channels-last inputs.
             self.channels_last = False
-            output, values, self.largest_activation = self._probe(watch)
+            output, values, self.live_bytes = self._probe(watch)
         self.unmasked_scores = self._checked_scores(output, target)
         if layer is not None:
             side = "input" if attribute_to_layer_input else "output"
@@ -103,11 +104,12 @@ class CheckedForward:
     def _probe(self, watch: Watch) -> tuple[Any, list[Any], int]:
         """Runs one forward pass.
 
-        Returns the output, what the layer took in or gave out in each of its runs, and the bytes of the largest tensor
-        that any module gave out.
+        Returns the output, what the layer took in or gave out in each of its runs, and how many bytes of what the
+        modules gave out were alive at once.
         """
         values: list[Any] = []
-        largest = max(tensor.nbytes for tensor in self.inputs)
+        alive = most = sum(tensor.nbytes for tensor in self.inputs)
+        tracked: dict[int, weakref.ref[Tensor]] = {}
 
         def keep_input(_: Module, args: tuple[Any, ...]) -> None:
             values.append(args[0] if len(args) == 1 else args)
@@ -116,9 +118,19 @@ class CheckedForward:
             values.append(output)
 
         def measure(_: Module, __: tuple[Any, ...], output: Any) -> None:
-            nonlocal largest
-            if isinstance(output, Tensor):
-                largest = max(largest, output.nbytes)
+            nonlocal alive, most
+            if not isinstance(output, Tensor) or id(output) in tracked:
+                return
+            key, size = id(output), output.nbytes
+
+            def forget(_: object) -> None:
+                nonlocal alive
+                alive -= size
+                del tracked[key]
+
+            tracked[key] = weakref.ref(output, forget)
+            alive += size
+            most = max(most, alive)
 
         hooks = [register_module_forward_hook(measure)]
         try:
@@ -142,7 +154,7 @@ class CheckedForward:
                 + "; expected a module that forward_func calls. A traced, exported or otherwise converted copy of a "
                 "model does not call the original's modules."
             )
-        return output, values, largest
+        return output, values, most
 
     def _checked_scores(self, output: object, given: TargetType) -> Tensor:
         """The score of each example, from an output that is checked against the target."""

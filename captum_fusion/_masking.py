@@ -18,10 +18,11 @@ from captum_fusion.functional import gaussian_blur, upsample
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
 Masks = Callable[[Tensor, int], Tensor]
 
-# The rows of one forward pass are as many as keep the model's largest activation within this size. On a CPU, a margin
-# below what _reusable_heap can keep; an accelerator's allocator keeps everything, and larger batches keep it busy.
-_LARGEST_ACTIVATION = {"cpu": 20 * 2**20}
-_LARGEST_ACTIVATION_ELSEWHERE = 128 * 2**20
+# The rows of one forward pass are as many as keep what its modules have given out, and is still alive, within this
+# size. On a CPU, single activations then stay below what _reusable_heap can keep; an accelerator's allocator keeps
+# everything, and larger batches keep it busy.
+_LIVE_BYTES = {"cpu": 48 * 2**20}
+_LIVE_BYTES_ELSEWHERE = 512 * 2**20
 
 
 class MaskedForward(CheckedForward):
@@ -74,8 +75,8 @@ class MaskedForward(CheckedForward):
                     f"Input {position} holds {self.inputs[position].dtype} values, which cannot be masked; expected "
                     "floating-point values, scaled as the model needs them"
                 )
-        budget = _LARGEST_ACTIVATION.get(self.inputs[0].device.type, _LARGEST_ACTIVATION_ELSEWHERE)
-        self.rows_per_eval = max(1, budget * self.examples // self.largest_activation)
+        budget = _LIVE_BYTES.get(self.inputs[0].device.type, _LIVE_BYTES_ELSEWHERE)
+        self.rows_per_eval = max(1, budget * self.examples // self.live_bytes)
 
     def size(self, position: int) -> tuple[int, ...]:
         """The spatial shape of an input."""

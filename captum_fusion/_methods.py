@@ -1,0 +1,129 @@
+"""Attribution methods by name, for the command and the benchmark."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from captum.attr import (
+    Attribution,
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerActivation,
+    LayerGradCam,
+    LayerGradientXActivation,
+    Saliency,
+)
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._captum import logged
+from captum_fusion._names import close_names
+from captum_fusion.attr.fusion_cam import LayerFusionCam
+from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
+from captum_fusion.attr.group_cam import LayerGroupCam
+from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.attr.union_cam import LayerUnionCam
+from captum_fusion.attr.x_grad_cam import LayerXGradCam
+from captum_fusion.functional import WEIGHTINGS, Weighting
+
+
+class RememberedScoreCam(LayerScoreCam):
+    """Score-CAM that is computed once for all methods that are fused from it.
+
+    ``saved`` counts the seconds that the repeated calls would have taken.
+    """
+
+    saved = 0.0
+    _kept: tuple[Tensor, Any, Tensor, float] | None = None
+
+    @logged
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # type: ignore[override]
+        """Attributes as ``LayerScoreCam`` does, at once where inputs and target are those of the last call."""
+        if self._kept is not None:
+            last_inputs, last_target, attributions, seconds = self._kept
+            if torch.equal(inputs, last_inputs) and target == last_target:
+                self.saved += seconds
+                return attributions
+        start = perf_counter()
+        attributions = super().attribute(inputs, target)
+        self._kept = (inputs.clone(), target, attributions, perf_counter() - start)
+        return attributions
+
+
+# Each builds the attribution for a model and a layer; the third argument is the Score-CAM of that model and layer.
+_BUILDERS: dict[str, Callable[[Module, Module, LayerScoreCam], Attribution]] = {
+    "grad-cam": lambda model, layer, _: LayerGradCam(model, layer),
+    "grad-cam++": lambda model, layer, _: LayerGradCamPlusPlus(model, layer),
+    "x-grad-cam": lambda model, layer, _: LayerXGradCam(model, layer),
+    "group-cam": lambda model, layer, _: LayerGroupCam(model, layer),
+    "score-cam": lambda _, __, score_cam: score_cam,
+    "union-cam": lambda model, layer, score_cam: LayerUnionCam(model, layer, region_method=score_cam),
+    "layer-activation": lambda model, layer, _: LayerActivation(model, layer),
+    "layer-gradient-x-activation": lambda model, layer, _: LayerGradientXActivation(model, layer),
+    "guided-grad-cam": lambda model, layer, _: GuidedGradCam(model, layer),
+    "saliency": lambda model, _, __: Saliency(model),
+    "input-x-gradient": lambda model, _, __: InputXGradient(model),
+    "integrated-gradients": lambda model, _, __: IntegratedGradients(model),
+    "guided-backprop": lambda model, _, __: GuidedBackprop(model),
+    "deconvolution": lambda model, _, __: Deconvolution(model),
+}
+METHODS = (*_BUILDERS, "fusion-cam")
+_FUSION = re.compile(r"(?:fusion-cam|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it is named, with its components and weighting if it fuses two."""
+
+    name: str
+    components: tuple[str, str] | None = None
+    weighting: Weighting = "normalized"
+
+    @property
+    def has_percentile(self) -> bool:
+        """Whether the method denoises by a percentile."""
+        return self.components is not None or self.name == "union-cam"
+
+    def build(self, model: Module, layer: Module, score_cam: LayerScoreCam) -> Attribution:
+        """The attribution of a model and a layer, with the Score-CAM that the methods share."""
+        if self.components is None:
+            return _BUILDERS[self.name](model, layer, score_cam)
+        gradient, region = (_BUILDERS[component](model, layer, score_cam) for component in self.components)
+        return LayerFusionCam(model, layer, gradient_method=gradient, region_method=region)
+
+
+def parse_method(text: str) -> Method:
+    """A method from its name.
+
+    Args:
+        text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
+            followed by ":raw" or another of its weightings.
+
+    Returns:
+        *Method*.
+
+    Raises:
+        ValueError: If there is no such method, naming the close ones.
+    """
+    fusion = _FUSION.fullmatch(text.replace(" ", ""))
+    if fusion is None:
+        if text not in _BUILDERS:
+            raise ValueError(
+                f"There is no method {text!r}.{close_names(text, METHODS)} Expected some of {', '.join(METHODS)}, "
+                "fusion(gradient,region) of two of them, or a fusion with a weighting such as fusion-cam:raw"
+            )
+        return Method(text)
+    gradient, region, weighting = fusion.groups()
+    components = (gradient or "grad-cam", region or "score-cam")
+    for component in components:
+        if component not in _BUILDERS:
+            raise ValueError(f"There is no method {component!r} to fuse.{close_names(component, _BUILDERS)}")
+    if weighting is not None and weighting not in WEIGHTINGS:
+        raise ValueError(f"There is no weighting {weighting!r}.{close_names(weighting, WEIGHTINGS)}")
+    return Method(text.replace(" ", ""), components, weighting or "normalized")
