@@ -337,14 +337,16 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
     offsets = torch.arange(kernel_size, device=inputs.device) - kernel_size // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2)).to(inputs.dtype)
     kernel = kernel / kernel.sum()
-    for axis in range(2, inputs.dim()):
-        length = inputs.shape[axis]
-        # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...
-        period = max(2 * (length - 1), 1)
-        seen = (torch.arange(length, device=inputs.device).unsqueeze(1) + offsets) % period
-        seen = torch.minimum(seen, period - seen) if length > 1 else seen
-        matrix = inputs.new_zeros(length, length).scatter_add(1, seen, kernel.expand(length, -1))
-        inputs = (inputs.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+    # Autocast would blur in half precision.
+    with torch.autocast(inputs.device.type, enabled=False):
+        for axis in range(2, inputs.dim()):
+            length = inputs.shape[axis]
+            # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...
+            period = max(2 * (length - 1), 1)
+            seen = (torch.arange(length, device=inputs.device).unsqueeze(1) + offsets) % period
+            seen = torch.minimum(seen, period - seen) if length > 1 else seen
+            matrix = inputs.new_zeros(length, length).scatter_add(1, seen, kernel.expand(length, -1))
+            inputs = (inputs.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
     return inputs
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_fusion.cli import METHODS, run
+from captum_fusion.cli import run
 from tests.conftest import SmallNet
 
 
@@ -17,6 +17,7 @@ def small_net() -> SmallNet:
     return SmallNet()
 
 
+METHODS = ["grad-cam", "grad-cam++", "score-cam", "saliency", "fusion-cam:raw", "fusion(x-grad-cam,union-cam)"]
 SMALL = ["--model", "tests.test_cli:small_net", "--size", "24"]
 
 
@@ -78,7 +79,7 @@ def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(pho
         (["--output", "out.txt"], "cannot be written as out.txt; expected one of"),
         (
             ["--methods", "grad-cam", "scorecam"],
-            "no method 'scorecam'; expected some of grad-cam, score-cam, fusion-cam",
+            "no method 'scorecam'. Close: score-cam.",
         ),
         (["--layer", "featurs"], "no layer 'featurs'. Close: features"),
         (["--target", "7"], "target is 7; expected an index below 3"),

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion.functional import gaussian_blur
+from captum_fusion.metrics import insertion
 from tests.conftest import SmallNet
 
 METHODS = [LayerScoreCam, LayerFusionCam]
@@ -75,3 +77,12 @@ def test_a_traced_copy_without_the_layer_is_refused(net: SmallNet, images: Tenso
         LayerScoreCam(traced, net.features).attribute(images, target=0)
     with pytest.raises(ValueError, match=r"did not run in the forward pass"):
         LayerScoreCam(lambda x: traced(x), net.features).attribute(images, target=0)
+
+
+def test_insertion_blurs_in_full_precision_under_autocast(net: SmallNet, images: Tensor) -> None:
+    maps = torch.rand(3, 1, 4, 4)
+    blurred = gaussian_blur(images, 11, 5.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            insertion(net, images, maps, target=0, steps=4), insertion(net, images, maps, blurred, target=0, steps=4)
+        )

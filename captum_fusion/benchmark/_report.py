@@ -90,10 +90,11 @@ def report(folder: str | Path, environment: Mapping[str, Any] | None = None) -> 
     pairs.to_csv(folder / "pairs.csv", index=False, float_format="%.6g")
     text = _markdown(summary, pairs, measures)
     (folder / "summary.md").write_text(text)
-    _draw_measures(folder / "measures.png", summary, measures)
+    if measures:  # There are none where nothing but errors was recorded.
+        _draw_measures(folder / "measures.png", summary, measures)
+        _draw_explanations(folder / "explanations.png", records, measures)
     if {"insertion_curve", "deletion_curve"} & set(records):
         _draw_curves(folder / "curves.png", records)
-    _draw_explanations(folder / "explanations.png", records, measures)
     _print(summary, measures)
     return summary
 
@@ -262,8 +263,6 @@ def _draw_explanations(file: Path, records: pd.DataFrame, measures: Sequence[str
     measure = next(name for name in ("overall", "average_drop", *measures) if name in measures)
     column, _, higher = _MEASURES[measure]
     judged = records.dropna(subset=[column, "map"])
-    if len(judged) == 0:
-        return
     ranked = judged.sort_values(column, ascending=not higher, kind="stable")
     # Each picture once: by its best and by its worst explanation.
     most, least = ranked.drop_duplicates("image"), ranked[::-1].drop_duplicates("image")

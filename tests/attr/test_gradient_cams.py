@@ -5,8 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import torch
+import torchcam.methods
 from captum.attr import LayerGradCam
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from captum_fusion import LayerGradCamPlusPlus, LayerXGradCam
@@ -101,3 +104,31 @@ def test_tokens_as_inputs(algorithm: type[GradientCam]) -> None:
 def test_refuses_inference_mode(algorithm: type[GradientCam], net: SmallNet, images: Tensor) -> None:
     with torch.inference_mode(), pytest.raises(RuntimeError, match=f"{algorithm.__name__} needs gradients.*no_grad"):
         algorithm(net, net.features).attribute(images, target=0)
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "peer"),
+    [(LayerGradCamPlusPlus, pytorch_grad_cam.GradCAMPlusPlus), (LayerXGradCam, pytorch_grad_cam.XGradCAM)],
+)
+def test_pytorch_grad_cam_agrees(algorithm: type[GradientCam], peer: type[pytorch_grad_cam.GradCAM]) -> None:
+    model, layer, images, _, _ = case("resnet18")
+    ours = algorithm(model, layer).attribute(images, target=TARGETS, relu_attributions=True)
+    ours = algorithm.interpolate(ours, images.shape[2:], "bilinear")
+    with peer(model, [layer]) as cam:
+        theirs = cam(images, [ClassifierOutputTarget(target) for target in TARGETS])
+    for example in range(len(images)):
+        assert correlation(ours[example].numpy(), theirs[example]) > 0.999
+
+
+def test_torchcam_agrees_on_x_grad_cam() -> None:
+    """On Grad-CAM++ it does not: its division by the denominator works on a copy, so that alpha stays g^2."""
+    model, layer, images, _, _ = case("resnet18")
+    ours = LayerXGradCam(model, layer).attribute(images, target=TARGETS, relu_attributions=True)
+    with torchcam.methods.XGradCAM(model, layer) as extractor:
+        theirs = extractor(TARGETS, model(images))[0]
+    for example in range(len(images)):
+        assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999
