@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo test test-lowest lint benchmark clean
+.PHONY: demo test test-lowest lint docs tutorials benchmark clean
 
 # One environment for everything: installed again only when the project file changes.
 $(VENV)/installed: pyproject.toml
@@ -33,10 +33,21 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py
+
+# Executed from a clean kernel each; the outputs of this run stay out of the checkout.
+tutorials: $(VENV)/installed
+	for notebook in tutorials/*.ipynb; do \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/tutorials $$notebook || exit 1; \
+	done
+
 # Hours, with three repeats of everything; see the options of the script.
 benchmark: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[benchmark]"
 	$(BIN)/python benchmarks/score_cam.py
+	$(BIN)/python -m benchmarks.metrics
 
 clean:
 	rm -rf $(VENV) $(LOWEST)

@@ -1,7 +1,7 @@
-"""The equations of the papers as pure tensor functions.
+r"""The equations of the papers as pure tensor functions.
 
-A map is a tensor of shape (N, 1, *S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
-gradients g have the shape (N, C, *s). Every function treats each example on its own. Symbols are those of Fusion-CAM
+A map is a tensor of shape (N, 1, \*S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
+gradients g have the shape (N, C, \*s). Every function treats each example on its own. Symbols are those of Fusion-CAM
 (https://arxiv.org/abs/2603.05386).
 """
 

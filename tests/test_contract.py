@@ -2,12 +2,13 @@
 
 import copy
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel, visualization
+from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel, PerturbationAttribution, visualization
 from captum.metrics import infidelity, sensitivity_max
 from captum.testing.attr.helpers.gen_test_utils import gen_test_name, get_target_layer, parse_test_config
 from captum.testing.helpers.basic_models import (
@@ -18,7 +19,6 @@ from captum.testing.helpers.basic_models import (
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from captum_fusion import LayerScoreCam
 from tests.conftest import SmallNet
 from tests.methods import INPUT_SHAPED, LAYER_SHAPED, METHODS, accepted
 
@@ -298,11 +298,11 @@ def test_attribution_properties(algorithm: type[LayerAttribution], net: SmallNet
     assert attribution.forward_func is net
     assert attribution.layer is net.features
     assert attribution.device_ids is None
-    names = ["Score Cam", "Grad Cam Plus Plus", "X Grad Cam", "Fusion Cam", "Group Cam Of Two", "Union Cam"]
-    assert attribution.get_name() == f"Layer {names[METHODS.index(algorithm)]}"
+    # As Captum names its own: LayerGradCam is "Layer Grad Cam".
+    assert attribution.get_name() == re.sub(r"(?<!^)(?=[A-Z])", " ", algorithm.__name__)
     assert not attribution.has_convergence_delta()
     # As for Captum's other perturbation methods and its own CAM.
-    assert attribution.multiplies_by_inputs == (algorithm is LayerScoreCam)
+    assert attribution.multiplies_by_inputs == issubclass(algorithm, PerturbationAttribution)
     assert not LayerGradCam(net, net.features).multiplies_by_inputs
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny, maxvit_t
+from torchvision.models import convnext_tiny
+from torchvision.models.maxvit import MaxVit
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -95,10 +96,15 @@ def test_a_layer_that_needs_no_view(algorithm: type[LayerAttribution], net: Smal
         torch.testing.assert_close(algorithm(net, view).attribute(images, target=1), expected)
 
 
-def test_maxvit_needs_no_view() -> None:
-    model = maxvit_t(weights=None, num_classes=5).eval()
-    attributions = LayerGradCam(model, model.blocks[-1]).attribute(torch.randn(1, 3, 224, 224), target=1)
-    assert attributions.shape == (1, 1, 7, 7)
+@pytest.mark.parametrize("algorithm", METHODS + CAPTUM)
+def test_maxvit_needs_no_view(algorithm: type[LayerAttribution]) -> None:
+    # maxvit_t, but smaller.
+    model = MaxVit((64, 64), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    attributions = algorithm(model, model.blocks[-1]).attribute(images, target=1)
+    channels = 1 if algorithm is not LayerGradientXActivation else attributions.shape[1]
+    assert attributions.shape == (images.shape if algorithm in INPUT_SHAPED else (2, channels, 8, 8))
+    assert attributions.any()
 
 
 class Tokens(nn.Module):

@@ -39,15 +39,15 @@ class FusionCamStages(NamedTuple):
     """
 
     gradient: Tensor
-    """G: the normalized gradient map, Grad-CAM by default."""
+    """G, the normalized gradient map, Grad-CAM by default."""
     denoised: Tensor
-    """D: the gradient map without its lowest values."""
+    """D, the gradient map without its lowest values."""
     region: Tensor
-    """R: the normalized region map, Score-CAM by default."""
+    """R, the normalized region map, Score-CAM by default."""
     combined: Tensor
-    """C: the contribution-weighted union of D and R."""
+    """C, the contribution-weighted union of D and R."""
     fused: Tensor
-    """N(F): the similarity fusion of C and R, the Fusion-CAM map."""
+    """N(F), the similarity fusion of C and R, the Fusion-CAM map."""
     gradient_contribution: Tensor
     """c_D."""
     region_contribution: Tensor

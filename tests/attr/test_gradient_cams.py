@@ -73,7 +73,7 @@ def test_x_grad_cam_of_even_gradients_is_grad_cam(net: SmallNet, images: Tensor)
     torch.testing.assert_close(ours, LayerGradCam(model, net.features).attribute(images, target=0))
 
 
-@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerXGradCam])
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm, _ in METHODS])
 def test_a_dead_layer_gives_zeros(algorithm: type[GradientCam], net: SmallNet, images: Tensor) -> None:
     with torch.no_grad():
         net.features.weight.zero_()
@@ -81,7 +81,7 @@ def test_a_dead_layer_gives_zeros(algorithm: type[GradientCam], net: SmallNet, i
     assert algorithm(net, net.features).attribute(images, target=0).eq(0).all()
 
 
-@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerXGradCam])
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm, _ in METHODS])
 def test_shape_of_grad_cam_and_its_options(algorithm: type[GradientCam], net: SmallNet, images: Tensor) -> None:
     attributions = algorithm(net, net.features).attribute(images, target=0)
     assert attributions.shape == LayerGradCam(net, net.features).attribute(images, target=0).shape
@@ -92,7 +92,7 @@ def test_shape_of_grad_cam_and_its_options(algorithm: type[GradientCam], net: Sm
     torch.testing.assert_close(to_input, algorithm(net, net.stem).attribute(images, target=0))
 
 
-@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerXGradCam])
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm, _ in METHODS])
 def test_tokens_as_inputs(algorithm: type[GradientCam]) -> None:
     # Nothing is masked, so that integers are as good as for LayerGradCam.
     model = nn.Sequential(nn.Embedding(9, 4), nn.Conv1d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).eval()
@@ -100,7 +100,7 @@ def test_tokens_as_inputs(algorithm: type[GradientCam]) -> None:
     assert algorithm(model, model[1]).attribute(tokens, target=0).shape == (2, 1, 2)
 
 
-@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerXGradCam])
+@pytest.mark.parametrize("algorithm", [algorithm for algorithm, _ in METHODS])
 def test_refuses_inference_mode(algorithm: type[GradientCam], net: SmallNet, images: Tensor) -> None:
     with torch.inference_mode(), pytest.raises(RuntimeError, match=f"{algorithm.__name__} needs gradients.*no_grad"):
         algorithm(net, net.features).attribute(images, target=0)
