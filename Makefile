@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest
 
-# torch 2.3 needs Python 3.10 to 3.12.
+# torch 2.4 needs Python 3.12 or older, torchcam 3.11 or later.
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --editable ".[test]" --constraint tests/lowest.txt

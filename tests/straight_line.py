@@ -137,8 +137,8 @@ def union_cam(
     x: Tensor,
     baseline: Tensor,
     percentile: float,
-) -> tuple[Array, float]:
-    """The map, and by how much the union contributes more than the region map."""
+) -> tuple[Array, tuple[float, float]]:
+    """The map, and what rounding could tip: what the union gains on the region map, and how far the union is uneven."""
     size = tuple(x.shape[2:])
     total = np.zeros(activations.shape[1:])
     for channel, gradient in zip(activations, gradients, strict=True):
@@ -149,9 +149,10 @@ def union_cam(
     without = probability(baseline)
     c_d, c_r = (masked_score(probability, x, mask, baseline) - without for mask in (denoised, region))
     w_d, w_r = weights(c_d, c_r, "raw")
-    combined = normalize(w_d * denoised + w_r * region)
+    union = w_d * denoised + w_r * region
+    combined = normalize(union)
     gain = masked_score(probability, x, combined, baseline) - without - c_r
-    return (combined if gain > 0 else region), gain
+    return (combined if gain > 0 else region), (gain, np.ptp(union) / union.max() if union.any() else 1.0)
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:

@@ -1,17 +1,33 @@
-"""Random networks, inputs and targets. `pytest --hypothesis-profile=thorough tests/test_fuzz.py` draws 10,000."""
+"""Random networks, inputs and targets. `pytest --hypothesis-profile=thorough tests/test_fuzz.py` draws 30,000."""
+
+from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion import (
+    LayerFusionCam,
+    LayerGradCamPlusPlus,
+    LayerGroupCam,
+    LayerScoreCam,
+    LayerUnionCam,
+    LayerXGradCam,
+)
+from captum_fusion.attr._gradient_cam import GradientCam
 from tests import straight_line
+
+# The comparison methods get fewer examples, but as many as all others where a profile asks for more than the default.
+DRAWN = settings.default.max_examples
+FEWER = settings(max_examples=100 if DRAWN <= 300 else DRAWN)
 
 CLASSES = 3
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TAILS = (nn.ReLU(), nn.SiLU(), nn.Identity())
 
 
 class Signed(nn.Module):
@@ -39,11 +55,15 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
         nn.init.uniform_(norm.running_mean, -0.5, 0.5)
         nn.init.uniform_(norm.running_var, 0.5, 2)
     activation = draw(st.sampled_from([nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.SiLU(), Signed()]))
+    # Without a tail all pixels of a channel have the same gradient.
+    tail: nn.Module = nn.Identity()
+    if draw(st.booleans()):
+        tail = nn.Sequential(CONVOLUTIONS[axes - 1](channels, channels, 3, padding=1), draw(st.sampled_from(TAILS)))
     pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[axes - 1](1)
     head = nn.Linear(channels, CLASSES)
     with torch.no_grad():
         head.weight *= draw(st.sampled_from([1.0, 10.0]))
-    return nn.Sequential(convolution, nn.Sequential(norm, activation), pool, nn.Flatten(), head).eval(), axes
+    return nn.Sequential(convolution, nn.Sequential(norm, activation), tail, pool, nn.Flatten(), head).eval(), axes
 
 
 @st.composite
@@ -106,3 +126,87 @@ def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: st
         assume(all(abs(value) > 1e-9 or value == 0 for value in contributions))
         for name, values in stages._asdict().items():
             np.testing.assert_allclose(values[example].squeeze(0), expected[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "straight"),
+    [
+        (LayerGradCamPlusPlus, straight_line.grad_cam_plus_plus),
+        (LayerXGradCam, straight_line.x_grad_cam),
+    ],
+)
+@FEWER
+@given(case=cases())
+def test_gradient_cams(
+    algorithm: type[GradientCam],
+    straight: Callable[..., straight_line.Array],
+    case: tuple[nn.Sequential, Tensor, list[int]],
+) -> None:
+    network, inputs, targets = case
+    attributions = algorithm(network, network[1]).attribute(inputs, target=targets)
+    with torch.no_grad():
+        assert attributions.shape == (len(inputs), 1, *network[:2](inputs).shape[2:])
+    assert attributions.isfinite().all()
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
+        expected = straight(activations, gradients)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
+        alone = algorithm(network, network[1]).attribute(x, target=target)
+        torch.testing.assert_close(alone[0], attribution)
+
+
+@FEWER
+@given(cases(), st.data())
+def test_group_cam(case: tuple[nn.Sequential, Tensor, list[int]], data: st.DataObject) -> None:
+    network, inputs, targets = case
+    groups = data.draw(st.integers(1, network[0].out_channels), label="groups")
+    group_cam = LayerGroupCam(network, network[1], groups=groups)
+    attributions = group_cam.attribute(inputs, target=targets)
+    assert attributions.shape == inputs.shape
+    assert attributions.isfinite().all()
+    assert attributions.ge(0).all()
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
+        with torch.no_grad():
+            expected = straight_line.group_cam(
+                activations,
+                gradients,
+                groups,
+                straight_line.probability(network, target),
+                x,
+                straight_line.blur(x, 51, 50.0),
+            )
+        for channel in attribution:
+            np.testing.assert_allclose(channel, expected, atol=1e-5)
+        torch.testing.assert_close(group_cam.attribute(x, target=target)[0], attribution)
+
+
+@FEWER
+@given(cases(), st.sampled_from([0.0, 10.0, 37.5, 99.0]))
+def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: float) -> None:
+    network, inputs, targets = case
+    union_cam = LayerUnionCam(network, network[1])
+    attributions = union_cam.attribute(inputs, target=targets, percentile=percentile)
+    assert attributions.shape == inputs.shape
+    assert attributions.ge(0).all()
+    assert attributions.le(1).all()
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
+        with torch.no_grad():
+            baseline = torch.zeros_like(x)
+            scores = straight_line.score_cam(activations, straight_line.logit(network, target), x, baseline)
+            expected, (gain, unevenness) = straight_line.union_cam(
+                activations,
+                gradients,
+                straight_line.component(scores, tuple(x.shape[2:])),
+                straight_line.probability(network, target),
+                x,
+                baseline,
+                percentile,
+            )
+        # Between rounding and nothing, either map may be chosen. Where D = 1 - R, as on layers of two pixels, the sum
+        # is constant but for the rounding of each, which normalizing has scaled up with a map that is nearly constant.
+        assume((abs(gain) > 1e-12 or gain == 0) and unevenness > 1e-4)
+        for channel in attribution:
+            np.testing.assert_allclose(channel, expected, atol=1e-5)
+        torch.testing.assert_close(union_cam.attribute(x, target=target, percentile=percentile)[0], attribution)

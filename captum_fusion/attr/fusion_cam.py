@@ -106,8 +106,10 @@ class LayerFusionCam(LayerAttribution):
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
         check_activation(activation)
-        self.gradient_method = gradient_method or LayerGradCam(forward_func, layer, device_ids)
-        self.region_method = region_method or LayerScoreCam(forward_func, layer, device_ids)
+        self.gradient_method = (
+            LayerGradCam(forward_func, layer, device_ids) if gradient_method is None else gradient_method
+        )
+        self.region_method = LayerScoreCam(forward_func, layer, device_ids) if region_method is None else region_method
         check_component("gradient_method", self.gradient_method, forward_func)
         check_component("region_method", self.region_method, forward_func)
         self.activation = activation

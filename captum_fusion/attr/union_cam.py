@@ -74,7 +74,7 @@ class LayerUnionCam(LayerAttribution):
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
         check_activation(activation)
-        self.region_method = region_method or LayerScoreCam(forward_func, layer, device_ids)
+        self.region_method = LayerScoreCam(forward_func, layer, device_ids) if region_method is None else region_method
         check_component("region_method", self.region_method, forward_func)
         self.activation = activation
 

@@ -1,10 +1,31 @@
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerActivation, LayerGradCam, NoiseTunnel
+from captum.attr import (
+    Attribution,
+    GuidedGradCam,
+    IntegratedGradients,
+    LayerActivation,
+    LayerGradCam,
+    LayerGradientXActivation,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
+from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_fusion import FusionCamStages, LayerFusionCam, LayerScoreCam
+from captum_fusion import (
+    FusionCamStages,
+    LayerFusionCam,
+    LayerGroupCam,
+    LayerScoreCam,
+    LayerUnionCam,
+    LayerXGradCam,
+)
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
@@ -112,12 +133,174 @@ def test_components_can_be_chosen(net: SmallNet, images: Tensor) -> None:
     torch.testing.assert_close(stages.region, (upsampled - low) / (high - low))
 
 
-def test_a_noise_tunnel_as_a_component_gets_the_target(net: SmallNet, images: Tensor) -> None:
+# What Captum says of the copies of the inputs that it sets to require gradients, and of the hooks of GuidedGradCam.
+CAPTUMS_WARNINGS = pytest.mark.filterwarnings("ignore::UserWarning:captum")
+
+# Each attribution and its further arguments.
+COMPONENTS: dict[str, tuple[Callable[[SmallNet], Attribution], dict[str, Any]]] = {
+    "grad_cam_of_another_layer": (lambda net: LayerGradCam(net, net.stem), {}),
+    "gradient_x_activation": (lambda net: LayerGradientXActivation(net, net.features), {}),
+    "guided_grad_cam": (lambda net: GuidedGradCam(net, net.features), {"interpolate_mode": "bilinear"}),
+    "integrated_gradients": (lambda net: IntegratedGradients(net), {"n_steps": 7}),
+    "occlusion": (lambda net: Occlusion(net), {"sliding_window_shapes": (3, 5, 4), "strides": (3, 2, 2)}),
+    "noise_tunnel": (lambda net: NoiseTunnel(Saliency(net)), {"nt_samples": 3, "stdevs": 0.5, "abs": False}),
+    "score_cam": (lambda net: LayerScoreCam(net, net.stem), {"relu_attributions": True}),
+    "x_grad_cam": (lambda net: LayerXGradCam(net, net.features), {}),
+    "group_cam": (lambda net: LayerGroupCam(net, net.features, groups=3), {}),
+    "union_cam": (lambda net: LayerUnionCam(net, net.features), {"percentile": 40.0}),
+}
+
+
+@CAPTUMS_WARNINGS
+@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("role", ["gradient", "region"])
+def test_any_attribution_can_be_a_component(net: SmallNet, images: Tensor, name: str, role: str) -> None:
+    # Captum refuses guided backpropagation through layers that work in place.
+    net.relu = nn.ReLU()
+    make, arguments = COMPONENTS[name]
+    torch.manual_seed(1)
+    alone = make(net).attribute(images, target=[0, 1, 2], **arguments)
+    fusion_cam = LayerFusionCam(net, net.features, **{f"{role}_method": make(net)})
+    torch.manual_seed(1)  # For the noise.
+    _, stages = fusion_cam.attribute(images, target=[0, 1, 2], return_stages=True, **{f"{role}_kwargs": arguments})
+    for ours, attribution in zip(getattr(stages, role), alone.detach().double().numpy(), strict=True):
+        expected = straight_line.component(attribution.sum(0), (12, 10))
+        assert expected.max() == 1
+        np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+
+
+def test_two_chosen_components_are_fused(net: SmallNet, images: Tensor) -> None:
+    fusion_cam = LayerFusionCam(
+        net, net.features, gradient_method=LayerXGradCam(net, net.stem), region_method=Occlusion(net)
+    )
+    _, stages = fusion_cam.attribute(
+        images, target=1, return_stages=True, region_kwargs={"sliding_window_shapes": (3, 4, 4)}
+    )
+    for example, x in enumerate(images.split(1)):
+        maps = (getattr(stages, name)[example, 0].double().numpy() for name in ("gradient", "region"))
+        with torch.no_grad():
+            probability = straight_line.probability(net, 1)
+            expected = straight_line.fusion_cam(*maps, probability, x, torch.zeros(1), 10.0, "normalized")
+        for stage, value in stages._asdict().items():
+            np.testing.assert_allclose(value[example].squeeze(0), expected[stage], atol=1e-5, err_msg=stage)
+
+
+@CAPTUMS_WARNINGS
+def test_a_noise_tunnel_around_a_layer_method_gets_the_target(net: SmallNet, images: Tensor) -> None:
+    still = {"stdevs": 0.0, "nt_samples": 2}
     noisy = LayerFusionCam(net, net.features, gradient_method=NoiseTunnel(LayerGradCam(net, net.features)))
-    _, stages = noisy.attribute(images, target=[0, 1, 2], return_stages=True)
-    _, plain = LayerFusionCam(net, net.features).attribute(images, target=[0, 1, 2], return_stages=True)
-    assert torch.equal(stages.region, plain.region)
-    assert not torch.equal(stages.gradient, plain.gradient)
+    plain = LayerFusionCam(net, net.features).attribute(images, target=[0, 1, 2])
+    torch.testing.assert_close(noisy.attribute(images, target=[0, 1, 2], gradient_kwargs=still), plain)
+    assert not torch.allclose(noisy.attribute(images, target=[0, 1, 2], gradient_kwargs={"stdevs": 1.0}), plain)
+
+
+class Recording(Attribution):
+    """Gives the inputs back as their attributions and keeps what it was called with."""
+
+    @log_usage()  # As Captum's own; a NoiseTunnel calls what it wraps.
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: object = None,
+        additional_forward_args: object = None,
+        baselines: object = None,
+        attribute_to_layer_input: bool = False,
+        perturbations_per_eval: int = 1,
+        show_progress: bool = False,
+        extra: str = "",
+    ) -> Tensor:
+        self.given = {name: value for name, value in locals().items() if name not in ("self", "inputs")}
+        return inputs
+
+
+class RecordingLess(Attribution):
+    """Takes nothing but the target."""
+
+    def attribute(self, inputs: Tensor, target: object = None) -> Tensor:
+        self.given = {"target": target}
+        return inputs
+
+
+def scaled(net: SmallNet) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, scale: net(x) * scale[:, None]
+
+
+@pytest.mark.parametrize("role", ["gradient", "region"])
+@pytest.mark.parametrize("tunnel", [False, True])
+def test_arguments_reach_the_components_that_take_them(
+    net: SmallNet, images: Tensor, role: str, tunnel: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = scaled(net)
+    recording = Recording(forward)
+    method = NoiseTunnel(recording) if tunnel else recording
+    scale = torch.tensor([1.0, 2.0, 3.0])
+    samples = {"nt_samples": 1, "stdevs": 0.0} if tunnel else {}
+    _, stages = LayerFusionCam(forward, net.features, **{f"{role}_method": method}).attribute(
+        images,
+        target=[0, 1, 2],
+        additional_forward_args=(scale,),
+        baselines=0.25,
+        attribute_to_layer_input=True,
+        perturbations_per_eval=2,
+        show_progress=True,
+        return_stages=True,
+        **{f"{role}_kwargs": {"extra": "further"} | samples},
+    )
+    capsys.readouterr()
+    assert list(recording.given.pop("target")) == [0, 1, 2]
+    (reached,) = recording.given.pop("additional_forward_args")
+    assert torch.equal(reached, scale)
+    assert recording.given == {
+        "baselines": (0.25,) if tunnel else 0.25,  # A NoiseTunnel makes a tuple of them.
+        "attribute_to_layer_input": True,
+        "perturbations_per_eval": 2,
+        "show_progress": True,
+        "extra": "further",
+    }
+    for ours, x in zip(getattr(stages, role), images, strict=True):
+        expected = straight_line.component(x.double().numpy().sum(0), (12, 10))
+        np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+
+
+def test_a_component_keeps_its_own_defaults(net: SmallNet, images: Tensor) -> None:
+    recording = Recording(net)
+    LayerFusionCam(net, net.features, region_method=recording).attribute(images, target=1)
+    # None among Fusion-CAM's arguments means its own default, which is no value for another method.
+    defaults = {"additional_forward_args": None, "baselines": None, "perturbations_per_eval": 1, "extra": ""}
+    assert recording.given.items() >= (defaults | {"target": 1}).items()
+    less = RecordingLess(net)
+    LayerFusionCam(net, net.features, region_method=less).attribute(
+        images, target=1, baselines=0.5, perturbations_per_eval=3
+    )
+    assert less.given == {"target": 1}
+
+
+def test_a_component_may_change_what_it_is_given(net: SmallNet, images: Tensor) -> None:
+    class Destructive(Attribution):
+        def attribute(self, inputs: Tensor, target: int) -> Tensor:
+            return inputs.fill_(target)
+
+    before = images.clone()
+    default = LayerFusionCam(net, net.features).attribute(images, target=1, return_stages=True)[1]
+    fusion_cam = LayerFusionCam(net, net.features, gradient_method=Destructive(net))
+    stages = fusion_cam.attribute(images, target=1, return_stages=True)[1]
+    assert torch.equal(images, before)
+    assert torch.equal(stages.region, default.region)
+
+
+def test_a_component_for_several_inputs(images: Tensor) -> None:
+    """Where there is one attribution for each input, that of the first masked one counts."""
+    net = SmallNet().eval()
+
+    def forward(table: Tensor, image: Tensor) -> Tensor:
+        return net(image) + table
+
+    inputs = (torch.randn(3, 3), images)
+    fusion_cam = LayerFusionCam(forward, net.features, gradient_method=IntegratedGradients(forward))
+    _, stages = fusion_cam.attribute(inputs, target=2, return_stages=True, gradient_kwargs={"n_steps": 5})
+    _, alone = IntegratedGradients(forward).attribute(inputs, target=2, n_steps=5)
+    for ours, attribution in zip(stages.gradient, alone.double().numpy(), strict=True):
+        np.testing.assert_allclose(ours[0], straight_line.component(attribution.sum(0), (12, 10)), atol=1e-5)
 
 
 def test_several_inputs(images: Tensor) -> None:
@@ -172,8 +355,34 @@ def test_refuses_bad_options_before_any_forward_pass(
 def test_refuses_bad_settings(net: SmallNet) -> None:
     with pytest.raises(ValueError, match="activation is 'relu'; expected one of"):
         LayerFusionCam(net, net.features, activation="relu")
-    with pytest.raises(TypeError, match=r"gradient_method is 'grad-cam'; expected an instance of"):
-        LayerFusionCam(net, net.features, gradient_method="grad-cam")
+
+
+@pytest.mark.parametrize("role", ["gradient_method", "region_method"])
+@pytest.mark.parametrize("component", ["grad-cam", LayerGradCam, nn.Identity(), lambda x: x])
+def test_refuses_a_component_that_is_no_attribution(net: SmallNet, role: str, component: object) -> None:
+    with pytest.raises(TypeError, match=rf"{role} is .*; expected an instance of captum\.attr\.Attribution"):
+        LayerFusionCam(net, net.features, **{role: component})
+
+
+@pytest.mark.parametrize("role", ["gradient_method", "region_method"])
+@pytest.mark.parametrize("wrap", [lambda method: method, NoiseTunnel])
+def test_refuses_a_component_of_another_model(
+    net: SmallNet, role: str, wrap: Callable[[Attribution], Attribution]
+) -> None:
+    other = SmallNet().eval()
+    with pytest.raises(ValueError, match=f"{role} explains another SmallNet .*expected attributions of the same model"):
+        LayerFusionCam(net, net.features, **{role: wrap(LayerGradCam(other, other.features))})
+    # A part of the model and the model in a wrapper are no other model.
+    for same in (nn.DataParallel(net), net.features):
+        LayerFusionCam(net, net.features, **{role: wrap(Saliency(same))})
+
+
+@pytest.mark.parametrize("role", ["gradient_method", "region_method"])
+def test_refuses_a_component_with_another_number_of_spatial_axes(net: SmallNet, images: Tensor, role: str) -> None:
+    fusion_cam = LayerFusionCam(net, net.features, **{role: LayerActivation(net, net.head)})
+    message = r"Layer Activation gave attributions of shape \(3, 3\) for inputs of shape \(3, 3, 12, 10\)"
+    with pytest.raises(ValueError, match=message + "; expected as many examples and as many spatial axes"):
+        fusion_cam.attribute(images, target=0)
 
 
 def test_refuses_inference_mode(net: SmallNet, images: Tensor) -> None:
