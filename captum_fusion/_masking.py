@@ -148,16 +148,11 @@ class MaskedForward(CheckedForward):
             )
         return scores
 
-    def scores_of_maps(
-        self, maps: Tensor, perturbations_per_eval: int | None = None, description: str | None = None
-    ) -> Tensor:
+    def scores_of_maps(self, maps: Tensor, perturbations_per_eval: int | None = None) -> Tensor:
         r"""Scores each example masked by its own map, of shape (N, 1, \*s); see ``scores``."""
         everyone = torch.arange(self.examples, device=maps.device)
         return self.scores(
-            everyone,
-            lambda rows, position: upsample(maps[rows], self.size(position)),
-            perturbations_per_eval,
-            description,
+            everyone, lambda rows, position: upsample(maps[rows], self.size(position)), perturbations_per_eval
         )
 
     def as_attributions(self, maps: Tensor) -> Any:

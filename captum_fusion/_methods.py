@@ -1,10 +1,10 @@
-"""Attribution methods by name, for the command and the benchmark."""
+"""Methods, metrics and settings by name, for the command and the benchmark."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from captum.attr import (
@@ -14,8 +14,10 @@ from captum.attr import (
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
+    LayerAttribution,
     LayerGradCam,
     LayerGradientXActivation,
+    PerturbationAttribution,
     Saliency,
 )
 from torch import Tensor
@@ -32,7 +34,7 @@ from captum_fusion.attr.x_grad_cam import LayerXGradCam
 from captum_fusion.functional import WEIGHTINGS, Weighting
 
 
-class RememberedScoreCam(LayerScoreCam):
+class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
     """Score-CAM that is computed once for all methods that are fused from it.
 
     ``saved`` counts the seconds that the repeated calls would have taken.
@@ -42,7 +44,7 @@ class RememberedScoreCam(LayerScoreCam):
     _kept: tuple[Tensor, Any, Tensor, float] | None = None
 
     @logged
-    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # type: ignore[override]
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
         """Attributes as ``LayerScoreCam`` does, at once where inputs and target are those of the last call."""
         if self._kept is not None:
             last_inputs, last_target, attributions, seconds = self._kept
@@ -50,13 +52,13 @@ class RememberedScoreCam(LayerScoreCam):
                 self.saved += seconds
                 return attributions
         start = perf_counter()
-        attributions = super().attribute(inputs, target)
+        attributions = LayerScoreCam(self.forward_func, self.layer).attribute(inputs, target)
         self._kept = (inputs.clone(), target, attributions, perf_counter() - start)
         return attributions
 
 
 # Each builds the attribution for a model and a layer; the third argument is the Score-CAM of that model and layer.
-_BUILDERS: dict[str, Callable[[Module, Module, LayerScoreCam], Attribution]] = {
+_BUILDERS: dict[str, Callable[[Module, Module, Attribution], Attribution]] = {
     "grad-cam": lambda model, layer, _: LayerGradCam(model, layer),
     "grad-cam++": lambda model, layer, _: LayerGradCamPlusPlus(model, layer),
     "x-grad-cam": lambda model, layer, _: LayerXGradCam(model, layer),
@@ -72,6 +74,9 @@ _BUILDERS: dict[str, Callable[[Module, Module, LayerScoreCam], Attribution]] = {
     "deconvolution": lambda model, _, __: Deconvolution(model),
 }
 METHODS = (*_BUILDERS, "fusion-cam")
+METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
+Target = Literal["predicted", "label"]
+Precision = Literal["float32", "bfloat16", "float16"]
 _FUSION = re.compile(r"(?:fusion-cam|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?")
 
 
@@ -88,7 +93,7 @@ class Method:
         """Whether the method denoises by a percentile."""
         return self.components is not None or self.name == "union-cam"
 
-    def build(self, model: Module, layer: Module, score_cam: LayerScoreCam) -> Attribution:
+    def build(self, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
         """The attribution of a model and a layer, with the Score-CAM that the methods share."""
         if self.components is None:
             return _BUILDERS[self.name](model, layer, score_cam)

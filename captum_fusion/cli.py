@@ -17,12 +17,9 @@ from torch import Tensor
 
 from captum_fusion import LayerFusionCam
 from captum_fusion._masking import MaskedForward
-from captum_fusion._methods import Method, RememberedScoreCam, parse_method
+from captum_fusion._methods import METRICS, Method, Precision, RememberedScoreCam, Target, parse_method
 from captum_fusion._models import Classifier, find_layer, last_feature_map, load_classifier
 from captum_fusion._picture import draw, supported_suffixes
-from captum_fusion.benchmark import report as write_report
-from captum_fusion.benchmark import run as run_benchmark
-from captum_fusion.benchmark._run import METRICS, Precision, Target
 from captum_fusion.metrics import saliency_map
 
 app = App(
@@ -172,6 +169,9 @@ def benchmark(
         batch_size: Pictures that are explained together.
         strict: Stop at a picture that cannot be read or a method that fails.
     """
+    # pandas and SciPy take a second that explain need not wait for.
+    from captum_fusion.benchmark import run as run_benchmark
+
     run_benchmark(
         images,
         output,
@@ -202,6 +202,8 @@ def report(folder: Path) -> None:
     Args:
         folder: The output folder of a benchmark.
     """
+    from captum_fusion.benchmark import report as write_report
+
     write_report(folder)
 
 

@@ -126,16 +126,14 @@ def labels_of_model(source: Source, categories: Sequence[str] | None, classes: i
                 f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
                 "labels"
             )
+    indices = {label: label for picture in source.pictures for label in picture.labels}
     if source.categories is None:
-        indices = {label: label for picture in source.pictures for label in picture.labels}
         for label in indices:
             if not 0 <= label < classes:
                 raise ValueError(
                     f"A label is {label}; expected an index below {classes}, the model's number of classes"
                 )
-    elif len(source.categories) == classes:
-        indices = dict(enumerate(range(classes)))
-    else:
+    elif len(source.categories) != classes:
         known = [name.lower() for name in categories or ()]
         missing = [name for name in source.categories if name.lower() not in known]
         if missing:

@@ -270,7 +270,6 @@ def _draw_explanations(file: Path, records: pd.DataFrame, measures: Sequence[str
     groups = (("most", most.head(count)), ("least", least.head(count)))
     figure = Figure(figsize=(2.3 * count, 5.9), layout="constrained")
     for line, (which, rows) in zip(figure.subplots(2, count, squeeze=False), groups, strict=True):
-        line[0].set_ylabel(f"{which} faithful")
         for axis in line:
             axis.set_axis_off()
         for axis, (_, row) in zip(line, rows.iterrows(), strict=False):
