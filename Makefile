@@ -47,7 +47,7 @@ tutorials: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[benchmark]"
 	$(BIN)/python benchmarks/score_cam.py
-	$(BIN)/python -m benchmarks.metrics
+	$(BIN)/python -m benchmarks.overhead
 
 clean:
 	rm -rf $(VENV) $(LOWEST)

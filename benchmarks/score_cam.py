@@ -131,24 +131,6 @@ def layer_shape(model: nn.Module, layer: nn.Module, image: Tensor) -> torch.Size
     return shapes[0]
 
 
-def best_forward_rate(model: nn.Module, seconds: float) -> float:
-    """Images per second of the model alone, the best over batch sizes and memory formats, taking turns."""
-    batches = [
-        torch.rand(rows, 3, 224, 224).to(memory_format=memory_format)
-        for memory_format in (torch.channels_last, torch.contiguous_format)
-        for rows in (1, 2, 4, 8, 16)
-    ]
-    times: list[list[float]] = [[] for _ in batches]
-    with torch.no_grad():
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or not times[-1]:
-            for batch, taken in zip(batches, times, strict=True):
-                start = time.perf_counter()
-                model(batch)
-                taken.append((time.perf_counter() - start) / len(batch))
-    return max(1 / statistics.median(taken) for taken in times)
-
-
 def measure(name: str, implementation: str, file: Path) -> None:
     """Runs in a process of its own: explains one picture and saves the figures."""
     model, layer, image = load(name)
@@ -169,8 +151,6 @@ def measure(name: str, implementation: str, file: Path) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     counter.remove()
     figures = {"seconds": seconds, "megabytes": memory / 1024, "forward_passes": rows}
-    if implementation == OURS:
-        figures["best_forward_rate"] = best_forward_rate(model, seconds=max(10.0, seconds / 2))
     maps = interpolate(attribution.float(), image.shape[2:], mode="bilinear")
     np.savez(file, map=maps[0, 0].numpy(), **figures)
 
@@ -207,11 +187,6 @@ def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.nda
             "times_ours_range": [min(ratios), max(ratios)],
             "correlation": float(np.corrcoef(maps[implementation].ravel(), maps[OURS].ravel())[0, 1]),
         }
-    overheads = [our["seconds"] * our["best_forward_rate"] / our["forward_passes"] for our in ours]
-    summary["times_forward_passes_alone"] = {
-        "median": statistics.median(overheads),
-        "range": [min(overheads), max(overheads)],
-    }
     return summary
 
 
@@ -229,11 +204,6 @@ def markdown(results: dict[str, object]) -> str:
                 f" | {row['times_ours']:.2f} ({low:.2f} to {high:.2f})"
                 f" | {row['forward_passes']:.0f} | {row['megabytes']:.0f} | {row['correlation']:.4f} |"
             )
-    lines += ["", "| model | seconds of captum-fusion over its forward passes alone (range) |", "| --- | ---: |"]
-    for name, summary in results.items():
-        overhead = summary["times_forward_passes_alone"]
-        low, high = overhead["range"]
-        lines.append(f"| {name} | {overhead['median']:.2f} ({low:.2f} to {high:.2f}) |")
     return "\n".join(lines) + "\n"
 
 
