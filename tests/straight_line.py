@@ -137,12 +137,20 @@ def union_cam(
     x: Tensor,
     baseline: Tensor,
     percentile: float,
-) -> tuple[Array, tuple[float, float]]:
-    """The map, and what rounding could tip: what the union gains on the region map, and how far the union is uneven."""
+) -> tuple[Array, tuple[float, float, bool]]:
+    """The map, and what rounding could tip.
+
+    That is: what the union gains on the region map, how far the union is uneven, and whether gradients differ from
+    their percentile, and from each other, by no more than rounding.
+    """
     size = tuple(x.shape[2:])
     total = np.zeros(activations.shape[1:])
+    tied = False
     for channel, gradient in zip(activations, gradients, strict=True):
-        kept = np.where((gradient >= np.percentile(gradient, percentile)) & (gradient > 0), gradient, 0)
+        threshold = np.percentile(gradient, percentile)
+        near = gradient[np.abs(gradient - threshold) <= 1e-9 * np.abs(gradient).max()]
+        tied = tied or bool(threshold > 0 and near.size and np.ptp(near) > 0)
+        kept = np.where((gradient >= threshold) & (gradient > 0), gradient, 0)
         if kept.any():
             total += kept / kept.sum() * channel
     denoised = normalize(upsample(total, size))
@@ -152,7 +160,7 @@ def union_cam(
     union = w_d * denoised + w_r * region
     combined = normalize(union)
     gain = masked_score(probability, x, combined, baseline) - without - c_r
-    return (combined if gain > 0 else region), (gain, np.ptp(union) / union.max() if union.any() else 1.0)
+    return (combined if gain > 0 else region), (gain, np.ptp(union) / union.max() if union.any() else 1.0, tied)
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:

@@ -195,7 +195,7 @@ def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: fl
         with torch.no_grad():
             baseline = torch.zeros_like(x)
             scores = straight_line.score_cam(activations, straight_line.logit(network, target), x, baseline)
-            expected, (gain, unevenness) = straight_line.union_cam(
+            expected, (gain, unevenness, tied) = straight_line.union_cam(
                 activations,
                 gradients,
                 straight_line.component(scores, tuple(x.shape[2:])),
@@ -206,7 +206,8 @@ def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: fl
             )
         # Between rounding and nothing, either map may be chosen. Where D = 1 - R, as on layers of two pixels, the sum
         # is constant but for the rounding of each, which normalizing has scaled up with a map that is nearly constant.
-        assume((abs(gain) > 1e-12 or gain == 0) and unevenness > 1e-4)
+        # Gradients that tie but for rounding may fall on either side of their percentile.
+        assume((abs(gain) > 1e-12 or gain == 0) and unevenness > 1e-4 and not tied)
         for channel in attribution:
             np.testing.assert_allclose(channel, expected, atol=1e-5)
         torch.testing.assert_close(union_cam.attribute(x, target=target, percentile=percentile)[0], attribution)
