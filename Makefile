@@ -19,10 +19,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/pytest
 
-# torch 2.4 needs Python 3.12 or older, torchcam 3.11 or later.
+# torch 2.4 needs Python 3.12 or older, torchcam 3.11 or later. pip tries versions against these bounds for hours.
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --editable ".[test]" --constraint tests/lowest.txt
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST) --editable ".[test]" --constraint tests/lowest.txt
 	touch $@
 
 test-lowest: $(LOWEST)/installed

@@ -100,10 +100,11 @@ def test_a_layer_that_needs_no_view(algorithm: type[LayerAttribution], net: Smal
 def test_maxvit_needs_no_view(algorithm: type[LayerAttribution]) -> None:
     # maxvit_t, but smaller.
     model = MaxVit((64, 64), 8, 4, [8, 16], [1, 1], 8, 0.0, num_classes=5).eval()
-    images = torch.randn(2, 3, 64, 64)
-    attributions = algorithm(model, model.blocks[-1]).attribute(images, target=1)
+    # Probabilities sum to 1, so that a mask which changes them raises that of some class.
+    images = torch.randn(1, 3, 64, 64).repeat(5, 1, 1, 1)
+    attributions = algorithm(model, model.blocks[-1]).attribute(images, target=list(range(5)))
     channels = 1 if algorithm is not LayerGradientXActivation else attributions.shape[1]
-    assert attributions.shape == (images.shape if algorithm in INPUT_SHAPED else (2, channels, 8, 8))
+    assert attributions.shape == (images.shape if algorithm in INPUT_SHAPED else (5, channels, 8, 8))
     assert attributions.any()
 
 
