@@ -77,7 +77,8 @@ def judge(model: nn.Module, inputs: Tensor, target: int, activations: Tensor, sc
     everything = torch.cat([torch.ones_like(maps[0]), masks])
     kept = forward.scores(torch.zeros(len(everything), dtype=torch.long), lambda rows, _: everything[rows])
     drops = relu(kept[0] - kept[1:]) / kept[0]
-    correlations = torch.corrcoef(masks.flatten(1))[0]
+    # A map of zeros correlates with nothing.
+    correlations = torch.corrcoef(masks.flatten(1))[0].nan_to_num(0)
     return [
         {"coverage": coverage, "forward_passes": rows, "correlation": correlation.item(), "drop": drop.item()}
         for coverage, rows, correlation, drop in zip(COVERAGES, passes, correlations, drops, strict=True)

@@ -38,7 +38,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             together. Below 1 only the channels with the largest total activation (the sum of their absolute values)
             are scored for each example; the others get no weight, and the attribution is an approximation that costs
             fewer forward passes: at 0.85 about a third, with correlations above 0.99, on the networks and pictures of
-            ``benchmarks/results/coverage.md``. Default: 1.0, which is exact
+            ``benchmarks/results/coverage.md``. It serves layers after a ReLU; signed channels cancel each other, so
+            that leaving out even small ones changes the sum. Default: 1.0, which is exact
 
     Raises:
         ValueError: If the coverage is outside (0, 1].
