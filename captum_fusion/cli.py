@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from captum_fusion import LayerFusionCam
-from captum_fusion._masking import MaskedForward
 from captum_fusion._methods import METRICS, Method, Precision, RememberedScoreCam, Target, parse_method
 from captum_fusion._models import Classifier, find_layer, last_feature_map, load_classifier
 from captum_fusion._picture import draw, supported_suffixes
+from captum_fusion._scorer import scoring
 from captum_fusion.metrics import saliency_map
 
 app = App(
@@ -274,9 +274,8 @@ def _probabilities_kept(
     network: torch.nn.Module, layer: torch.nn.Module, inputs: Tensor, target: int, maps: Tensor
 ) -> list[float]:
     """The class probability of the picture masked by each map."""
-    forward = MaskedForward(network, inputs, target, None, None, layer, activation="softmax")
-    examples = torch.zeros(len(maps), dtype=torch.long, device=inputs.device)
-    kept: list[float] = forward.scores(examples, lambda rows, _: maps[rows]).tolist()
+    with scoring(network, inputs, target, None, baselines=None, activation="softmax", layer=layer) as scorer:
+        kept: list[float] = scorer.scores_of_maps(maps.movedim(0, 1))[0].tolist()
     return kept
 
 
