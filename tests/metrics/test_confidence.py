@@ -53,6 +53,26 @@ def test_all_ones_lose_and_gain_nothing(net: SmallNet, images: Tensor) -> None:
     assert confidence_increase(net, images, ones, target=1).eq(0).all()
 
 
+@pytest.mark.parametrize("perturbations_per_eval", [1, 2, None])
+@pytest.mark.parametrize("first", [0, 1])
+def test_all_ones_gain_nothing_where_rounding_differs_from_pass_to_pass(
+    first: int, perturbations_per_eval: int | None, net: SmallNet, images: Tensor
+) -> None:
+    """As from batch size to batch size, or on a GPU; logits of 100 carry it into small probabilities."""
+    passes = first
+
+    def forward(x: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return (60 * net(x)) * (1 + 3e-7 * (passes % 2))
+
+    for target in range(3):
+        increase = confidence_increase(
+            forward, images, torch.ones_like(images), target=target, perturbations_per_eval=perturbations_per_eval
+        )
+        assert increase.eq(0).all()
+
+
 def test_a_probability_of_zero_has_nothing_to_lose() -> None:
     def never(x: Tensor) -> Tensor:
         return torch.stack([0 * x[:, 0, 0], 1 + 0 * x[:, 0, 0]], dim=1)

@@ -1,0 +1,318 @@
+"""Masked rows to scores: how many reach the model, in which chunks, and what makes their scores wrong."""
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_fusion import (
+    LayerFusionCam,
+    LayerGradCamPlusPlus,
+    LayerGroupCam,
+    LayerScoreCam,
+    LayerUnionCam,
+    LayerXGradCam,
+)
+from captum_fusion.metrics import deletion, insertion
+from tests.conftest import SmallNet
+from tests.methods import METHODS, has_input_shape, takes
+from tests.metrics.test_confidence import METRICS
+
+MASKED = [method for method in METHODS if takes(method, "perturbations_per_eval")]
+
+
+class Counter:
+    """A forward function that counts its calls and their rows."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+        self.sizes: list[int] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.sizes.append(len(inputs[0]))
+        return self.forward(*inputs)
+
+
+# One more row than needed may reach the model, to see whether scores depend on the batch.
+CONTROL = 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "calls", "rows"),
+    [
+        # The unmasked images, then their five live channels and, for the constant one, the blank.
+        (LayerScoreCam, 2, 3 + 3 * 6),
+        (LayerGradCamPlusPlus, 1, 3),
+        (LayerXGradCam, 1, 3),
+        # Five live groups and the blank.
+        (LayerGroupCam, 2, 3 + 3 * 6),
+        # Score-CAM's; the blank, D and R in one call; then C.
+        (LayerUnionCam, 4, 3 + 3 * 6 + 3 * 3 + 3),
+        # One more of Captum's Grad-CAM.
+        (LayerFusionCam, 5, 2 * 3 + 3 * 6 + 3 * 3 + 3),
+    ],
+)
+def test_passes_are_made_once(
+    algorithm: type[LayerAttribution], calls: int, rows: int, net: SmallNet, images: Tensor
+) -> None:
+    counter = Counter(net)
+    algorithm(counter, net.features).attribute(images, target=0)
+    assert len(counter.sizes) <= calls
+    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert counter.sizes[0] == len(images)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_makes_its_passes_once(metric: Any, net: SmallNet, images: Tensor) -> None:
+    counter = Counter(net)
+    curve = metric in (insertion, deletion)
+    metric(counter, images, torch.rand_like(images), target=0, **{"steps": 9} if curve else {})
+    rows = 3 + 3 * (10 if curve else 1)
+    assert len(counter.sizes) == 2
+    assert rows <= sum(counter.sizes) <= rows + CONTROL
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    memory = torch.empty(64, 3)
+
+    def forward(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return net(x)
+        return memory[: len(x)].copy_(net(x))
+
+    options = {"activation": None} if has_input_shape(algorithm) else {}
+    expected = algorithm(net, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
+    ours = algorithm(forward, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_of_an_output_whose_memory_is_used_again(metric: Any, net: SmallNet, images: Tensor) -> None:
+    memory = torch.empty(64, 3)
+    options = {"target": 1, "activation": None, "perturbations_per_eval": 1}
+    ours = metric(lambda x: memory[: len(x)].copy_(net(x)), images, images, **options)
+    assert torch.equal(ours, metric(net, images, images, **options))
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As the transformers package returns its outputs."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+@pytest.mark.parametrize("output", [dict, ModelOutput])
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_forward_function_that_returns_a_dictionary(
+    algorithm: type[LayerAttribution], output: type, net: SmallNet, images: Tensor
+) -> None:
+    def forward(x: Tensor) -> Any:
+        return output(logits=net(x))
+
+    with pytest.raises(TypeError, match=r"logits"):
+        algorithm(forward, net.features).attribute(images, target=1)
+    if output is ModelOutput:
+        expected = algorithm(net, net.features).attribute(images, target=1)
+        ours = algorithm(lambda x: forward(x).logits, net.features).attribute(images, target=1)
+        torch.testing.assert_close(ours, expected)
+
+
+class Quantized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x.detach(), 0.01, 0, torch.qint8)
+
+
+class Fourier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning")
+@pytest.mark.parametrize(
+    ("layer", "back", "message"),
+    [(Quantized(), Tensor.dequantize, "(?i)quantized|qint8"), (Fourier(), Tensor.abs, "(?i)complex")],
+    ids=["quantized", "complex"],
+)
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_layer_whose_values_cannot_be_maps(
+    algorithm: type[LayerAttribution], layer: nn.Module, back: Any, message: str, images: Tensor
+) -> None:
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return back(layer(x)).mean((2, 3))
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        algorithm(forward, layer).attribute(images, target=1)
+    assert sum(seen) <= len(images), "refused before any masked pass"
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_a_model_with_a_fixed_batch_size(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    image = images[:1]
+
+    def forward(x: Tensor) -> Tensor:
+        # An error of torch for any other number of rows.
+        return net(x.view(image.shape))
+
+    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
+        algorithm(forward, net.features).attribute(image, target=1)
+    expected = algorithm(net, net.features).attribute(image, target=1)
+    ours = algorithm(forward, net.features).attribute(image, target=1, perturbations_per_eval=1)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_a_model_with_a_fixed_number_of_scores(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
+        algorithm(lambda x: net(x)[:1], net.features).attribute(images[:1], target=1)
+
+
+def test_a_fixed_batch_of_several(net: SmallNet, images: Tensor) -> None:
+    """One mask for each example in one call, down to the last one."""
+    expected = LayerScoreCam(net, net.features).attribute(images, target=1)
+    ours = LayerScoreCam(lambda x: net(x.view(images.shape)), net.features).attribute(
+        images, target=1, perturbations_per_eval=1
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+class BatchNormOfTheBatch(nn.Module):
+    """Normalizes by the batch in evaluation mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.features(x)).relu().mean((2, 3)))
+
+
+class FunctionalDropout(BatchNormOfTheBatch):
+    """Draws in evaluation mode as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.features(x).relu().mean((2, 3)), 0.5))
+
+
+@pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
+@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("examples", [1, 3])
+def test_scores_that_depend_on_the_batch_or_on_chance(
+    algorithm: type[LayerAttribution], model: type[nn.Module], examples: int, images: Tensor
+) -> None:
+    net = model().eval()
+    with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
+        algorithm(net, net.features).attribute(images[:examples], target=1)
+
+
+@pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_whose_scores_depend_on_the_batch_or_on_chance(
+    metric: Any, model: type[nn.Module], images: Tensor
+) -> None:
+    net = model().eval()
+    with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
+        metric(net, images, torch.rand_like(images), target=1)
+
+
+@pytest.mark.parametrize("algorithm", [method for method in MASKED if has_input_shape(method)])
+@pytest.mark.parametrize("scale", [1e6, -1e6])
+def test_a_softmax_that_saturates(
+    algorithm: type[LayerAttribution], scale: float, net: SmallNet, images: Tensor
+) -> None:
+    """The unmasked input, the blank and every mask score the same 0 or 1, so that the map says nothing."""
+
+    def forward(x: Tensor) -> Tensor:
+        # As Captum's wrapper for segmentation, which sums logits over many pixels.
+        return net(x) + scale * torch.tensor([0.0, 1.0, 2.0])
+
+    with pytest.warns(UserWarning, match="activation=None"):
+        algorithm(forward, net.features).attribute(images, target=2)
+
+
+@pytest.mark.parametrize("metric", [insertion, deletion])
+def test_a_metric_of_a_softmax_that_saturates(metric: Any, net: SmallNet, images: Tensor) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return net(x) + 1e6 * torch.tensor([0.0, 1.0, 2.0])
+
+    with pytest.warns(UserWarning, match="activation=None"):
+        metric(forward, images, images, target=2)
+
+
+def test_a_union_of_a_score_cam_that_is_negative_everywhere(images: Tensor) -> None:
+    """Its R is zero, so that the map is zero unless D contributes: with two classes, D hurts one of them."""
+    features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LogSigmoid())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    assert LayerScoreCam(model, features).attribute(images, target=0).lt(0).all()
+    zero = 0
+    for target in (0, 1):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            attributions = LayerUnionCam(model, features).attribute(images, target=target)
+        if (attributions.flatten(1).amax(1) == 0).any():
+            zero += 1
+            assert any(re.search("(?i)negative|Score-CAM|region", str(warning.message)) for warning in caught)
+    assert zero
+
+
+@pytest.mark.parametrize("algorithm", [LayerFusionCam, LayerUnionCam])
+def test_a_wrapper_around_a_component_loses_no_argument(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    """A signature of ``*args, **kwargs`` does not tell whether it takes a target: it is given, or the call refused."""
+
+    class Wrapper(LayerScoreCam):
+        given: list[Any] = []  # noqa: RUF012
+
+        def attribute(self, *args: Any, **kwargs: Any) -> Tensor:
+            self.given.append(kwargs.get("target", args[1] if len(args) > 1 else None))
+            return LayerScoreCam.attribute(self, *args, **kwargs)
+
+    Wrapper.given.clear()
+
+    def forward(x: Tensor) -> Tensor:
+        return net(x)[:, 0]  # One score for each example, so that no target is right as well.
+
+    attribution = algorithm(forward, net.features, region_method=Wrapper(forward, net.features), activation=None)
+    attribution.attribute(images)
+    attribution = algorithm(net, net.features, region_method=Wrapper(net, net.features))
+    Wrapper.given.clear()
+    try:
+        ours = attribution.attribute(images, target=2)
+    except (TypeError, ValueError) as refusal:
+        assert "target" in str(refusal)  # noqa: PT017
+        assert not Wrapper.given
+        return
+    assert Wrapper.given == [2]
+    assert torch.equal(ours, algorithm(net, net.features).attribute(images, target=2))
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_features_that_come_last_are_wrapped(algorithm: type[LayerAttribution]) -> None:
+    """Inputs (N, T, E) of a model that transposes them: the masks run along the last axis, so that is T in a wrap."""
+    convolution = nn.Conv1d(4, 6, 3, padding=1)
+    head = nn.Linear(6, 3)
+
+    def forward(x: Tensor) -> Tensor:
+        return head(convolution(x.transpose(1, 2)).relu().mean(2))
+
+    sequences = torch.rand(2, 9, 4)
+    wrapped = algorithm(lambda x: forward(x.transpose(1, 2)), convolution)
+    ours = wrapped.attribute(sequences.transpose(1, 2), target=1)
+    straight = algorithm(lambda x: head(convolution(x).relu().mean(2)), convolution)
+    torch.testing.assert_close(ours, straight.attribute(sequences.transpose(1, 2), target=1))
+    assert ours.shape[2] == 9
