@@ -50,8 +50,8 @@ CONTROL = 1
         (LayerScoreCam, 2, 3 + 3 * 6),
         (LayerGradCamPlusPlus, 1, 3),
         (LayerXGradCam, 1, 3),
-        # Five live groups and the blank.
-        (LayerGroupCam, 2, 3 + 3 * 6),
+        # Five live groups and the blank; one group of one image is 0 everywhere.
+        (LayerGroupCam, 2, 3 + 3 * 6 - 1),
         # Score-CAM's; the blank, D and R in one call; then C.
         (LayerUnionCam, 4, 3 + 3 * 6 + 3 * 3 + 3),
         # One more of Captum's Grad-CAM.
