@@ -48,3 +48,13 @@ def has_input_shape(algorithm: type[Attribution]) -> bool:
 def at_input_size(attributions: Tensor, inputs: Tensor) -> Tensor:
     """Attributions in the input's shape, as Captum's metrics and its visualization take them."""
     return LayerAttribution.interpolate(attributions, inputs.shape[2:], "bilinear").expand_as(inputs)
+
+
+class _InputShaped:
+    """The methods whose attributions have the input's shape, found when asked for and not when tests are collected."""
+
+    def __contains__(self, algorithm: object) -> bool:
+        return algorithm in METHODS and has_input_shape(algorithm)
+
+
+INPUT_SHAPED = _InputShaped()

@@ -175,7 +175,9 @@ def example_of(name: str) -> tuple[object, ...]:
 
 
 EQUATIONS = [
-    name for name, value in vars(functional).items() if getattr(value, "__module__", "") == functional.__name__
+    name
+    for name, value in vars(functional).items()
+    if getattr(value, "__module__", "") == functional.__name__ and not name.startswith("_")
 ]
 
 

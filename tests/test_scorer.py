@@ -19,11 +19,13 @@ from captum_fusion import (
     LayerUnionCam,
     LayerXGradCam,
 )
-from captum_fusion.metrics import deletion, insertion
+from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
 from tests.methods import METHODS, has_input_shape, takes
-from tests.metrics.test_confidence import METRICS
 
+pytestmark = pytest.mark.every_device
+
+METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 MASKED = [method for method in METHODS if takes(method, "perturbations_per_eval")]
 
 
@@ -78,9 +80,117 @@ def test_a_metric_makes_its_passes_once(metric: Any, net: SmallNet, images: Tens
     assert rows <= sum(counter.sizes) <= rows + CONTROL
 
 
+def test_scores_that_are_not_finite(net: SmallNet, images: Tensor) -> None:
+    def forward(x: Tensor) -> Tensor:
+        # A masked image is darker than the image itself.
+        return net(x) / (x.flatten(1).mean(1, keepdim=True) > 0.45)
+
+    with pytest.raises(RuntimeError, match=r"not finite for 18 of 1[89] masked inputs"):
+        LayerScoreCam(forward, net.features).attribute(images * 0 + 0.46 + images / 100, target=0)
+    with pytest.raises(RuntimeError, match="not finite for 3 of 3 inputs"):
+        LayerScoreCam(lambda x: net(x) * torch.nan, net.features).attribute(images, target=0)
+
+
+class SmallMemory(Counter):
+    """A forward function that runs out of memory for more than some number of rows."""
+
+    def __init__(self, forward: Callable[..., Tensor], most: int, error: BaseException) -> None:
+        super().__init__(forward)
+        self.most, self.error = most, error
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if len(inputs[0]) > self.most:
+            self.sizes.append(-len(inputs[0]))
+            raise self.error
+        return super().__call__(*inputs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_halves_the_rows_and_goes_on(net: SmallNet, images: Tensor, error: BaseException) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=0)
+    forward = SmallMemory(net, 5, error)
+    with pytest.warns(UserWarning, match=r"Out of memory for 1[89] masked inputs") as warned:
+        attributions = LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert len(warned) == 1
+    torch.testing.assert_close(attributions, expected)
+    failed = [-size for size in forward.sizes if size < 0]
+    assert len(failed) == 2
+    assert failed[1] == failed[0] // 2
+    done = [size for size in forward.sizes if size > 0]
+    assert done[0] == len(images)
+    assert done[1] == failed[1] // 2
+    assert 18 <= sum(done[1:]) <= 18 + CONTROL
+
+
+def test_out_of_memory_at_one_row_is_the_original_error(net: SmallNet, images: Tensor) -> None:
+    forward = SmallMemory(net, 1, MemoryError("not even one"))
+
+    def fail_masked(x: Tensor) -> Tensor:
+        forward.most = 0 if forward.sizes else 1
+        return forward(x)
+
+    with pytest.warns(UserWarning, match="Out of memory"), pytest.raises(MemoryError, match="not even one"):
+        LayerScoreCam(fail_masked, net.features).attribute(images[:1], target=0)
+    assert forward.sizes[0] == 1
+    assert forward.sizes[-1] == -1
+    assert forward.sizes[1:] == sorted(set(forward.sizes[1:]))
+
+
+def test_other_errors_are_not_retried(net: SmallNet, images: Tensor) -> None:
+    forward = SmallMemory(net, 5, RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert len(forward.sizes) == 2
+
+
+def test_the_rows_follow_from_what_is_alive_at_once() -> None:
+    net = SmallNet().eval()
+    # The image, 3 * 700 * 700 * 4 bytes, the stem's 4 * 350 * 350 * 4 and the 6 * 350 * 350 * 4 of the features are
+    # alive together; four times as much fits into 48 MiB. Five channels and the baseline are scored.
+    for _ in range(2):
+        counter = Counter(net)
+        LayerScoreCam(counter, net.features).attribute(torch.rand(1, 3, 700, 700), target=0)
+        assert counter.sizes[:2] == [1, 4]
+        assert 2 <= sum(counter.sizes[2:]) <= 2 + CONTROL
+
+
+def test_masked_inputs_share_one_buffer_and_one_memory_format(net: SmallNet, images: Tensor) -> None:
+    seen: set[tuple[int, bool]] = set()
+
+    def forward(x: Tensor) -> Tensor:
+        if len(x) == 4:
+            seen.add((x.data_ptr(), x.is_contiguous(memory_format=torch.channels_last)))
+        return net(x)
+
+    LayerScoreCam(forward, net.features).attribute(images[:2], target=0, perturbations_per_eval=2)
+    assert len(seen) == 1
+    # Channels last where convolutions gain by it.
+    assert next(iter(seen))[1] == (images.device.type == "cpu")
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("perturbations_per_eval", [1, 2, 100])
+def test_the_number_of_masks_per_evaluation_changes_nothing(
+    algorithm: type[LayerAttribution], perturbations_per_eval: int, net: SmallNet, images: Tensor
+) -> None:
+    expected = algorithm(net, net.features).attribute(images, target=2)
+    counter = Counter(net)
+    ours = algorithm(counter, net.features).attribute(images, target=2, perturbations_per_eval=perturbations_per_eval)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert max(counter.sizes) <= perturbations_per_eval * len(images)
+
+
 @pytest.mark.parametrize("algorithm", MASKED)
 def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
-    memory = torch.empty(64, 3)
+    memory = torch.empty(64, 3, device=images.device)
 
     def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -95,7 +205,7 @@ def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution],
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_of_an_output_whose_memory_is_used_again(metric: Any, net: SmallNet, images: Tensor) -> None:
-    memory = torch.empty(64, 3)
+    memory = torch.empty(64, 3, device=images.device)
     options = {"target": 1, "activation": None, "perturbations_per_eval": 1}
     ours = metric(lambda x: memory[: len(x)].copy_(net(x)), images, images, **options)
     assert torch.equal(ours, metric(net, images, images, **options))
@@ -214,7 +324,7 @@ class FunctionalDropout(BatchNormOfTheBatch):
 def test_scores_that_depend_on_the_batch_or_on_chance(
     algorithm: type[LayerAttribution], model: type[nn.Module], examples: int, images: Tensor
 ) -> None:
-    net = model().eval()
+    net = model().eval().to(images.device)
     with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
         algorithm(net, net.features).attribute(images[:examples], target=1)
 
@@ -224,7 +334,7 @@ def test_scores_that_depend_on_the_batch_or_on_chance(
 def test_a_metric_whose_scores_depend_on_the_batch_or_on_chance(
     metric: Any, model: type[nn.Module], images: Tensor
 ) -> None:
-    net = model().eval()
+    net = model().eval().to(images.device)
     with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
         metric(net, images, torch.rand_like(images), target=1)
 
@@ -238,7 +348,7 @@ def test_a_softmax_that_saturates(
 
     def forward(x: Tensor) -> Tensor:
         # As Captum's wrapper for segmentation, which sums logits over many pixels.
-        return net(x) + scale * torch.tensor([0.0, 1.0, 2.0])
+        return net(x) + scale * images.new_tensor([0.0, 1.0, 2.0])
 
     with pytest.warns(UserWarning, match="activation=None"):
         algorithm(forward, net.features).attribute(images, target=2)
@@ -247,7 +357,7 @@ def test_a_softmax_that_saturates(
 @pytest.mark.parametrize("metric", [insertion, deletion])
 def test_a_metric_of_a_softmax_that_saturates(metric: Any, net: SmallNet, images: Tensor) -> None:
     def forward(x: Tensor) -> Tensor:
-        return net(x) + 1e6 * torch.tensor([0.0, 1.0, 2.0])
+        return net(x) + 1e6 * images.new_tensor([0.0, 1.0, 2.0])
 
     with pytest.warns(UserWarning, match="activation=None"):
         metric(forward, images, images, target=2)
@@ -256,7 +366,7 @@ def test_a_metric_of_a_softmax_that_saturates(metric: Any, net: SmallNet, images
 def test_a_union_of_a_score_cam_that_is_negative_everywhere(images: Tensor) -> None:
     """Its R is zero, so that the map is zero unless D contributes: with two classes, D hurts one of them."""
     features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LogSigmoid())
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval().to(images.device)
     assert LayerScoreCam(model, features).attribute(images, target=0).lt(0).all()
     zero = 0
     for target in (0, 1):

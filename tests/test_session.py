@@ -1,19 +1,120 @@
 """A call leaves everything as it was, whatever else runs, and never mixes what others run into its maps."""
 
+import contextlib
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_fusion import LayerScoreCam
+from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
 from tests.methods import METHODS
-from tests.metrics.test_confidence import METRICS
+
+pytestmark = pytest.mark.every_device
+
+METRICS = [confidence_drop, confidence_increase, insertion, deletion]
+
+
+class TrainingNet(nn.Module):
+    """Everything that a forward pass may disturb: statistics, chance, and its own input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.features = nn.Conv2d(3, 4, 3)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        return self.head(self.dropout(self.features(self.norm(x)).relu().mean((2, 3))))
+
+
+def snapshot(model: nn.Module, images: Tensor) -> list[object]:
+    hooks = [
+        len(getattr(module, name))
+        for module in model.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    ]
+    global_hooks = len(nn.modules.module._global_forward_hooks) + len(nn.modules.module._global_forward_pre_hooks)
+    tensors = [*model.state_dict().values(), images, torch.get_rng_state()]
+    if images.is_cuda:
+        tensors.append(torch.cuda.get_rng_state(images.device))
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in [*model.parameters(), images]]
+    modes = [module.training for module in model.modules()]
+    chance = [random.getstate(), np.random.get_state()[1].tolist()]
+    return [
+        hooks,
+        chance,
+        global_hooks,
+        [tensor.tolist() for tensor in tensors],
+        gradients,
+        modes,
+        torch.is_grad_enabled(),
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
+@pytest.mark.parametrize("target", [1, 99], ids=["success", "failure"])
+def test_nothing_is_disturbed(
+    images: Tensor, method: type[LayerAttribution], wrap: Callable[[nn.Module], nn.Module], target: int
+) -> None:
+    model = TrainingNet().to(images.device)
+    model.head.bias.grad = torch.ones_like(model.head.bias)
+    before = snapshot(model, images)
+    buffers = list(model.buffers())
+    fails = target == 99
+    expectation = pytest.raises(ValueError, match="target 99") if fails else contextlib.nullcontext()
+    with expectation, pytest.warns(UserWarning, match=r"model.eval\(\)"):
+        method(wrap(model), model.features).attribute(images, target=target)
+    assert snapshot(model, images) == before
+    assert all(kept is buffer for kept, buffer in zip(model.buffers(), buffers, strict=True))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_is_disturbed_by_a_metric(metric: Any, images: Tensor) -> None:
+    model = TrainingNet().to(images.device)
+    maps = torch.rand_like(images)
+    before = snapshot(model, images)
+    with pytest.warns(UserWarning, match=r"model.eval\(\)"):
+        metric(model, images, maps, target=0)
+    assert snapshot(model, images) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_disturbed_by_an_error_in_the_layer(
+    net: SmallNet, images: Tensor, method: type[LayerAttribution]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("broken")
+
+    net.features.forward = fail
+    before = snapshot(net, images)
+    with pytest.raises(KeyError, match="broken"):
+        method(net, net.features).attribute(images, target=0)
+    assert snapshot(net, images) == before
+
+
+def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
+    model = TrainingNet().to(images.device)
+    with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d, Dropout, so that") as warnings:
+        LayerFusionCam(model, model.features).attribute(images, target=0)
+    assert len(warnings) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_in_evaluation_mode(images: Tensor) -> None:
+    model = TrainingNet().eval().to(images.device)
+    LayerFusionCam(model, model.features).attribute(images, target=0)
 
 
 class Counting(nn.Module):
@@ -53,7 +154,7 @@ def buffers(model: nn.Module) -> list[tuple[str, Tensor | None, list[Any] | None
 def test_buffers_that_change_in_evaluation_mode_stay(
     algorithm: type[LayerAttribution], wrap: Callable[[nn.Module], Any], images: Tensor
 ) -> None:
-    model = Counting().eval()
+    model = Counting().eval().to(images.device)
     before = buffers(model)
     algorithm(wrap(model), model.features).attribute(images, target=1)
     for (name, kept, values), (_, buffer, now) in zip(before, buffers(model), strict=True):
@@ -63,7 +164,7 @@ def test_buffers_that_change_in_evaluation_mode_stay(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_leaves_buffers_that_change_in_evaluation_mode(metric: Any, images: Tensor) -> None:
-    model = Counting().eval()
+    model = Counting().eval().to(images.device)
     before = buffers(model)
     metric(model, images, images, target=1)
     assert [values for _, _, values in buffers(model)] == [values for _, _, values in before]
@@ -92,8 +193,8 @@ def test_a_model_that_another_thread_trains_goes_on(
     algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
     """It is neither rolled back nor warned about."""
-    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
-    batch = torch.rand(4, 3, 6, 6)
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).to(images.device)
+    batch = torch.rand(4, 3, 6, 6, device=images.device)
     other = Elsewhere(lambda: trained(batch))
     expected = algorithm(net, net.features).attribute(images, target=1)
     ours = algorithm(other.during(net), net.features).attribute(images, target=1)
@@ -104,7 +205,7 @@ def test_a_model_that_another_thread_trains_goes_on(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_metric_leaves_a_model_that_another_thread_trains(metric: Any, net: SmallNet, images: Tensor) -> None:
-    trained = nn.BatchNorm2d(3)
+    trained = nn.BatchNorm2d(3).to(images.device)
     other = Elsewhere(lambda: trained(images))
     metric(other.during(net), images, images, target=1)
     assert trained.num_batches_tracked == len(other.results) > 0
@@ -114,7 +215,7 @@ def test_a_metric_leaves_a_model_that_another_thread_trains(metric: Any, net: Sm
 def test_what_another_thread_draws_stays_distinct(
     algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
-    other = Elsewhere(lambda: torch.rand(()).item())
+    other = Elsewhere(lambda: torch.rand((), device=images.device).item())
     attribution = algorithm(other.during(net), net.features)
     for _ in range(5):
         attribution.attribute(images, target=1)
@@ -124,7 +225,7 @@ def test_what_another_thread_draws_stays_distinct(
 
 @pytest.mark.parametrize("algorithm", METHODS)
 def test_two_threads_with_a_model_each(algorithm: type[LayerAttribution], images: Tensor) -> None:
-    nets = [SmallNet().eval(), SmallNet(channels=5).eval()]
+    nets = [net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5))]
     expected = [algorithm(net, net.features).attribute(images, target=1) for net in nets]
 
     def explain(index: int) -> list[Tensor]:
@@ -160,7 +261,7 @@ def test_two_threads_with_one_model_are_right_or_refused(
     algorithm: type[LayerAttribution], where: str, images: Tensor
 ) -> None:
     """A thread is in the middle of a forward pass, before or after the layer, while others explain the same model."""
-    net = SmallNet().eval()
+    net = SmallNet().eval().to(images.device)
     meeting = Meeting()
     order = [net.features, meeting] if where == "after" else [meeting, net.features]
     model = nn.Sequential(net.stem, *order, net.relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head)
@@ -235,7 +336,7 @@ class Crops(nn.Module):
 def test_a_layer_that_sees_several_rows_for_each_example(
     algorithm: type[LayerAttribution], examples: int, images: Tensor
 ) -> None:
-    model = Crops(4).eval()
+    model = Crops(4).eval().to(images.device)
     seen = []
 
     def forward(x: Tensor) -> Tensor:
@@ -262,7 +363,7 @@ def test_a_model_that_merges_batch_and_channels_by_view(algorithm: type[LayerAtt
             gate = self.merge(maps, (n * c, -1)).sigmoid().mean(1).view(n, c, 1, 1)
             return self.head((maps * gate).relu().mean((2, 3)))
 
-    viewing, reshaping = Gated(Tensor.view), Gated(Tensor.reshape)
+    viewing, reshaping = (Gated(merge).to(images.device) for merge in (Tensor.view, Tensor.reshape))
     reshaping.load_state_dict(viewing.state_dict())
     for examples in (1, 3):
         ours = algorithm(viewing, viewing.features).attribute(images[:examples], target=1)

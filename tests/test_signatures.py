@@ -11,10 +11,13 @@ from captum.robust import FGSM, PGD
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, LayerUnionCam
+from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
 from tests.methods import METHODS, at_input_size, has_input_shape, keeps_the_graph, takes
-from tests.metrics.test_confidence import METRICS
 
+pytestmark = pytest.mark.every_device
+
+METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 GRAPH_KEEPING = [method for method in METHODS if takes(method, "grad_kwargs")]
 MASKED = [method for method in METHODS if takes(method, "baselines")]
 
@@ -128,7 +131,7 @@ class CurvedNet(nn.Module):
 def test_the_graph_is_kept_where_captums_grad_cam_keeps_it(
     algorithm: type[LayerAttribution], requires_grad: bool, trainable: bool, images: Tensor
 ) -> None:
-    net = CurvedNet().requires_grad_(trainable)
+    net = CurvedNet().to(images.device).requires_grad_(trainable)
     images.requires_grad_(requires_grad)
     captums = LayerGradCam(net, net.features).attribute(images, 1)
     ours = algorithm(net, net.features).attribute(images, 1)
@@ -156,7 +159,7 @@ def test_the_gradient_of_a_map_whose_gradients_have_a_graph(algorithm: type[Laye
 
 @pytest.mark.parametrize("algorithm", GRAPH_KEEPING)
 def test_captums_attacks_run_through_a_map(algorithm: type[LayerAttribution], images: Tensor) -> None:
-    net = CurvedNet()
+    net = CurvedNet().to(images.device)
     attribution = algorithm(net, net.features)
 
     def loss(inputs: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def test_captums_attacks_run_through_a_map(algorithm: type[LayerAttribution], im
 
 @pytest.mark.parametrize("algorithm", METHODS)
 def test_layer_and_forward_function_can_be_assigned(algorithm: type[LayerAttribution], images: Tensor) -> None:
-    first, second = SmallNet().eval(), SmallNet(channels=5).eval()
+    first, second = (net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5)))
     expected = {
         (net, layer): algorithm(net, net.get_submodule(layer)).attribute(images, target=1)
         for net in (first, second)
@@ -224,15 +227,15 @@ class PictureAndTable(nn.Module):
 
 @pytest.fixture
 def table_and_picture(images: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.rand(3, 5), images
+    return torch.rand(3, 5, device=images.device), images
 
 
 @pytest.mark.parametrize("algorithm", [method for method in METHODS if takes(method, "interpolate_mode")])
 def test_an_input_that_is_not_masked_gets_zeros(
     algorithm: type[LayerAttribution], table_and_picture: tuple[Tensor, Tensor]
 ) -> None:
-    net = PictureAndTable()
-    inputs = (*table_and_picture, torch.tensor([3, 1, 4]))
+    net = PictureAndTable().to(table_and_picture[0].device)
+    inputs = (*table_and_picture, table_and_picture[0].new_tensor([3, 1, 4], dtype=torch.long))
     table, picture, numbers = algorithm(lambda *given: net(*given[:2]), net.features).attribute(inputs, target=1)
     assert table.shape == inputs[0].shape
     assert not table.any()
@@ -246,7 +249,7 @@ def test_an_input_that_is_not_masked_gets_zeros(
 def test_captums_functions_take_tuples(
     algorithm: type[LayerAttribution], table_and_picture: tuple[Tensor, Tensor]
 ) -> None:
-    net = PictureAndTable()
+    net = PictureAndTable().to(table_and_picture[0].device)
     attribution = algorithm(net, net.features)
     plain = attribution.attribute(table_and_picture, target=1)
     settings = {"nt_samples": 2, "target": 1}
@@ -277,7 +280,7 @@ def test_captums_functions_take_tuples(
 
 @pytest.mark.parametrize(("channels", "groups"), [(6, 6), (40, 32)])
 def test_group_cam_has_a_group_for_each_channel_of_a_small_layer(channels: int, groups: int, images: Tensor) -> None:
-    net = SmallNet(channels=channels).eval()
+    net = SmallNet(channels=channels).eval().to(images.device)
     default = LayerGroupCam(net, net.features).attribute(images, target=0)
     assert torch.equal(default, LayerGroupCam(net, net.features, groups=groups).attribute(images, target=0))
 

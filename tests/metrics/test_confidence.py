@@ -16,7 +16,6 @@ from captum_fusion import LayerFusionCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
 from tests.methods import METHODS
-from tests.test_state import TrainingNet, snapshot
 
 METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 
@@ -154,16 +153,6 @@ def test_several_inputs_and_additional_arguments(metric: Any, net: SmallNet, ima
     # One map serves every image.
     shared = metric(forward, inputs, maps[0], **arguments)
     torch.testing.assert_close(shared, metric(forward, inputs, (maps[0], None, maps[0]), **arguments))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_nothing_is_disturbed(metric: Any, images: Tensor) -> None:
-    model = TrainingNet()
-    maps = torch.rand_like(images)
-    before = snapshot(model, images)
-    with pytest.warns(UserWarning, match=r"model.eval\(\)"):
-        metric(model, images, maps, target=0)
-    assert snapshot(model, images) == before
 
 
 @pytest.mark.parametrize("metric", METRICS)
