@@ -217,8 +217,8 @@ class Scorer:
             warn(
                 f"An input scores {float(alone):.4g} as it is, but {float(score):.4g} in a batch of masked ones, which "
                 "means that scores depend on the other rows or on chance. Look for BatchNorm with "
-                "track_running_stats=False and for functional dropout. An example that is explained alone is kept apart "
-                "by perturbations_per_eval=1."
+                "track_running_stats=False and for functional dropout. An example that is explained alone is kept "
+                "apart by perturbations_per_eval=1."
             )
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:

@@ -33,7 +33,9 @@ def warn(message: str) -> None:
 class _Draws(TorchDispatchMode):
     """Notes whether this thread draws random numbers."""
 
-    any = False
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.any = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.any |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
