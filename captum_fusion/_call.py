@@ -113,10 +113,11 @@ class Call:
                 f"{chosen} given for an output of shape {shape}, which selects scores of shape "
                 f"{tuple(scores.shape)}; expected a target that selects one score per example"
             )
-        if not scores.isfinite().all():
+        not_finite = int((~scores.isfinite()).sum())
+        if not_finite:
             raise RuntimeError(
-                "forward_func gave scores that are not finite for the inputs as they are. Expected finite scores: "
-                "check the inputs and the model."
+                f"forward_func gave scores that are not finite for {not_finite} of {self.examples} inputs as they are. "
+                "Expected finite scores: check the inputs and the model."
             )
         return scores.reshape(-1).to(self.device)
 

@@ -13,7 +13,7 @@ from captum_fusion._call import Call
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, progress_bar, run_forward
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
-from captum_fusion._session import Session, session
+from captum_fusion._session import VIEW_HINT, Session, session
 from captum_fusion._state import PASSES, warn
 from captum_fusion.functional import InterpolateMode, upsample
 
@@ -25,6 +25,9 @@ Masks = Callable[[Tensor, int], Tensor]
 # everything, and larger batches keep it busy.
 _LIVE_BYTES = {"cpu": 48 * 2**20}
 _LIVE_BYTES_ELSEWHERE = 512 * 2**20
+
+
+_FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
 
 class Scorer:
@@ -102,8 +105,10 @@ class Scorer:
             if not buffers or len(next(iter(buffers.values()))) != most:
                 buffers = {}  # Before the new ones take memory.
                 buffers = self._buffers(most)
-            rows = torch.arange(start, stop, device=self.call.device)
-            return self._score_rows(examples[rows], rows, masks, control, buffers)
+            # Where a number of rows is asked for, every forward pass has it: the last row is repeated.
+            last = start + most if self.perturbations_per_eval else stop
+            rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
+            return self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
 
         bar = progress_bar(description, len(examples)) if description else None
         try:
@@ -164,7 +169,7 @@ class Scorer:
                 continue
             if control and rows[0] == 0:
                 mask = masks(rows[1:] - 1, position).to(tensor)
-                mask = torch.cat([torch.ones_like(mask[:1]), mask])
+                mask = torch.cat([mask.new_ones(1, 1, *self.size_of(position)), mask])
             else:
                 mask = masks(rows - int(control), position).to(tensor)
             # lerp(b, x, m) is m x + (1 - m) b.
@@ -175,8 +180,8 @@ class Scorer:
         output = self._run(tuple(row_inputs), examples)
         if len(output) != len(rows):
             raise ValueError(
-                f"forward_func returned {len(output)} scores for {len(rows)} inputs; expected one for each input, for "
-                "any number of inputs"
+                f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
+                f"any number of inputs. {_FIXED}"
             )
         return self.call.select(output, examples).reshape(-1)
 
@@ -184,7 +189,7 @@ class Scorer:
         arguments = self.call.arguments(examples)
         try:
             return self._pass(row_inputs, arguments)
-        except Exception as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             if out_of_memory(error):
                 raise
             if self._channels_last and re.search("view size|contiguous|stride", str(error)):
@@ -193,8 +198,7 @@ class Scorer:
             elif len(examples) != self.call.examples:
                 raise RuntimeError(
                     f"forward_func failed for {len(examples)} masked inputs in one call, though not for the "
-                    f"{self.call.examples} as they are: {error}. If it takes no other number of inputs, explain one "
-                    "example at a time and give perturbations_per_eval=1."
+                    f"{self.call.examples} as they are: {error}. {_FIXED}"
                 ) from error
             else:
                 raise
@@ -278,7 +282,6 @@ def _masked_positions(inputs: tuple[Tensor, ...], layer_value: Tensor) -> tuple[
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "
-            f"{tuple(layer_value.shape)}; expected (N, C, *s) of both, with as many spatial axes. For a layer of "
-            "tokens or of channels-last maps, pass what captum_fusion.spatial_view gives."
+            f"{tuple(layer_value.shape)}; expected (N, C, *s) of both, with as many spatial axes. {VIEW_HINT}"
         )
     return positions

@@ -108,7 +108,7 @@ def _run(
     given: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with PASSES, eager(), state.watching(), _memory(inputs) as memory:
+    with PASSES, eager(), state.watching() as draws, _memory(inputs) as memory:
         if layer is None:
             with torch.no_grad():
                 run_forward(observed, inputs, call.additional_forward_args)
@@ -127,14 +127,18 @@ def _run(
                 raise _not_run(layer, call) from None
             if len(given) != 1:
                 raise ValueError(f"The layer's {_side(attribute_to_layer_input)} has {len(given)} values; {_EXPECTED}")
-            _check_map(given[0], call.examples, _side(attribute_to_layer_input))
-    state.warn_if_unstable()
+            _check_map(given[0], call, _side(attribute_to_layer_input))
+    if draws.any:
+        state.warn_of_chance()
     value, gradient = (as_float(part[0]) if part else torch.empty(0) for part in (given, gradients))
     return Session(call, layer, attribute_to_layer_input, output, scores, value, gradient, memory.most, state)
 
 
 _EXPECTED = r"expected a single tensor (N, C, *s) with one to three spatial axes"
-_VIEW = "For a layer of tokens or of channels-last maps, pass what captum_fusion.spatial_view gives."
+VIEW_HINT = (
+    "For a layer of tokens or of channels-last maps, pass what captum_fusion.spatial_view gives, with its grid for the "
+    "tokens of sequences and volumes."
+)
 
 
 def _side(attribute_to_layer_input: bool) -> str:
@@ -165,13 +169,18 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
         hook.remove()
 
 
-def _check_map(value: Tensor, examples: int, side: str) -> None:
+def _check_map(value: Tensor, call: Call, side: str) -> None:
     shape = tuple(value.shape)
     if not 3 <= value.dim() <= 5:
-        raise ValueError(f"The layer's {side} has shape {shape}; {_EXPECTED}. {_VIEW}")
-    if len(value) != examples:
+        raise ValueError(f"The layer's {side} has shape {shape}; {_EXPECTED}. {VIEW_HINT}")
+    if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.inputs):
+        shapes = [tuple(tensor.shape) for tensor in call.inputs]
         raise ValueError(
-            f"The layer's {side} has {len(value)} rows for {examples} examples; expected one row for each example. "
+            f"The layer's {side} has shape {shape}, the inputs {shapes}; expected as many spatial axes. {VIEW_HINT}"
+        )
+    if len(value) != call.examples:
+        raise ValueError(
+            f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
             "Where a model sees several crops or images for each example, explain it for one of them at a time."
         )
 

@@ -51,10 +51,10 @@ class Preserved:
         self.unstable: set[str] = set()
         self.warned = self.controlled = False
         self._seen: set[Module] = set()
-        self._buffers: list[tuple[Module, str, Tensor, Tensor]] = []
+        self._buffers: list[tuple[Module, str, Tensor | None, Tensor | None]] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Iterator[_Draws]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
         thread = threading.get_ident()
 
@@ -64,23 +64,25 @@ class Preserved:
                     if part not in self._seen:
                         self._keep(part)
 
+        draws = _Draws()
         hook = register_module_forward_pre_hook(keep)
         try:
-            with _Draws() as draws:
-                yield
+            with draws:
+                yield draws
         finally:
             hook.remove()
             self.draws |= draws.any
+            self._warn_if_unstable()
 
     def _keep(self, module: Module) -> None:
         self._seen.add(module)
-        for name, buffer in module.named_buffers(recurse=False):
-            self._buffers.append((module, name, buffer, buffer.clone()))
+        for name, buffer in module._buffers.items():
+            self._buffers.append((module, name, buffer, None if buffer is None else buffer.clone()))
         # A frozen scripted module has no mode.
         if getattr(module, "training", False) and isinstance(module, (_BatchNorm, _DropoutNd, StochasticDepth)):
             self.unstable.add(type(module).__name__)
 
-    def warn_if_unstable(self) -> None:
+    def _warn_if_unstable(self) -> None:
         """Warns once where modules in training mode make scores depend on chance or on the other examples."""
         if self.unstable and not self.warned:
             self.warned = True
@@ -89,16 +91,30 @@ class Preserved:
                 "chance or on the rest of the batch. Call model.eval() before explaining it."
             )
 
+    def warn_of_chance(self) -> None:
+        """Warns once that the model draws random numbers."""
+        if not self.warned and self._moved():
+            self.warned = True
+            warn(
+                "The model draws random numbers, though no module of it is in training mode, so that scores depend on "
+                "chance. Look for functional dropout, which needs training=self.training."
+            )
+
+    def _moved(self) -> list[torch.device]:
+        """The devices whose random state is another one."""
+        return [
+            device for device, state in self._random_states.items() if not torch.equal(_random_state(device), state)
+        ]
+
     def restore(self) -> None:
         """Restores what has changed."""
-        for device, state in self._random_states.items():
-            if self.draws and not torch.equal(_random_state(device), state):
-                _set_random_state(device, state)
+        for device in self._moved() if self.draws else []:
+            _set_random_state(device, self._random_states[device])
         with torch.no_grad():
             for module, name, buffer, value in self._buffers:
                 # Version counters miss the statistics of batch normalization. What has not changed is not written,
                 # since a backward pass of the caller may still need it as it is.
-                if not torch.equal(buffer, value):
+                if buffer is not None and value is not None and not torch.equal(buffer, value):
                     buffer.copy_(value)
                 if not isinstance(module, ScriptModule) and getattr(module, name, None) is not buffer:
                     setattr(module, name, buffer)

@@ -163,7 +163,8 @@ def test_captums_attacks_run_through_a_map(algorithm: type[LayerAttribution], im
     attribution = algorithm(net, net.features)
 
     def loss(inputs: Tensor) -> Tensor:
-        return attribution.attribute(inputs, target=1).square().flatten(1).sum(dim=1, keepdim=True)
+        # Captum's FGSM takes gradients below 1e-6 for zero.
+        return 1e6 * attribution.attribute(inputs, target=1).square().flatten(1).sum(dim=1, keepdim=True)
 
     def of_outputs(outputs: Tensor, _: object) -> Tensor:
         return outputs.sum(dim=1)
