@@ -176,9 +176,9 @@ def denoise(gradient: Array, percentile: float) -> Array:
 
 
 def weights(a: float, b: float, weighting: str) -> tuple[float, float]:
-    if weighting == "released":
+    if weighting == "released" and (a or b):
         # As that script has it, which clips nothing.
-        return (a / (a + b), b / (a + b)) if a + b != 0 else (0.5, 0.5)
+        return a / (a + b + 1e-8), b / (a + b + 1e-8)
     a, b = max(a, 0.0), max(b, 0.0)
     if weighting == "raw":
         return (a, b) if a + b > 0 else (1.0, 1.0)

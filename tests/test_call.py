@@ -22,7 +22,7 @@ def test_layer_that_never_runs(net: SmallNet, images: Tensor) -> None:
 
 
 def test_layer_without_spatial_axes(net: SmallNet, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"The layer's output has shape \(3, 3\); expected \(N, C, \*s\)"):
+    with pytest.raises(ValueError, match=r"The layer's output has shape \(3, 3\); expected .*\(N, C, \*s\)"):
         LayerScoreCam(net, net.head).attribute(images, target=0)
 
 
@@ -32,7 +32,7 @@ def test_layer_with_several_outputs(images: Tensor) -> None:
             return x.split(1, dim=1)
 
     split = Split()
-    with pytest.raises(ValueError, match="The layer's output is a tuple of 3 values; expected a single tensor"):
+    with pytest.raises(ValueError, match="The layer's output has 3 values; expected a single tensor"):
         LayerScoreCam(lambda x: split(x)[0].flatten(1), split).attribute(images, target=0)
 
 
@@ -40,12 +40,12 @@ def test_layer_with_several_outputs(images: Tensor) -> None:
     ("target", "message"),
     [
         (None, r"no target was given for an output of shape \(3, 3\)"),
-        (3, r"target 3 does not fit an output of shape \(3, 3\)"),
-        ([0, 1], r"target \[0, 1\] does not fit"),
-        ([0, 1, 7], r"target \[0, 1, 7\] does not fit"),
+        (3, r"target 3 .*does not fit an output of shape \(3, 3\)"),
+        ([0, 1], r"target \[0, 1\] .*does not fit"),
+        ([0, 1, 7], r"target \[0, 1, 7\] .*does not fit"),
         (torch.tensor([0, 1, -9]), "does not fit"),
-        ((0, 1), r"target \(0, 1\) does not fit"),
-        ("cat", "target 'cat' does not fit"),
+        ((0, 1), r"target \(0, 1\) .*does not fit"),
+        ("cat", "target 'cat' .*does not fit"),
     ],
 )
 def test_target_that_selects_no_score(net: SmallNet, images: Tensor, target: object, message: str) -> None:
@@ -78,7 +78,7 @@ def test_batch_sizes_that_differ(net: SmallNet, images: Tensor) -> None:
 
 
 def test_inputs_without_the_layers_axes(net: SmallNet) -> None:
-    with pytest.raises(ValueError, match=r"\[\(2, 360\)\]; expected at least one with 2 spatial axes"):
+    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* as many spatial axes"):
         LayerScoreCam(lambda x: net(x.view(2, 3, 12, 10)), net.features).attribute(torch.rand(2, 360), target=0)
 
 

@@ -35,7 +35,9 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         if not issubclass(value, tuple):  # The fields of a named tuple have their own docstrings.
             yield f"{module}.{name}", value, value.__init__
         for method, function in inspect.getmembers(value, inspect.isfunction):
-            if not method.startswith("_") and function.__module__.startswith(captum_fusion.__name__):
+            # What a method's author overrides, such as channel_weights, is documented on the base class.
+            of_user = method == "attribute" or not hasattr(value, "attribute")
+            if of_user and not method.startswith("_") and function.__module__.startswith(captum_fusion.__name__):
                 yield f"{module}.{name}.{method}", function, function
 
 

@@ -122,7 +122,7 @@ def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model, layer, images, _, _ = cases.case("resnet18")
-    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True)
+    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
     ours = algorithm.interpolate(ours, images.shape[2:], "bilinear")
     with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
         theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
@@ -135,7 +135,7 @@ def test_torchcam_agrees_on_x_grad_cam() -> None:
     import torchcam.methods
 
     model, layer, images, _, _ = cases.case("resnet18")
-    ours = LayerXGradCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True)
+    ours = LayerXGradCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
     with torchcam.methods.XGradCAM(model, layer) as extractor:
         theirs = extractor(cases.TARGETS, model(images))[0]
     for example in range(len(images)):

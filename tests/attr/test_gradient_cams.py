@@ -28,7 +28,7 @@ def test_equals_the_straight_line_computation(
     attributions = algorithm(model, layer).attribute(images, target=TARGETS)
     for attribution, x, target in zip(attributions, images.split(1), TARGETS, strict=True):
         theirs = expected(*straight_line.activations_and_gradients(model, layer, x, target))
-        np.testing.assert_allclose(attribution[0], theirs, atol=1e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(attribution[0].detach(), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(("algorithm", "expected"), METHODS)
@@ -41,7 +41,7 @@ def test_signed_layers_in_one_to_three_dimensions(
     attributions = algorithm(model, model.features).attribute(images, target=1)
     for attribution, x in zip(attributions, images.split(1), strict=True):
         theirs = expected(*straight_line.activations_and_gradients(model, model.features, x, 1))
-        np.testing.assert_allclose(attribution[0], theirs, atol=1e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(attribution[0].detach(), theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_grad_cam_plus_plus_worked_out_by_hand() -> None:
