@@ -8,7 +8,8 @@ from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, select_targets
 from captum_fusion._checks import Activation, check_activation
-from captum_fusion.functional import as_float, gaussian_blur
+from captum_fusion._precision import as_float
+from captum_fusion.functional import gaussian_blur
 
 
 class Call:

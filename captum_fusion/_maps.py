@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._call import checked_inputs
-from captum_fusion.functional import InterpolateMode, as_float, normalize, upsample
+from captum_fusion._precision import as_float
+from captum_fusion.functional import InterpolateMode, normalize, upsample
 
 Sign = Literal["positive", "negative", "absolute_value", "all"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)

@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._call import Call
 from captum_fusion._captum import eager, layer_gradients, layer_value, run_forward
+from captum_fusion._precision import as_float
 from captum_fusion._state import PASSES, Preserved, preserved
-from captum_fusion.functional import as_float
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
+from captum_fusion._precision import as_float
+
 Weighting = Literal["normalized", "raw", "released"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
@@ -22,11 +24,6 @@ _ROUNDING = 100
 InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]
 INTERPOLATE_MODES: tuple[InterpolateMode, ...] = get_args(InterpolateMode)
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-def as_float(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:

@@ -164,7 +164,10 @@ def union_cam(
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:
-    return normalize(upsample(np.maximum(layer_map, 0), size))
+    evidence = upsample(np.maximum(layer_map, 0), size)
+    scaled = normalize(evidence)
+    # What is positive everywhere and the same keeps everything.
+    return np.ones_like(scaled) if not scaled.any() and evidence.min() > 0 else scaled
 
 
 def denoise(gradient: Array, percentile: float) -> Array:

@@ -18,7 +18,7 @@ class MaskedCam(LayerAttribution):
 
     activation: Activation | None = None
 
-    def scoring(
+    def _scoring(
         self,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType,
@@ -65,7 +65,7 @@ class ProbabilityCam(MaskedCam):
         check_activation(activation)
         self.activation = activation
 
-    def scoring(self, *arguments: Any, **options: Any) -> AbstractContextManager[Scorer]:
+    def _scoring(self, *arguments: Any, **options: Any) -> AbstractContextManager[Scorer]:
         """The scorer of one call of ``attribute``; every such method needs gradients."""
         check_gradients_allowed(type(self).__name__)
-        return super().scoring(*arguments, **options)
+        return super()._scoring(*arguments, **options)

@@ -225,7 +225,9 @@ class LayerFusionCam(ProbabilityCam):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self.scoring(inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode) as scorer:
+        with self._scoring(
+            inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
+        ) as scorer:
             gradient = component_map("gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs)
             region = component_map("region_method", self.region_method, scorer, show_progress, region_kwargs)
 

@@ -109,7 +109,7 @@ class LayerGroupCam(ProbabilityCam):
             torch.Size([1, 3, 64, 64])
         """
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self.scoring(
+        with self._scoring(
             inputs,
             target,
             additional_forward_args,

@@ -103,7 +103,7 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
             torch.Size([1, 1, 64, 64])
         """
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self.scoring(inputs, target, additional_forward_args, *where) as scorer:
+        with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
             activations = scorer.session.layer_value
             scores = self._channel_scores(scorer, activations, show_progress)
         attributions = weighted(activations, scores.softmax(dim=1))

@@ -122,7 +122,7 @@ class LayerUnionCam(ProbabilityCam):
         """
         check_percentile(percentile)
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self.scoring(
+        with self._scoring(
             inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode, with_gradients=True
         ) as scorer:
             gradients, activations = scorer.session.layer_gradients, scorer.session.layer_value

@@ -101,7 +101,8 @@ def test_memory_is_bounded_by_the_rows_of_one_evaluation(net: SmallNet, images: 
 
     few = deletion(forward, images, torch.rand(3, 1, 4, 4), target=0, steps=50, perturbations_per_eval=2)
     assert max(sizes) == 6
-    assert 3 + 3 * 51 <= sum(sizes) <= 3 + 3 * 51 + 1
+    # 153 masked images and one as it is, six at a time.
+    assert 3 + 3 * 51 <= sum(sizes) <= 3 + 6 * 26
     assert few.shape == (3,)
 
 
