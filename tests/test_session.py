@@ -380,9 +380,8 @@ def test_a_progress_bar_and_an_error_leave_the_session(net: SmallNet, images: Te
             raise KeyError("masked")
         return net(x)
 
-    with pytest.raises(RuntimeError, match="masked") as caught:
+    with pytest.raises(KeyError, match="masked"):
         LayerScoreCam(forward, net.features).attribute(images, target=0)
-    assert isinstance(caught.value.__cause__, KeyError)
     expected = LayerScoreCam(net, net.features).attribute(images, target=0)
     with ThreadPoolExecutor(1) as pool:
         elsewhere = pool.submit(LayerScoreCam(net, net.features).attribute, images, target=0).result(timeout=5)
