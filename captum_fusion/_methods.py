@@ -74,10 +74,19 @@ _BUILDERS: dict[str, Callable[[Module, Module, Attribution], Attribution]] = {
     "deconvolution": lambda model, _, __: Deconvolution(model),
 }
 METHODS = (*_BUILDERS, "fusion-cam")
+
+
+def _loosely(name: str) -> str:
+    """What remains of a name when case and separators do not count: "Grad-CAM-plus-plus" is "gradcam++"."""
+    bare = re.sub(r"[\s_-]", "", name.lower())
+    return bare.removeprefix("layer").replace("plusplus", "++")
+
+
+_BY_LOOSE_NAME = {_loosely(name): name for name in METHODS}
 METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
 Target = Literal["predicted", "label"]
 Precision = Literal["float32", "bfloat16", "float16"]
-_FUSION = re.compile(r"(?:fusion-cam|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?")
+_FUSION = re.compile(r"(?:([^,():]+)|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """A method from its name.
+    """A method from its name, in which case and separators do not count: "Grad-CAM" and "gradcam" are "grad-cam".
 
     Args:
         text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
@@ -114,19 +123,30 @@ def parse_method(text: str) -> Method:
     Raises:
         ValueError: If there is no such method, naming the close ones.
     """
-    fusion = _FUSION.fullmatch(text.replace(" ", ""))
-    if fusion is None:
-        if text not in _BUILDERS:
-            raise ValueError(
-                f"There is no method {text!r}.{close_names(text, METHODS)} Expected some of {', '.join(METHODS)}, "
-                "fusion(gradient,region) of two of them, or a fusion with a weighting such as fusion-cam:raw"
-            )
-        return Method(text)
-    gradient, region, weighting = fusion.groups()
-    components = (gradient or "grad-cam", region or "score-cam")
-    for component in components:
-        if component not in _BUILDERS:
-            raise ValueError(f"There is no method {component!r} to fuse.{close_names(component, _BUILDERS)}")
-    if weighting is not None and weighting not in WEIGHTINGS:
-        raise ValueError(f"There is no weighting {weighting!r}.{close_names(weighting, WEIGHTINGS)}")
-    return Method(text.replace(" ", ""), components, weighting or "normalized")
+    parts = _FUSION.fullmatch("".join(text.split()))
+    plain, gradient, region, weighting = parts.groups() if parts else (text, None, None, None)
+    name = None if plain is None else _BY_LOOSE_NAME.get(_loosely(plain))
+    if plain is not None and (name is None or (weighting is not None and name != "fusion-cam")):
+        raise ValueError(
+            f"There is no method {text!r}.{close_names(text.lower(), METHODS)} Expected some of {', '.join(METHODS)}, "
+            "fusion(gradient,region) of two of them, or a fusion with a weighting such as fusion-cam:raw"
+        )
+    if name is not None and name != "fusion-cam":
+        return Method(name)
+    components = ("grad-cam", "score-cam")
+    if name is None:
+        components = (_component(str(gradient)), _component(str(region)))
+        name = f"fusion({','.join(components)})"
+    if weighting is None:
+        return Method(name, components)
+    for known in WEIGHTINGS:
+        if known == weighting.lower():
+            return Method(f"{name}:{known}", components, known)
+    raise ValueError(f"There is no weighting {weighting!r}.{close_names(weighting, WEIGHTINGS)}")
+
+
+def _component(text: str) -> str:
+    name = _BY_LOOSE_NAME.get(_loosely(text))
+    if name is None or name not in _BUILDERS:
+        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), _BUILDERS)}")
+    return name

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captum_fusion.__main__ import main
 from captum_fusion.cli import run
 from tests.conftest import SmallNet
 
@@ -78,8 +79,8 @@ def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(pho
         (["--save-npz", "missing/out.npz"], "The folder missing"),
         (["--output", "out.txt"], "cannot be written as out.txt; expected one of"),
         (
-            ["--methods", "grad-cam", "scorecam"],
-            "no method 'scorecam'. Close: score-cam.",
+            ["--methods", "grad-cam", "scorcam"],
+            "no method 'scorcam'. Close: score-cam.",
         ),
         (["--layer", "featurs"], "no layer 'featurs'. Close: features"),
         (["--target", "7"], "target is 7; expected an index below 3"),
@@ -107,7 +108,7 @@ def test_files_that_are_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     assert run(["explain", str(text)]) == 2
-    assert "notes.png is not a picture that can be read" in capsys.readouterr().err
+    assert "notes.png cannot be read: it is not a picture of a known kind" in capsys.readouterr().err
     assert run(["explain", str(tmp_path / "missing.png")]) == 2
     assert "No such file" in capsys.readouterr().err
 
@@ -119,9 +120,10 @@ def test_runs_as_a_module() -> None:
     assert "--save-npz" in result.stdout
 
 
-def test_says_which_extra_is_missing() -> None:
+def test_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     # A module that is None in sys.modules cannot be imported, as if it were not installed.
-    script = "import sys; sys.modules['cyclopts'] = None; from captum_fusion.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.strip().endswith("needs the package cyclopts: pip install 'captum-fusion[cli]'")
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    monkeypatch.delitem(sys.modules, "captum_fusion.cli")
+    monkeypatch.delitem(sys.modules, "captum_fusion._settings")
+    with pytest.raises(SystemExit, match=r"needs the package cyclopts: pip install 'captum-fusion\[cli\]'"):
+        main()

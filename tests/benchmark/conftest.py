@@ -1,16 +1,47 @@
+import json
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from captum_fusion.benchmark import Settings, run
+
 MODEL = "tests.test_cli:small_net"
+OPTIONS: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["grad-cam", "fusion-cam"], "steps": 5}
+# What needs the fewest forward passes.
+QUICK: dict[str, Any] = OPTIONS | {"methods": ["grad-cam"], "metrics": ["confidence_drop"]}
 
 
 def save_picture(file: Path, seed: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((300, 240), Image.Resampling.BICUBIC).save(file)
+
+
+def bench(images: object, output: Path, **options: Any) -> Path:
+    return run(Settings(images=str(images), output=output, **options))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
+
+
+def forked(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    """A process of its own, without the seconds that a fresh one needs for its imports. It can run no gradients."""
+    process = multiprocessing.get_context("fork").Process(target=_in_one_thread, args=(function, *arguments))
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def _in_one_thread(function: Callable[..., object], *arguments: object) -> None:
+    # The threads of the parent do not follow.
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 @pytest.fixture
