@@ -23,6 +23,7 @@ from captum_fusion._settings import Settings, Whole
 from captum_fusion.explain import Explanation
 from captum_fusion.explain import explain as explain_picture
 
+_SHOW = warnings.showwarning
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 app = App(
@@ -211,8 +212,12 @@ def _complain(line: str) -> None:
     sys.stderr.write(f"captum-fusion: {line}\n")
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    _complain(one_line(message))
+def _warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    """Shows a warning of this package in a line, and others as they are."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        _complain(one_line(message))
+    else:
+        _SHOW(message, category, filename, *rest)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -18,14 +18,17 @@ from captum_fusion.benchmark._records import CURVES
 
 _SHOWN = 6
 _SIDE = 224
+# About the width of a letter in inches.
+_LETTER = 0.09
 
 
 def measures_chart(summary: pd.DataFrame, measures: Sequence[str]) -> Figure:
     """The means of all methods with their standard errors."""
     several = summary["subject"].nunique() > 1
-    figure = Figure(figsize=(3.0 * len(measures) + 1.5, 0.9 + 0.26 * len(summary)), layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     labels = [f"{row['subject']}: {row['method']}" if several else str(row["method"]) for _, row in summary.iterrows()]
+    width = 3.0 * len(measures) + 0.5 + _LETTER * max(map(len, labels))
+    figure = Figure(figsize=(width, 0.9 + 0.26 * len(summary)), layout="constrained")
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axis, measure in zip(axes, measures, strict=True):
         errors = summary[f"{measure}_standard_error"]
         axis.errorbar(summary[measure], range(len(summary)), xerr=errors, fmt="o", markersize=4, capsize=2)
@@ -44,7 +47,9 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
     if not curves:
         return None
     subjects = list(records["subject"].unique())
-    figure = Figure(figsize=(4.6 * len(curves) + 2.4, 3.4 * len(subjects)), layout="constrained")
+    longest = max(map(len, records["label"].cat.categories))
+    size = (4.6 * len(curves) + 1 + _LETTER * longest, 3.6 * len(subjects))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(subjects), len(curves), squeeze=False)
     for line, subject in zip(axes, subjects, strict=True):
         for axis, curve in zip(line, curves, strict=True):
@@ -58,7 +63,7 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
             axis.set(
                 xlabel=f"share of the pixels {done}",
                 ylabel="mean probability",
-                title=f"{subject}: {curve.partition('_')[0]}",
+                title=textwrap.fill(f"{subject}: {curve.partition('_')[0]}", 44),
             )
         handles, labels = line[-1].get_legend_handles_labels()
         line[-1].legend(handles, labels, fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0))

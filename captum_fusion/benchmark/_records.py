@@ -169,7 +169,10 @@ class Hashes:
         self.known: dict[str, Any] = {}
         try:
             known = json.loads(self.file.read_bytes())
-            self.known = known if isinstance(known, dict) else {}
+            if isinstance(known, dict):
+                self.known = {
+                    name: value for name, value in known.items() if isinstance(value, list) and len(value) == 4
+                }
         except (OSError, ValueError):
             pass  # They are computed again.
 
@@ -179,7 +182,7 @@ class Hashes:
             state = file.stat()
             known = self.known.get(str(file.absolute()))
             stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-            if isinstance(known, list) and known[:3] == stamp and len(known) == 4:
+            if known is not None and known[:3] == stamp:
                 return str(known[3])
             with file.open("rb") as stream:
                 value = hash_of(iter(lambda: stream.read(_PIECE), b""))

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from captum_fusion._files import write_whole
 from captum_fusion._picture import rendered
@@ -117,6 +115,7 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Prints the tables, in as many parts as the width needs, with every name whole."""
+        lines = []
         for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
             columns = {"n": [str(row["explanations"]) for _, row in rows.iterrows()]}
             if rows["errors"].any():
@@ -125,37 +124,28 @@ class Report:
                 arrow = "↑" if MEASURES[name].higher else "↓"
                 columns[f"{MEASURES[name].short} {arrow}"] = [_cell(row, name) for _, row in rows.iterrows()]
             columns["seconds"] = [_seconds(row) for _, row in rows.iterrows()]
-            methods = [str(method) for method in rows["method"]]
-            for part in _parts(methods, columns, console.width):
-                table = Table("method", box=SIMPLE, padding=(0, 1), pad_edge=False)
-                for name in part:
-                    table.add_column(name, justify="right", no_wrap=True)
-                for index, method in enumerate(methods):
-                    table.add_row(method, *(columns[name][index] for name in part))
-                table.columns[0].no_wrap = True
-                width = max(console.width, _width(methods, part, columns))
-                console.print(str(subject), markup=False, highlight=False, soft_wrap=True)
-                console.print(table, width=width, crop=False, markup=False)
-        short = ", ".join(f"{MEASURES[name].short} {name.replace('_', ' ')}" for name in self.measures)
-        for line in [*([short] if short else []), *self.notes]:
+            lines += [str(subject), *_parts([str(method) for method in rows["method"]], columns, console.width)]
+        if self.measures:
+            lines.append(", ".join(f"{MEASURES[name].short} {name.replace('_', ' ')}" for name in self.measures))
+        lines += self.notes
+        lines += [f"{count} x {text} ({example})" for count, text, example in self.errors[:_REASONS]]
+        for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        for count, text, example in self.errors[:_REASONS]:
-            console.print(f"{count} x {text} ({example})", markup=False, highlight=False, soft_wrap=True)
 
 
-def _width(methods: Sequence[str], names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> int:
-    # Two blanks stand between columns.
-    return max(map(len, ["method", *methods])) + sum(3 + max(map(len, [name, *columns[name]])) for name in names) + 2
-
-
-def _parts(methods: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
-    """The columns in parts that are no wider than this, each of at least one column."""
-    parts: list[list[str]] = [[]]
-    for name in columns:
-        if parts[-1] and _width(methods, [*parts[-1], name], columns) > width:
-            parts.append([])
-        parts[-1].append(name)
-    return parts
+def _parts(methods: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The lines of a table, in parts that are no wider than this but for one column each."""
+    first = max(map(len, ["method", *methods]))
+    start = [name.ljust(first) for name in ("method", *methods)]
+    done: list[str] = []
+    part = start
+    for name, cells in columns.items():
+        column = max(map(len, [name, *cells]))
+        if part is not start and len(part[0]) + 2 + column > width:
+            done += [*part, ""]
+            part = start
+        part = [f"{line}  {cell.rjust(column)}" for line, cell in zip(part, [name, *cells], strict=True)]
+    return [*done, *part, ""]
 
 
 def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> Report:
@@ -276,7 +266,7 @@ def _notes(records: pd.DataFrame) -> list[str]:
             )
     pictures = records.drop_duplicates("image")
     for note, count in Counter(pictures["note"].dropna()).items():
-        notes.append(f"{count} pictures: {note}.")
+        notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
     return notes
 
 

@@ -10,6 +10,8 @@ from scipy.stats import false_discovery_control, rankdata, wilcoxon
 SIGNIFICANT = 0.05
 # Up to so many differences the test counts every way in which their signs could have fallen.
 _EXACT = 50
+# Smaller differences are rounding, and none: methods that are the same but for it do not differ.
+_DECIMALS = 5
 _COLUMNS = ["measure", "first", "second", "explanations", "mean_difference", "p_value", "adjusted_p_value"]
 
 
@@ -29,7 +31,7 @@ def pairs_of(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
         tested = []
         for first, second in combinations(table.columns, 2):
             both = table[[first, second]].dropna()
-            difference = (both[first] - both[second]).to_numpy(dtype=float)
+            difference = np.round((both[first] - both[second]).to_numpy(dtype=float), _DECIMALS)
             if len(difference):
                 p_value = signed_rank_p_value(difference)
                 tested.append((measure, first, second, len(difference), difference.mean(), p_value))

@@ -50,3 +50,10 @@ def pictures(tmp_path: Path) -> Path:
     for index in range(5):
         save_picture(tmp_path / "pictures" / f"{index}.jpg", index)
     return tmp_path / "pictures"
+
+
+def made_up(method: str, image: str, **values: Any) -> dict[str, Any]:
+    """A record of nothing, with an empty map."""
+    base = {"model": "net", "weights": "default", "layer": "relu", "image": image, "requested": "predicted"}
+    base |= {"method": method, "percentile": None, "stage": None, "file": f"gone/{image}", "target": 0}
+    return base | {"category": "0", "frame": [0, 0, 9, 9], "map": "AAAA" * 3, "seconds": 1.0, "empty": True} | values
