@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 from rich.table import Table
 
+from captum_fusion._console import Output
 from captum_fusion._files import check_writable, write_whole
 from captum_fusion._names import one_line, reason
 from captum_fusion._picture import check_picture, draw
@@ -30,6 +30,7 @@ app = App(
     name="captum-fusion",
     help="Explains image classifiers with class activation maps: Fusion-CAM and the methods it is made of.",
     version=version("captum-fusion"),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -94,7 +95,7 @@ def explain(
     if save_npz is not None:
         write_whole(save_npz, _archive(explanation))
     # Last, so that a reader who has seen enough does not keep the files from being written.
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Output(soft_wrap=True, highlight=False, markup=False)
     console.print(_top(explanation))
     console.print(f"Explaining {explanation.target} {explanation.category} by the layer {explanation.layer}")
     for note in explanation.notes:
@@ -132,7 +133,7 @@ def report(folder: Path) -> None:
     """
     from captum_fusion.benchmark._report import write_report
 
-    write_report(folder).show(Console())
+    write_report(folder).show(Output())
 
 
 def _check_apart(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
@@ -188,9 +189,10 @@ def _launch(
         tokens: The command and its arguments.
         verbose: Show where an error comes from.
     """
+    status: Any = None
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -212,12 +214,12 @@ def _complain(line: str) -> None:
     sys.stderr.write(f"captum-fusion: {line}\n")
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     """Shows a warning of this package in a line, and others as they are."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         _complain(one_line(message))
     else:
-        _SHOW(message, category, filename, *rest)
+        _SHOW(message, category, filename, lineno, *rest)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -34,6 +35,19 @@ class SmallNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.relu(self.features(self.stem(x))).flatten(2).mean(2))
+
+
+def forked(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    """A process of its own, without the seconds that a fresh one needs for its imports. It can run no gradients."""
+    process = multiprocessing.get_context("fork").Process(target=_in_one_thread, args=(function, *arguments))
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def _in_one_thread(function: Callable[..., object], *arguments: object) -> None:
+    # The threads of the parent do not follow.
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
+from captum_fusion._console import Output
 from captum_fusion._settings import Settings
 from captum_fusion.benchmark._images import Picture, Source, find_pictures
 from captum_fusion.benchmark._judge import Judge
@@ -98,7 +98,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
             return folder
         report = write_report(folder, environment=_environment(settings, plans))
     if show_progress:
-        report.show(Console())
+        report.show(Output())
     if not report.explained:
         raise NothingExplainedError(f"Nothing could be explained: {report.reasons()}. See {folder / 'summary.md'}")
     return folder

@@ -1,12 +1,9 @@
 import json
-import multiprocessing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from captum_fusion.benchmark import Settings, run
@@ -29,19 +26,6 @@ def bench(images: object, output: Path, **options: Any) -> Path:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
-
-
-def forked(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
-    """A process of its own, without the seconds that a fresh one needs for its imports. It can run no gradients."""
-    process = multiprocessing.get_context("fork").Process(target=_in_one_thread, args=(function, *arguments))
-    process.start()
-    return process  # type: ignore[return-value]
-
-
-def _in_one_thread(function: Callable[..., object], *arguments: object) -> None:
-    # The threads of the parent do not follow.
-    torch.set_num_threads(1)
-    function(*arguments)
 
 
 @pytest.fixture

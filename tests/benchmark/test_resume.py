@@ -13,8 +13,8 @@ import torch
 
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
 from captum_fusion.benchmark import _judge, _records, _report
-from tests.benchmark.conftest import MODEL, QUICK, bench, forked, records, save_picture
-from tests.conftest import SmallNet
+from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
+from tests.conftest import SmallNet, forked
 
 
 @pytest.fixture(autouse=True)

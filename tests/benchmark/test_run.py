@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -15,13 +16,16 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
+from torch import distributed
 
 from captum_fusion import LayerFusionCam, LayerXGradCam, cli
 from captum_fusion._models import load_classifier
 from captum_fusion.benchmark import NothingExplainedError, report
 from captum_fusion.benchmark._records import Shard
+from captum_fusion.benchmark._team import team
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
-from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, forked, records
+from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, records
+from tests.conftest import forked
 
 MEASURED = ["seconds", "seconds_standard_error"]
 
@@ -171,6 +175,29 @@ def test_what_is_left_is_shared(pictures: Path, tmp_path: Path) -> None:
     in_two_processes(pictures, tmp_path / "out")
     assert images_of(shard)[3:] == ["1.jpg"]
     assert images_of(tmp_path / "out" / "records-00001.jsonl") == ["3.jpg"]
+
+
+def with_little_patience(rank: int, meeting: str) -> None:
+    patience = timedelta(seconds=1)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    with team() as us:
+        if rank == 0:
+            time.sleep(3)
+        us.wait()
+        assert us.from_first(lambda: 7) == 7
+        with pytest.raises(ValueError, match="no luck"):
+            us.from_first(unlucky)
+
+
+def unlucky() -> None:
+    raise ValueError("no luck")
+
+
+def test_who_is_done_waits_for_as_long_as_others_work(tmp_path: Path) -> None:
+    processes = [forked(with_little_patience, rank, f"file://{tmp_path}/meeting") for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path) -> None:
