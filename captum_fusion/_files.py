@@ -1,7 +1,10 @@
 """Files that are written whole or not at all, and whether they can be written."""
 
 import os
+import re
 from pathlib import Path
+
+_DRAFT = re.compile(r"\..+\.\d+\.draft")
 
 
 def check_writable(file: Path) -> None:
@@ -14,6 +17,11 @@ def check_writable(file: Path) -> None:
         raise ValueError(f"{file} cannot be written: permission denied")
 
 
+def drafts(folder: Path) -> list[Path]:
+    """What is left of files whose writer was killed."""
+    return [file for file in folder.glob(".*.*") if _DRAFT.fullmatch(file.name)]
+
+
 def write_whole(file: Path, content: bytes | str) -> None:
     """Writes a file so that there is never half of it: beside it first, then renamed into place."""
     data = content.encode() if isinstance(content, str) else content
@@ -22,7 +30,7 @@ def write_whole(file: Path, content: bytes | str) -> None:
         file.write_bytes(data)
         return
     place = file.resolve()
-    draft = place.with_name(f".{place.name}.{os.getpid()}")
+    draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
     try:
         with draft.open("wb") as stream:
             stream.write(data)

@@ -363,6 +363,22 @@ def _wordnet_indices() -> dict[str, int]:
     return {name: index for index, name in enumerate(lines)}
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of this name, or the best one that there is.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except Exception as error:
+        raise ValueError(f"device is {name!r}, which cannot be used: {reason(error)}") from error
+    return place
+
+
 class ChosenLayer(NamedTuple):
     """The layer to explain, with the name that it is reported by."""
 

@@ -11,11 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_fusion._methods import RememberedScoreCam, parse_method
-from captum_fusion._models import Frame, choose_layer, load_classifier
+from captum_fusion._models import Frame, choose_layer, find_device, load_classifier
 from captum_fusion._names import reason
 from captum_fusion._photograph import Photograph, as_rgb, open_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
 from captum_fusion.metrics import saliency_map
+
+__all__ = ["Explanation", "explain"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ def explain(
         TypeError: If the model does not return a tensor.
         RuntimeError: If the model's scores are not finite.
         OSError: If there is no such picture, or if weights cannot be read.
+
+    Examples::
+
+        >>> from torchvision.models import resnet18
+        >>> explanation = explain(
+        ...     Image.new("RGB", (80, 60), "teal"), model=resnet18(weights=None), methods=["grad-cam"], size=64
+        ... )
+        >>> explanation.layer, explanation.maps["grad-cam"].shape
+        ('layer4', torch.Size([1, 1, 64, 64]))
     """
     chosen = [parse_method(method) for method in methods]
     name, photograph = _open(image)
@@ -184,22 +195,6 @@ def explain(
         stages=stages,
         notes=tuple(notes),
     )
-
-
-def find_device(name: str | None) -> torch.device:
-    """The device of this name, or the best one that there is.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(name)
-        torch.empty(0, device=place)
-    except Exception as error:
-        raise ValueError(f"device is {name!r}, which cannot be used: {reason(error)}") from error
-    return place
 
 
 def _open(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:

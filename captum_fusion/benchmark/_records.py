@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captum_fusion._files import write_whole
+from captum_fusion._files import drafts, write_whole
 from captum_fusion._methods import METRICS
 
 try:
@@ -126,7 +126,12 @@ def read_records(folder: Path) -> dict[Key, Record]:
 
 
 def mend(folder: Path) -> None:
-    """Sets damaged lines aside, into a file beside their shard, so that their work is done again; says which."""
+    """Sets damaged lines aside, into a file beside their shard, so that their work is done again; says which.
+
+    Files that a killed run had begun are removed.
+    """
+    for draft in drafts(folder):
+        draft.unlink()
     for shard in sorted(folder.glob(SHARDS)):
         lines = list(_lines(shard))
         damaged = [line for line in lines if line.record is None]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from captum_fusion._console import Output
+from captum_fusion._models import find_device
 from captum_fusion._settings import Settings
 from captum_fusion.benchmark._images import Picture, Source, find_pictures
 from captum_fusion.benchmark._judge import Judge
@@ -20,7 +21,6 @@ from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, Shard, hash_of, locked, mend, read_records
 from captum_fusion.benchmark._report import FILES, write_report
 from captum_fusion.benchmark._team import Team, team
-from captum_fusion.explain import find_device
 
 
 class NothingExplainedError(RuntimeError):

@@ -264,3 +264,11 @@ def test_a_report_that_cannot_be_written_is_found_before_computing(pictures: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         bench(pictures, tmp_path / "file", **QUICK)
+
+
+def test_what_a_killed_run_had_begun_to_write_is_removed(pictures: Path, tmp_path: Path) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=1)
+    before = sorted(file.name for file in folder.iterdir())
+    (folder / ".summary.csv.123.draft").write_text("model,meth")
+    bench(pictures, folder, **QUICK, limit=1)
+    assert sorted(file.name for file in folder.iterdir()) == before
