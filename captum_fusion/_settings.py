@@ -84,8 +84,7 @@ class Settings:
                 raise ValueError(
                     f"{name} is empty; expected at least one of each: models, methods, metrics, percentiles"
                 )
-        parsed = self.parsed_methods()
-        assert parsed
+        self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
         for name, given, known in choices:
@@ -110,7 +109,8 @@ class Settings:
 
     def subjects(self) -> list[tuple[str, str | None, str | None]]:
         """Each model with its weights and its layer, None where these are the default."""
-        return list(zip(self.models, self._one_each("weights"), self._one_each("layers"), strict=True))
+        weights = [None if given is None else str(given) for given in self._one_each("weights")]
+        return list(zip(self.models, weights, self._one_each("layers"), strict=True))
 
     def _one_each(self, name: str) -> list[str | None]:
         given, count = getattr(self, name), len(self.models)

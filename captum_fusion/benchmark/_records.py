@@ -25,6 +25,8 @@ CURVES = ("insertion_curve", "deletion_curve")
 _LOCK = ".lock"
 _HASHES = "hashes.json"
 _PIECE = 1 << 20
+# How many lines a message names.
+_NAMED = 5
 
 
 class Key(NamedTuple):
@@ -112,9 +114,10 @@ def read_records(folder: Path) -> dict[Key, Record]:
     """
     records: dict[Key, Record] = {}
     for shard in sorted(folder.glob(SHARDS)):
+        damaged = []
         for line in _lines(shard):
             if line.record is None:
-                warnings.warn(f"{shard} line {line.number} is damaged and left out", stacklevel=2)
+                damaged.append(line.number)
                 continue
             key = key_of(line.record)
             kept = records.get(key)
@@ -122,7 +125,15 @@ def read_records(folder: Path) -> dict[Key, Record]:
                 records[key] = line.record
             elif "error" not in line.record:
                 records[key] = line.record | kept
+        if damaged:
+            warnings.warn(f"{shard} {_numbered(damaged)} damaged and left out", stacklevel=2)
     return records
+
+
+def _numbered(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:_NAMED]))
+    more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+    return f"line {shown} is" if len(lines) == 1 else f"lines {shown}{more} are"
 
 
 def mend(folder: Path) -> None:
@@ -133,17 +144,17 @@ def mend(folder: Path) -> None:
     for draft in drafts(folder):
         draft.unlink()
     for shard in sorted(folder.glob(SHARDS)):
-        lines = list(_lines(shard))
-        damaged = [line for line in lines if line.record is None]
+        damaged = [line for line in _lines(shard) if line.record is None]
         if not damaged:
             continue
         aside = shard.with_suffix(".damaged")
         with aside.open("ab") as stream:
             stream.writelines(line.content for line in damaged)
-        write_whole(shard, b"".join(line.content for line in lines if line.record is not None))
-        numbers = ", ".join(str(line.number) for line in damaged)
+        write_whole(shard, b"".join(line.content for line in _lines(shard) if line.record is not None))
         warnings.warn(
-            f"{shard} line {numbers} is damaged; set aside in {aside.name}, and its work is done again", stacklevel=2
+            f"{shard} {_numbered([line.number for line in damaged])} damaged; set aside in {aside.name}, and the work "
+            "is done again",
+            stacklevel=2,
         )
 
 
