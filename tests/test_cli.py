@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import captum_fusion
 from captum_fusion import LayerXGradCam, cli
 from captum_fusion.__main__ import main
 from captum_fusion.cli import run
@@ -348,6 +349,16 @@ def test_runs_as_a_module() -> None:
         [sys.executable, "-m", "captum_fusion", "explain", "--help"], capture_output=True, text=True, check=True
     )
     assert "--save-npz" in result.stdout
+
+
+def test_the_command_can_be_interrupted_before_torch_is_imported() -> None:
+    # Whatever is imported with the package itself cannot be: no code of ours runs before it.
+    script = "import sys, captum_fusion; sys.exit('torch' in sys.modules or 'captum' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    for name in captum_fusion.__all__:
+        assert getattr(captum_fusion, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'LayerFusoinCam'"):
+        captum_fusion.LayerFusoinCam  # noqa: B018
 
 
 def test_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
