@@ -239,7 +239,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
         ValueError: If the folder's records were made in another way, naming the argument; if a picture, a label or a
             model's weights have changed since; or if they are of pictures that this run leaves out.
     """
-    other = f"expected the same, or another output folder than {folder}"
+    other = "expected the same, or another output folder"
     hashes = {plan.subject: plan.weights_hash for plan in plans}
     pieces = {plan.subject: {(piece.picture.name, piece.requested): piece for piece in plan.pieces} for plan in plans}
     images = {piece.picture.name: piece.hash for plan in plans for piece in plan.pieces}
@@ -249,7 +249,9 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
         if "error" in record:
             continue  # It is done again.
         if key[:3] in hashes and record.get("weights_hash") != hashes[key[:3]]:
-            raise ValueError(f"The weights {key.weights} of {key.model} have changed since records were made; {other}")
+            raise ValueError(
+                f"The weights {key.weights} of {key.model} have changed since {folder} was written; {other}"
+            )
         for field, argument in _ARGUMENTS.items():
             kept, asked = record.get(field), given[field]
             if kept != asked and not (field == "steps" and None in (kept, asked)):
@@ -257,7 +259,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
         if key.image not in images:
             left_out[key.image] = None
         elif record.get("image_hash") != images[key.image]:
-            raise ValueError(f"The picture {key.image} has changed since records of it were made; {other}")
+            raise ValueError(f"The picture {key.image} has changed since {folder} was written; {other}")
         elif key[:3] in pieces:
             requested = None if key.requested == "predicted" else int(key.requested)
             if (key.image, requested) not in pieces[key[:3]]:

@@ -44,7 +44,7 @@ def report(folder: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: If the folder holds no records.
     """
-    return write_report(Path(folder)).summary
+    return write_report(Path(folder)).summary.drop(columns="subject")
 
 
 @dataclass(frozen=True)

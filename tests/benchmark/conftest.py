@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_fusion.benchmark import Settings, run
+from captum_fusion.benchmark import Settings, _report, run
 
 MODEL = "tests.test_cli:small_net"
 OPTIONS: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["grad-cam", "fusion-cam"], "steps": 5}
@@ -26,6 +26,12 @@ def bench(images: object, output: Path, **options: Any) -> Path:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do not look at them: they take most of the time."""
+    monkeypatch.setattr(_report, "rendered", lambda *_: b"")
 
 
 @pytest.fixture

@@ -12,15 +12,11 @@ import pytest
 import torch
 
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
-from captum_fusion.benchmark import _judge, _records, _report
+from captum_fusion.benchmark import _judge, _records
 from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
 from tests.conftest import SmallNet, forked
 
-
-@pytest.fixture(autouse=True)
-def _no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # They take most of the time, and nothing here looks at them.
-    monkeypatch.setattr(_report, "rendered", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 def values(folder: Path, measure: str = "average_drop") -> dict[tuple[str, str], float]:

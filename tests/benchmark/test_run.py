@@ -34,6 +34,7 @@ def deterministic(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "summary.csv").drop(columns=MEASURED)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "out", **OPTIONS)
     found = {(record["image"], record["method"]): record for record in records(tmp_path / "out")}
@@ -99,6 +100,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 FORKED: dict[str, Any] = QUICK | {"methods": ["score-cam"]}
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_killed_and_started_again_it_ends_with_the_same_table(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "whole", **FORKED)
     folder, shard = tmp_path / "killed", tmp_path / "killed" / "records-00000.jsonl"
@@ -117,6 +119,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(pictures: Path, tm
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "whole"))
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_nothing_is_computed_twice(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench(pictures, tmp_path / "out", **OPTIONS)
     before = records(tmp_path / "out")
@@ -147,6 +150,7 @@ def images_of(shard: Path) -> list[str]:
     return [json.loads(line)["image"] for line in shard.open()]
 
 
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_two_processes_give_the_table_of_one(pictures: Path, tmp_path: Path, batch_size: int) -> None:
     bench(pictures, tmp_path / "one", **FORKED, batch_size=batch_size)
@@ -166,6 +170,7 @@ def test_two_processes_give_the_table_of_one(pictures: Path, tmp_path: Path, bat
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "one"), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_what_is_left_is_shared(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "out", **FORKED)
     # All that the second of two processes would have done is lost: the pictures 1 and 3 of 0 to 4.
@@ -200,6 +205,7 @@ def test_who_is_done_waits_for_as_long_as_others_work(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path) -> None:
     (pictures / "2.jpg").write_bytes((pictures / "2.jpg").read_bytes()[:500])
     (pictures / "3.jpg").write_text("no picture")
@@ -214,6 +220,7 @@ def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path
         bench(pictures, tmp_path / "strict", **OPTIONS, strict=True)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_method_that_fails_does_not_stop_the_others(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +243,7 @@ def test_a_method_that_fails_does_not_stop_the_others(
     assert "| 5 | ZeroDivisionError: no luck | 0.jpg |" in (tmp_path / "errors" / "summary.md").read_text()
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
     options = OPTIONS | {"methods": ["score-cam", "union-cam", "fusion-cam:raw"], "limit": 2}
     bench(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
@@ -254,6 +262,7 @@ def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
         assert of["fusion-cam:raw", 5, "gradient", image] == of["fusion-cam:raw", 20, "gradient", image]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_random_choice_of_pictures(pictures: Path, tmp_path: Path) -> None:
     chosen = []
     for seed in (0, 0, 1, None):
@@ -280,6 +289,7 @@ def test_a_full_disk_leaves_earlier_records_whole(pictures: Path, tmp_path: Path
     assert shard.read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("precision", ["bfloat16"])
 def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> None:
     folder = bench(pictures, tmp_path / "out", **OPTIONS, limit=1, precision=precision)
