@@ -50,7 +50,7 @@ class Call:
         self.device = self.inputs[0].device
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
         self.given_target = target
-        self.target = target
+        self.target = target.to(self.device) if isinstance(target, Tensor) else target
         if isinstance(target, list) and len(target) == self.examples > 1 and {type(index) for index in target} == {int}:
             # Selected without a loop.
             self.target = torch.tensor(target, device=self.device)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Scorer:
         )
         # Convolutions on a CPU gain by it.
         self._channels_last = self.call.device.type == "cpu"
+        self._passed = False
         for position in self.masked:
             if not self.inputs[position].is_floating_point():
                 raise TypeError(
@@ -93,9 +94,9 @@ class Scorer:
             RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
         """
         total = len(examples)
-        # The first row of the first chunk with several is the first example as it is: where it scores otherwise than
-        # alone, scores depend on the other rows.
-        control = min(self._rows, total) > 1 and not self.session.state.controlled
+        # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
+        # rows, on chance or on the memory format.
+        control = total > 1 and not self.session.state.controlled
         if control:
             examples = torch.cat([examples[:1], examples])
         buffers: dict[int, Tensor] = {}
@@ -108,7 +109,14 @@ class Scorer:
             # Where a number of rows is asked for, every forward pass has it: the last row is repeated.
             last = start + most if self.perturbations_per_eval else stop
             rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
-            return self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
+            chunk = self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
+            if control and start == 0 and self._differs(chunk[0], examples[0]):
+                if self._channels_last:
+                    self._channels_last, buffers = False, {}
+                    return score(start, stop, most)
+                self.session.state.warn_of_other_rows(float(self.session.unmasked_scores[examples[0]]), float(chunk[0]))
+            self.session.state.controlled |= control
+            return chunk
 
         bar = progress_bar(description, len(examples)) if description else None
         try:
@@ -123,7 +131,6 @@ class Scorer:
                 "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
             )
         if control:
-            self._check_control(scores[0], examples[0])
             examples, scores = examples[1:], scores[1:]
         self._check_saturation(scores, examples)
         return scores
@@ -205,25 +212,20 @@ class Scorer:
         return self._pass(tuple(part.contiguous() for part in row_inputs), arguments)
 
     def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
-        with PASSES:
+        # The first one may run other modules than the unmasked pass, such as those for several rows.
+        known = self._passed or hasattr(self.call.forward_func, "_orig_mod")
+        watching = nullcontext() if known else self.session.state.watching()
+        self._passed = True
+        with PASSES, watching:
             output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
         return output
 
-    def _check_control(self, score: Tensor, example: Tensor) -> None:
-        """Warns where the first example scores otherwise among masked inputs than on its own."""
-        state, alone = self.session.state, self.session.unmasked_scores[example]
-        state.controlled = True
+    def _differs(self, score: Tensor, example: Tensor) -> bool:
+        """Whether an example scores otherwise among masked inputs than on its own, by more than rounding."""
         exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
         rounding = 1e-3 if exact and self.session.output.dtype in (torch.float32, torch.float64) else 0.05
         scale = 1 if self.call.activation else self.session.output[example].abs().max()
-        if not state.warned and (score - alone).abs() > rounding * scale:
-            state.warned = True
-            warn(
-                f"An input scores {float(alone):.4g} as it is, but {float(score):.4g} in a batch of masked ones, which "
-                "means that scores depend on the other rows or on chance. Look for BatchNorm with "
-                "track_running_stats=False and for functional dropout. An example that is explained alone is kept "
-                "apart by perturbations_per_eval=1."
-            )
+        return bool((score - self.session.unmasked_scores[example]).abs() > rounding * scale)
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""

@@ -58,6 +58,16 @@ _current: ContextVar[Session | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
+def unshared() -> Iterator[None]:
+    """Lets the methods inside run the model anew, since something else might have changed it in between."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
 def session(
     call: Call,
     layer: Module | None = None,
@@ -105,16 +115,17 @@ def _run(
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
     inputs = tuple(tensor.clone() for tensor in call.inputs)
+    arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in call.additional_forward_args)
     given: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
     with PASSES, eager(), state.watching() as draws, _memory(inputs) as memory:
         if layer is None:
             with torch.no_grad():
-                run_forward(observed, inputs, call.additional_forward_args)
+                run_forward(observed, inputs, arguments)
         else:
             devices = device_ids or getattr(call.forward_func, "device_ids", None)
-            where = (call.additional_forward_args, devices, attribute_to_layer_input)
+            where = (arguments, devices, attribute_to_layer_input)
             try:
                 with sole_user(layer), _checked(layer, attribute_to_layer_input, runs):
                     if with_gradients:
