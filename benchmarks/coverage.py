@@ -21,6 +21,7 @@ from statistics import mean
 
 import torch
 from captum.attr import LayerActivation
+from captum_fusion._masking import MaskedForward
 from efficientnet_lite_pytorch import EfficientNet
 from matplotlib.figure import Figure
 from PIL import Image
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from captum_fusion import LayerScoreCam
-from captum_fusion._masking import MaskedForward
 from captum_fusion._models import Preprocessing
 from captum_fusion.attr.score_cam import _covering_channels
 from captum_fusion.functional import normalize, upsample

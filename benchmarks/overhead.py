@@ -21,8 +21,7 @@ from captum.attr import LayerActivation, LayerGradCam
 from torch import Tensor, nn
 
 from benchmarks.score_cam import MODELS, load
-from captum_fusion import LayerScoreCam
-from captum_fusion._masking import MaskedForward
+from captum_fusion import LayerScoreCam, spatial_view
 from captum_fusion.metrics import deletion, insertion
 
 ROWS = 96
@@ -35,8 +34,15 @@ def score_channels(model: nn.Module, layer: nn.Module, inputs: Tensor, target: i
     flat = activations.flatten(2)
     spans = (flat.amax(2) - flat.amin(2)).amin(0)
     live = spans.topk(ROWS // len(inputs)).indices
-    forward = MaskedForward(model, inputs, target, None, None, layer)
-    return partial(LayerScoreCam(model, layer)._channel_scores, forward, activations[:, live], None, False)
+
+    def keep_others(chosen: Tensor, output: Tensor) -> Tensor:
+        return output.index_copy(1, live, chosen)
+
+    def work() -> Tensor:
+        with spatial_view(layer, to_map=lambda output: output[:, live], from_map=keep_others) as view:
+            return LayerScoreCam(model, view).attribute(inputs, target)
+
+    return work
 
 
 def overheads(name: str, turns: int) -> dict[str, list[float]]:

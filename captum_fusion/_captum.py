@@ -1,12 +1,12 @@
 """Every use of Captum's internals, so that a Captum release touches one file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from captum._utils.common import _run_forward, _select_targets
-from captum._utils.gradient import compute_layer_gradients_and_eval
+from captum._utils.gradient import _forward_layer_eval, compute_layer_gradients_and_eval
 from captum._utils.progress import progress
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
 from captum.log import log_usage
@@ -21,6 +21,7 @@ __all__ = [
     "TensorOrTupleOfTensorsGeneric",
     "eager",
     "layer_gradients",
+    "layer_value",
     "logged",
     "progress_bar",
     "run_forward",
@@ -32,7 +33,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class ProgressBar(Protocol):
-    """What the masking engine needs of a progress bar."""
+    """What the masked passes need of a progress bar."""
 
     def update(self, n: float) -> object:
         """Moves on by n."""
@@ -65,28 +66,41 @@ def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additiona
     return _run_forward(forward_func, inputs, None, additional_forward_args)
 
 
+def layer_value(
+    forward_func: ForwardFunc,
+    layer: Module,
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: tuple[Any, ...],
+    device_ids: list[int] | None,
+    attribute_to_layer_input: bool,
+) -> tuple[Tensor, ...]:
+    """What the layer gives out, or takes in, in its last run."""
+    return _forward_layer_eval(
+        forward_func, inputs, layer, additional_forward_args, device_ids, attribute_to_layer_input
+    )
+
+
 def layer_gradients(
     forward_func: ForwardFunc,
     layer: Module,
-    inputs: Tensor | tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
     target: TargetType,
     additional_forward_args: tuple[Any, ...],
     device_ids: list[int] | None,
     attribute_to_layer_input: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the targets with respect to the layer and its activations, float32 or wider."""
-    with eager():
-        gradients, activations = compute_layer_gradients_and_eval(
-            forward_func,
-            layer,
-            inputs,
-            target,
-            additional_forward_args,
-            device_ids=device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-        )
-    precision = torch.promote_types(activations[0].dtype, torch.float32)
-    return gradients[0].to(precision), activations[0].detach().to(precision)
+    grad_kwargs: Mapping[str, Any] | None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The gradients of the targets with respect to the layer, and its value, which keeps its graph."""
+    return compute_layer_gradients_and_eval(
+        forward_func,
+        layer,
+        inputs,
+        target,
+        additional_forward_args,
+        device_ids=device_ids,
+        attribute_to_layer_input=attribute_to_layer_input,
+        grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
+    )
 
 
 def select_targets(output: Tensor, target: TargetType) -> Tensor:

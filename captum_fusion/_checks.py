@@ -3,6 +3,9 @@
 from typing import Literal, get_args
 
 import torch
+from torch.nn import Module
+
+from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
 
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -12,6 +15,18 @@ def check_activation(activation: Activation | None) -> None:
     """Refuses an unknown activation."""
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; expected one of {ACTIVATIONS} or None")
+
+
+def check_interpolate_mode(interpolate_mode: InterpolateMode) -> None:
+    """Refuses an unknown way to bring maps to the input's size, and what is no name, given by position."""
+    if interpolate_mode not in INTERPOLATE_MODES:
+        raise ValueError(f"interpolate_mode is {interpolate_mode!r}; expected one of {INTERPOLATE_MODES}")
+
+
+def check_layer(layer: object) -> None:
+    """Refuses what is no layer, such as the None of a class whose layer is still to be set."""
+    if not isinstance(layer, Module):
+        raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
 
 
 def check_percentile(percentile: float) -> None:

@@ -1,8 +1,8 @@
 """Methods, metrics and settings by name, for the command and the benchmark."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from time import perf_counter
 from typing import Any, Literal
 
@@ -23,14 +23,10 @@ from captum.attr import (
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion import attr
 from captum_fusion._captum import logged
 from captum_fusion._names import close_names
-from captum_fusion.attr.fusion_cam import LayerFusionCam
-from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
-from captum_fusion.attr.group_cam import LayerGroupCam
-from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.attr.union_cam import LayerUnionCam
-from captum_fusion.attr.x_grad_cam import LayerXGradCam
+from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.functional import WEIGHTINGS, Weighting
 
 
@@ -57,23 +53,40 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
         return attributions
 
 
-# Each builds the attribution for a model and a layer; the third argument is the Score-CAM of that model and layer.
-_BUILDERS: dict[str, Callable[[Module, Module, Attribution], Attribution]] = {
-    "grad-cam": lambda model, layer, _: LayerGradCam(model, layer),
-    "grad-cam++": lambda model, layer, _: LayerGradCamPlusPlus(model, layer),
-    "x-grad-cam": lambda model, layer, _: LayerXGradCam(model, layer),
-    "group-cam": lambda model, layer, _: LayerGroupCam(model, layer),
-    "score-cam": lambda _, __, score_cam: score_cam,
-    "union-cam": lambda model, layer, score_cam: LayerUnionCam(model, layer, region_method=score_cam),
-    "layer-gradient-x-activation": lambda model, layer, _: LayerGradientXActivation(model, layer),
-    "guided-grad-cam": lambda model, layer, _: GuidedGradCam(model, layer),
-    "saliency": lambda model, _, __: Saliency(model),
-    "input-x-gradient": lambda model, _, __: InputXGradient(model),
-    "integrated-gradients": lambda model, _, __: IntegratedGradients(model),
-    "guided-backprop": lambda model, _, __: GuidedBackprop(model),
-    "deconvolution": lambda model, _, __: Deconvolution(model),
-}
-METHODS = (*_BUILDERS, "fusion-cam")
+_CAPTUMS: tuple[type[Attribution], ...] = (
+    LayerGradCam,
+    LayerGradientXActivation,
+    GuidedGradCam,
+    Saliency,
+    InputXGradient,
+    IntegratedGradients,
+    GuidedBackprop,
+    Deconvolution,
+)
+# What captum_fusion.attr lists is known here as well.
+_OURS = tuple(getattr(attr, name) for name in attr.__all__)
+
+
+def _name(method: type[Attribution]) -> str:
+    """The name of a class in the command: "grad-cam++" for ``LayerGradCamPlusPlus``."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*", method.__name__.removeprefix("Layer"))
+    return "-".join(words).lower().replace("-plus-plus", "++")
+
+
+_CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS)}
+
+
+def _build(name: str, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
+    """The attribution of this name for a model and a layer, whose Score-CAM the methods share."""
+    method = _CLASSES[name]
+    if method is LayerScoreCam:
+        return score_cam
+    parameters = signature(method).parameters
+    region = {"region_method": score_cam} if "region_method" in parameters else {}
+    return method(model, *([layer] if "layer" in parameters else []), **region)
+
+
+METHODS = tuple(_CLASSES)
 
 
 def _loosely(name: str) -> str:
@@ -105,8 +118,8 @@ class Method:
     def build(self, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
         """The attribution of a model and a layer, with the Score-CAM that the methods share."""
         if self.components is None:
-            return _BUILDERS[self.name](model, layer, score_cam)
-        gradient, region = (_BUILDERS[component](model, layer, score_cam) for component in self.components)
+            return _build(self.name, model, layer, score_cam)
+        gradient, region = (_build(component, model, layer, score_cam) for component in self.components)
         return LayerFusionCam(model, layer, gradient_method=gradient, region_method=region)
 
 
@@ -147,6 +160,7 @@ def parse_method(text: str) -> Method:
 
 def _component(text: str) -> str:
     name = _BY_LOOSE_NAME.get(_loosely(text))
-    if name is None or name not in _BUILDERS:
-        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), _BUILDERS)}")
+    if name is None or name == "fusion-cam":
+        known = [known for known in METHODS if known != "fusion-cam"]
+        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), known)}")
     return name

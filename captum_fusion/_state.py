@@ -1,81 +1,160 @@
-"""Leaves the caller's world as it was."""
+"""Preserves the model's buffers and the random state, and keeps threads apart."""
 
+import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
-Watch = Callable[[], AbstractContextManager[None]]
+# Hooks on a layer see the passes of every thread, so that ours take turns.
+PASSES = threading.RLock()
 
-_guarded = ContextVar("_guarded", default=False)
+
+def warn(message: str) -> None:
+    """Warns about the line that called this package, or Captum, which called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("captum", "captum_fusion"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+class _Draws(TorchDispatchMode):
+    """Notes whether this thread draws random numbers."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        return func(*args, **(kwargs or {}))
+
+
+class Preserved:
+    """The buffers and the random state to restore."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._random_states = {device: _random_state(device) for device in devices if _has_random_state(device)}
+        self.draws = False
+        self.unstable: set[str] = set()
+        self.warned = self.controlled = False
+        self._seen: set[Module] = set()
+        self._buffers: list[tuple[Module, str, Tensor | None, Tensor | None]] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[_Draws]:
+        """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
+        thread = threading.get_ident()
+
+        def keep(module: Module, _: object) -> None:
+            if threading.get_ident() == thread and module not in self._seen:
+                for part in module.modules():
+                    if part not in self._seen:
+                        self._keep(part)
+
+        draws = _Draws()
+        hook = register_module_forward_pre_hook(keep)
+        try:
+            with draws:
+                yield draws
+        finally:
+            hook.remove()
+            self.draws |= draws.any
+            self._warn_if_unstable()
+
+    def _keep(self, module: Module) -> None:
+        self._seen.add(module)
+        for name, buffer in module._buffers.items():
+            self._buffers.append((module, name, buffer, None if buffer is None else buffer.clone()))
+        # A frozen scripted module has no mode.
+        if getattr(module, "training", False) and isinstance(module, (_BatchNorm, _DropoutNd, StochasticDepth)):
+            self.unstable.add(type(module).__name__)
+
+    def _warn_if_unstable(self) -> None:
+        """Warns once where modules in training mode make scores depend on chance or on the other examples."""
+        if self.unstable and not self.warned:
+            self.warned = True
+            warn(
+                f"The model is in training mode and holds {', '.join(sorted(self.unstable))}, so that scores depend on "
+                "chance or on the rest of the batch. Call model.eval() before explaining it."
+            )
+
+    def warn_of_chance(self) -> None:
+        """Warns once that the model draws random numbers."""
+        if not self.warned and self._moved():
+            self.warned = True
+            warn(
+                "The model draws random numbers, though no module of it is in training mode, so that scores depend on "
+                "chance. Look for functional dropout, which needs training=self.training."
+            )
+
+    def _moved(self) -> list[torch.device]:
+        """The devices whose random state is another one."""
+        return [
+            device for device, state in self._random_states.items() if not torch.equal(_random_state(device), state)
+        ]
+
+    def restore(self) -> None:
+        """Restores what has changed."""
+        for device in self._moved() if self.draws else []:
+            _set_random_state(device, self._random_states[device])
+        with torch.no_grad():
+            for module, name, buffer, value in self._buffers:
+                # Version counters miss the statistics of batch normalization. What has not changed is not written,
+                # since a backward pass of the caller may still need it as it is.
+                if buffer is not None and value is not None and not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                if not isinstance(module, ScriptModule) and getattr(module, name, None) is not buffer:
+                    setattr(module, name, buffer)
+
+
+_outermost: ContextVar[Preserved | None] = ContextVar("_outermost", default=None)
 
 
 @contextmanager
-def undisturbed(inputs: Tensor | tuple[Tensor, ...]) -> Iterator[Watch]:
-    """Restores buffers and the global random state on leaving, also after an exception.
+def preserved(inputs: tuple[Tensor, ...]) -> Iterator[Preserved]:
+    """Restores buffers and the random state of the inputs' devices on leaving, also after an exception.
 
-    ``forward_func`` may be any callable, so the modules that it runs are found as they run. The first forward pass
-    happens inside ``with watch():``, where a global hook sees each module before it runs and keeps the buffers of
-    those in training mode, which alone can change them. Where one of these makes an example's score depend on chance
-    or on the other examples, a warning says so.
-
-    Args:
-        inputs (Tensor or tuple[Tensor, ...]): As given to ``attribute``; the random state of their devices is kept.
-
-    Yields:
-        *Callable* watch, which returns a context manager for the first forward pass.
+    ``forward_func`` may be any callable, so the modules that it runs are found as they run, inside
+    ``with state.watching():``. What other threads run and draw is left alone. For a method inside a method, the outer
+    one restores everything.
     """
-    if _guarded.get():  # A method inside a method: the outer one restores everything.
-        yield nullcontext
+    outer = _outermost.get()
+    if outer is not None:
+        yield outer
         return
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    cuda_devices = {tensor.device for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_cuda}
-    seen: set[Module] = set()
-    buffers: list[tuple[Module, str, Tensor, Tensor]] = []
-    unstable: set[str] = set()
-
-    def keep(module: Module, _: object) -> None:
-        if module in seen:
-            return
-        for part in module.modules():
-            if part in seen:
-                continue
-            seen.add(part)
-            if part.training:
-                kept = part.named_buffers(recurse=False)
-                buffers.extend((part, name, buffer, buffer.clone()) for name, buffer in kept)
-                if isinstance(part, (_BatchNorm, _DropoutNd, StochasticDepth)):
-                    unstable.add(type(part).__name__)
-
-    @contextmanager
-    def watch() -> Iterator[None]:
-        hook = register_module_forward_pre_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
-        if unstable:
-            warnings.warn(
-                f"The model is in training mode and holds {', '.join(sorted(unstable))}, so that scores depend on "
-                "chance or on the rest of the batch. Call model.eval() before explaining it.",
-                stacklevel=3,
-            )
-
-    token = _guarded.set(True)
+    state = Preserved({tensor.device for tensor in inputs} | {torch.device("cpu")})
+    token = _outermost.set(state)
     try:
-        with torch.random.fork_rng(cuda_devices):
-            yield watch
+        yield state
     finally:
-        _guarded.reset(token)
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                setattr(module, name, buffer)
+        _outermost.reset(token)
+        state.restore()
+
+
+def _has_random_state(device: torch.device) -> bool:
+    known = device.type in ("cuda", "mps", "xpu") and getattr(torch, device.type).is_available()
+    return device.type == "cpu" or known
+
+
+def _random_state(device: torch.device) -> Tensor:
+    module: Any = torch if device.type == "cpu" else getattr(torch, device.type)
+    state: Tensor = module.get_rng_state(*([device] if device.type in ("cuda", "xpu") else []))
+    return state
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    module: Any = torch if device.type == "cpu" else getattr(torch, device.type)
+    module.set_rng_state(state, *([device] if device.type in ("cuda", "xpu") else []))

@@ -1,7 +1,8 @@
 r"""The equations of the papers as pure tensor functions.
 
 A map is a tensor of shape (N, 1, \*S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
-gradients g have the shape (N, C, \*s). Every function treats each example on its own. Symbols are those of Fusion-CAM
+gradients g have the shape (N, C, \*s). Every function treats each example on its own, computes in float32 or wider
+whatever the precision of its arguments, and returns that. Symbols are those of Fusion-CAM
 (https://arxiv.org/abs/2603.05386).
 """
 
@@ -12,18 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
+from captum_fusion._precision import as_float
+
 Weighting = Literal["normalized", "raw", "released"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 # Differences of up to so many units in the last place are taken for rounding.
 _ROUNDING = 100
 
+InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]
+INTERPOLATE_MODES: tuple[InterpolateMode, ...] = get_args(InterpolateMode)
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-def _per_example(values: Tensor, like: Tensor) -> Tensor:
-    """Values of shape (N,) that broadcast against maps of shape (N, 1, *S)."""
-    return values.reshape(-1, *(1,) * (like.dim() - 1))
+def _like(values: Tensor, maps: Tensor) -> Tensor:
+    """Values of shape (N,) or (N, C) that broadcast against maps of shape (N, C, *S)."""
+    return values.reshape(*values.shape, *(1,) * (maps.dim() - values.dim()))
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -42,20 +47,23 @@ def normalize(maps: Tensor) -> Tensor:
         tensor([[[0.0000, 0.2500, 1.0000]],
                 [[0.0000, 0.0000, 0.0000]]])
     """
+    maps = as_float(maps)
     lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     rounding = _ROUNDING * torch.finfo(maps.dtype).eps * torch.maximum(lowest.abs(), highest.abs()) / 2
-    shifted = maps / 2 - _per_example(lowest / 2, maps)
-    return torch.where(_per_example(span > rounding, maps), shifted / _per_example(span, maps), 0)
+    shifted = maps / 2 - _like(lowest / 2, maps)
+    return torch.where(_like(span > rounding, maps), shifted / _like(span, maps), 0)
 
 
-def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilinear") -> Tensor:
     r"""U: linear, bilinear or trilinear interpolation to a spatial size, with ``align_corners=False``.
 
     Args:
         maps (Tensor): Maps of shape (N, 1, \*s) with one to three spatial axes.
         size (tuple[int, ...]): The spatial shape S to reach.
+        mode (str): "bilinear" for U, whatever the number of axes; or "nearest", "nearest-exact" or "area" of
+            ``torch.nn.functional.interpolate``. Default: "bilinear"
 
     Returns:
         *Tensor* of shape (N, 1, \*S), with values between the smallest and the largest of the map.
@@ -65,7 +73,9 @@ def upsample(maps: Tensor, size: tuple[int, ...]) -> Tensor:
         >>> upsample(torch.tensor([[[0.0, 1.0]]]), (4,))
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    return interpolate(maps, size=size, mode=_LINEAR_MODE[len(size)], align_corners=False)
+    if mode == "bilinear":
+        return interpolate(as_float(maps), size=size, mode=_LINEAR_MODE[len(size)], align_corners=False)
+    return interpolate(as_float(maps), size=size, mode=mode)
 
 
 def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
@@ -85,7 +95,7 @@ def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
         >>> percentile_threshold(torch.tensor([[[0.0, 1.0, 2.0, 3.0, 4.0]]]), 10.0)
         tensor([0.4000])
     """
-    values = maps.flatten(1)
+    values = as_float(maps).flatten(1)
     rank = percentile / 100 * (values.shape[1] - 1)
     below, above = (values.kthvalue(1 + bound(rank), dim=1).values for bound in (floor, ceil))
     return torch.lerp(below, above, rank - floor(rank))
@@ -106,7 +116,7 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
         >>> denoise(torch.tensor([[[0.2, 0.4, 0.6, 1.0]]]), 50.0)
         tensor([[[0.0000, 0.0000, 0.6000, 1.0000]]])
     """
-    threshold = _per_example(percentile_threshold(maps, percentile), maps)
+    threshold = _like(percentile_threshold(maps, percentile), maps)
     return normalize(torch.where(maps >= threshold, maps, 0))
 
 
@@ -126,6 +136,7 @@ def contribution(kept: Tensor, without: Tensor) -> Tensor:
         >>> contribution(torch.tensor([0.75, 0.25, 0.1]), torch.tensor([0.5, 0.5, 0.1000001]))
         tensor([ 0.2500, -0.2500,  0.0000])
     """
+    kept, without = as_float(kept), as_float(without)
     rounding = _ROUNDING * torch.finfo(kept.dtype).eps * torch.maximum(kept.abs(), without.abs())
     difference = kept - without
     return torch.where(difference.abs() > rounding, difference, 0)
@@ -135,20 +146,31 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
     """The weights of two maps from their contributions.
 
     Args:
-        first (Tensor): Contributions of the first map, shape (N,). Negative ones count as 0.
-        second (Tensor): Contributions of the second map, shape (N,). Negative ones count as 0.
-        weighting (str): "raw" takes the contributions as they are; "normalized" and "released" divide them by their
-            sum. Default: "normalized"
+        first (Tensor): Contributions of the first map, shape (N,).
+        second (Tensor): Contributions of the second map, shape (N,).
+        weighting (str): "normalized" divides both by their sum, "raw" takes them as they are, and in both a negative
+            one counts as 0. "released" is what the script released with Fusion-CAM does: it divides both by their sum
+            plus 1e-8, without regard to their signs, so that a weight can be negative or above 1.
+            Default: "normalized"
 
     Returns:
-        *tuple* of two *Tensors* of shape (N,), finite and not negative. Where both contributions are 0, both weights
-        are equal: 0.5, or 1 if "raw".
+        *tuple* of two *Tensors* of shape (N,), finite. Where both contributions are 0 (in "released" also where their
+        sum is -1e-8), both weights are equal: 0.5, or 1 if "raw".
 
     Examples::
 
         >>> contribution_weights(torch.tensor([0.6, -0.1]), torch.tensor([0.2, 0.0]))
         (tensor([0.7500, 0.5000]), tensor([0.2500, 0.5000]))
+        >>> contribution_weights(torch.tensor([0.6]), torch.tensor([-0.2]), "released")
+        (tensor([1.5000]), tensor([-0.5000]))
     """
+    first, second = as_float(first), as_float(second)
+    if weighting == "released":
+        total = first.double() + second.double() + 1e-8
+        none = (total == 0) | ((first == 0) & (second == 0))
+        total = total.masked_fill(none, 1)
+        weights = ((part / total).masked_fill(none, 0.5).to(part.dtype) for part in (first, second))
+        return next(weights), next(weights)
     first, second = relu(first), relu(second)
     largest = torch.maximum(first, second)
     none = largest == 0
@@ -179,7 +201,7 @@ def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: 
         >>> combine(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]]), *weights)
         tensor([[[0.0000, 1.0000, 0.3333]]])
     """
-    return normalize(_per_example(first_weight, first) * first + _per_example(second_weight, second) * second)
+    return normalize(_like(first_weight, first) * first + _like(second_weight, second) * second)
 
 
 def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
@@ -202,8 +224,8 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
         >>> fuse(torch.tensor([[[0.0, 1.0, 0.5]]]), torch.tensor([[[0.0, 0.0, 0.5]]]), torch.ones(1), torch.ones(1))
         tensor([[[0., 1., 1.]]])
     """
-    a = _per_example(first_weight, first) * first
-    b = _per_example(second_weight, second) * second
+    a = _like(first_weight, first) * first
+    b = _like(second_weight, second) * second
     similarity = (1 - (a - b).abs()).clamp(0, 1)
     return normalize(similarity * torch.maximum(a, b) + (1 - similarity) * (a + b) / 2)
 
@@ -213,7 +235,7 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
-        weights (Tensor): w, shape (N, C).
+        weights (Tensor): w, shape (N, C), or (N, C, \*s) where each pixel has its own.
 
     Returns:
         *Tensor* of shape (N, 1, \*s).
@@ -223,13 +245,33 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
         >>> weighted_sum(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[10.0, 1.0]]))
         tensor([[[13., 24.]]])
     """
-    return (weights.reshape(*weights.shape, *(1,) * (activations.dim() - 2)) * activations).sum(dim=1, keepdim=True)
+    return weighted(activations, weights).sum(dim=1, keepdim=True)
+
+
+def weighted(activations: Tensor, weights: Tensor) -> Tensor:
+    r"""The channels by their weights: w_k A_k.
+
+    Args:
+        activations (Tensor): A, shape (N, C, \*s).
+        weights (Tensor): w, shape (N, C), or (N, C, \*s) where each pixel has its own.
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> weighted(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[10.0, 1.0]]))
+        tensor([[[10., 20.],
+                 [ 3.,  4.]]])
+    """
+    return _like(as_float(weights), activations) * as_float(activations)
 
 
 def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     r"""Grad-CAM++ (https://arxiv.org/abs/1710.11063): w_k = sum over pixels of alpha ReLU(g).
 
-    alpha = g^2 / (2 g^2 + sum(A) g^3), which is 1 / (2 + sum(A) g) where g is not 0; 0 where g or the divisor is 0.
+    alpha = g^2 / (2 g^2 + sum(A) g^3), which is 1 / (2 + sum(A) g) where g is not 0; 0 where g is 0, or the divisor is
+    0 but for rounding.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -243,13 +285,16 @@ def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor
         >>> grad_cam_plus_plus_weights(torch.tensor([[[0.5, 0.0, -1.0]]]), torch.tensor([[[1.0, 2.0, 1.0]]]))
         tensor([[0.1250]])
     """
-    gradients, activations = gradients.flatten(2), activations.flatten(2)
+    gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
     divisor = 2 + activations.sum(dim=2, keepdim=True) * gradients
-    return _quotient(relu(gradients), divisor).sum(dim=2)
+    terms = 2 + activations.abs().sum(dim=2, keepdim=True) * gradients.abs()
+    return _quotient(relu(gradients), divisor, terms).sum(dim=2)
 
 
 def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
-    r"""XGrad-CAM (https://arxiv.org/abs/2008.02312): w_k = sum(g A) / sum(A), 0 where the divisor is 0.
+    r"""XGrad-CAM (https://arxiv.org/abs/2008.02312): w_k = sum(g A) / sum(A).
+
+    The weight is 0 where sum(A) is 0 but for rounding, as after an instance normalization.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -263,7 +308,8 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
         >>> x_grad_cam_weights(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 1.0]]]))
         tensor([[1.2500]])
     """
-    return _quotient((gradients * activations).flatten(2).sum(dim=2), activations.flatten(2).sum(dim=2))
+    gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
+    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
 
 
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
@@ -284,7 +330,7 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
         tensor([[[4., 6.],
                  [0., 6.]]])
     """
-    weights = gradients.flatten(2).mean(dim=2)
+    weights = as_float(gradients).flatten(2).mean(dim=2)
     parts = zip(activations.tensor_split(groups, dim=1), weights.tensor_split(groups, dim=1), strict=True)
     return relu(torch.cat([weighted_sum(*part) for part in parts], dim=1))
 
@@ -308,11 +354,11 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
         >>> denoised_gradient_map(torch.tensor([[[1.0, 3.0, -4.0]]]), torch.tensor([[[8.0, 4.0, 2.0]]]), 0.0)
         tensor([[[2., 3., 0.]]])
     """
-    threshold = percentile_threshold(gradients.flatten(0, 1).unsqueeze(1), percentile)
-    threshold = threshold.reshape(*gradients.shape[:2], *(1,) * (gradients.dim() - 2))
-    kept = relu(torch.where(gradients >= threshold, gradients, 0))
-    totals = kept.flatten(2).sum(dim=2).reshape(threshold.shape)
-    return (_quotient(kept, totals) * activations).sum(dim=1, keepdim=True)
+    gradients = as_float(gradients)
+    threshold = percentile_threshold(gradients.flatten(0, 1).unsqueeze(1), percentile).reshape(gradients.shape[:2])
+    kept = relu(torch.where(gradients >= _like(threshold, gradients), gradients, 0))
+    totals = _like(kept.flatten(2).sum(dim=2), kept)
+    return weighted_sum(activations, _quotient(kept, totals, totals))
 
 
 def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
@@ -334,6 +380,7 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
         >>> gaussian_blur(torch.tensor([[[0.0, 0.0, 1.0, 0.0, 0.0]]]), 3, 1.0)
         tensor([[[0.0000, 0.2741, 0.4519, 0.2741, 0.0000]]])
     """
+    inputs = as_float(inputs)
     offsets = torch.arange(kernel_size, device=inputs.device) - kernel_size // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2)).to(inputs.dtype)
     kernel = kernel / kernel.sum()
@@ -350,6 +397,7 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
     return inputs
 
 
-def _quotient(numerator: Tensor, divisor: Tensor) -> Tensor:
-    """The quotient, 0 where the divisor is 0."""
-    return torch.where(divisor == 0, 0, numerator / torch.where(divisor == 0, 1, divisor))
+def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
+    """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
+    zero = divisor.abs() <= _ROUNDING * torch.finfo(divisor.dtype).eps * terms
+    return torch.where(zero, 0, numerator / torch.where(zero, 1, divisor))

@@ -1,5 +1,10 @@
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
+from typing import Any
+
+# One thread for each worker, also for the processes that tests start: small networks gain nothing by more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -17,6 +22,32 @@ def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_device: runs on the GPU as well where there is one")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs what is marked every_device on the GPU as well where there is one."""
+    everywhere = metafunc.definition.get_closest_marker("every_device") is not None
+    if everywhere and "device" in metafunc.fixturenames and torch.cuda.is_available():
+        metafunc.parametrize("device", [torch.device("cpu"), torch.device("cuda", 0)], ids=str)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the networks and inputs of the fixtures are."""
+    return torch.device("cpu")
+
+
+def on(device: torch.device, value: Any) -> Any:
+    """The tensors in it on a device."""
+    if isinstance(value, tuple):
+        return tuple(on(device, part) for part in value)
+    if isinstance(value, dict):
+        return {name: on(device, part) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class SmallNet(nn.Module):
@@ -51,10 +82,10 @@ def _in_one_thread(function: Callable[..., object], *arguments: object) -> None:
 
 
 @pytest.fixture
-def net() -> SmallNet:
-    return SmallNet().eval()
+def net(device: torch.device) -> SmallNet:
+    return SmallNet().eval().to(device)
 
 
 @pytest.fixture
-def images() -> Tensor:
-    return torch.rand(3, 3, 12, 10)
+def images(device: torch.device) -> Tensor:
+    return torch.rand(3, 3, 12, 10).to(device)

@@ -123,7 +123,7 @@ def group_cam(
         group = np.zeros(activations.shape[1:])
         for channel in part:
             group += gradients[channel].mean() * activations[channel]
-        mask = component(group, size)
+        mask = normalize(upsample(np.maximum(group, 0), size))
         score = max(masked_score(probability, x, mask, baseline) - without, 0)
         total += (score if score > 1e-12 else 0) * mask
     return np.maximum(total, 0)
@@ -164,7 +164,10 @@ def union_cam(
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:
-    return normalize(upsample(np.maximum(layer_map, 0), size))
+    evidence = upsample(np.maximum(layer_map, 0), size)
+    scaled = normalize(evidence)
+    # What is positive everywhere and the same keeps everything.
+    return np.ones_like(scaled) if not scaled.any() and evidence.min() > 0 else scaled
 
 
 def denoise(gradient: Array, percentile: float) -> Array:
@@ -176,6 +179,9 @@ def denoise(gradient: Array, percentile: float) -> Array:
 
 
 def weights(a: float, b: float, weighting: str) -> tuple[float, float]:
+    if weighting == "released" and (a or b):
+        # As that script has it, which clips nothing.
+        return a / (a + b + 1e-8), b / (a + b + 1e-8)
     a, b = max(a, 0.0), max(b, 0.0)
     if weighting == "raw":
         return (a, b) if a + b > 0 else (1.0, 1.0)

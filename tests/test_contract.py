@@ -3,9 +3,10 @@
 import copy
 import pickle
 import re
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from captum.attr import Attribution, LayerAttribution, LayerGradCam, NoiseTunnel, PerturbationAttribution, visualization
@@ -19,8 +20,10 @@ from captum.testing.helpers.basic_models import (
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from tests.conftest import SmallNet
-from tests.methods import INPUT_SHAPED, LAYER_SHAPED, METHODS, accepted
+from tests.conftest import SmallNet, on
+from tests.methods import METHODS, accepted, at_input_size, has_input_shape, keeps_the_graph
+
+pytestmark = pytest.mark.every_device
 
 
 class SegmentationNet(nn.Module):
@@ -48,52 +51,52 @@ class TwoInputNet(nn.Module):
         return self.head(torch.cat([pooled, table], 1)) * scale.view(-1, 1) ** power
 
 
-def configurations() -> list[dict[str, Any]]:
+PIXELS = [(0, 1, 2), (1, 3, 3), (4, 0, 9), (2, 5, 5)]
+# The network, its layer, the shape of its input and the target, for each of Captum's target forms and kinds of inputs.
+CONFIGURATIONS: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...], Any]] = {
+    "int": (BasicModel_ConvNet, "conv2", (4, 1, 10, 10), 1),
+    "one_element_tensor": (BasicModel_ConvNet, "conv1", (4, 1, 10, 10), torch.tensor(3)),
+    "list": (BasicModel_ConvNet, "relu2", (4, 1, 10, 10), [0, 3, 9, 1]),
+    "tensor": (BasicModel_ConvNet, "relu1", (4, 1, 10, 10), torch.tensor([0, 3, 9, 1])),
+    "tuple": (SegmentationNet, "conv1", (4, 1, 10, 10), (1, 4, 5)),
+    "list_of_tuples": (SegmentationNet, "conv1", (4, 1, 10, 10), PIXELS),
+    "signal": (BasicModel_ConvNet_MaxPool1d, "conv1", (4, 1, 10), [0, 1, 2, 3]),
+    "volume": (BasicModel_ConvNet_MaxPool3d, "conv1", (4, 1, 10, 10, 10), [0, 1, 2, 3]),
+    "multiple_inputs": (TwoInputNet, "conv1", (4, 1, 6, 8), [0, 1, 2, 0]),
+}
+
+
+@cache
+def configuration(name: str) -> dict[str, Any]:
     """In the form of captum.testing.attr.helpers.test_config."""
+    make, layer, shape, target = CONFIGURATIONS[name]
     torch.manual_seed(0)
-    image, volume, signal = 3 * torch.randn(4, 1, 10, 10), 3 * torch.randn(4, 1, 10, 10, 10), 3 * torch.randn(4, 1, 10)
-    pixels = [(0, 1, 2), (1, 3, 3), (4, 0, 9), (2, 5, 5)]
-    multiple = (torch.randn(4, 1, 6, 8), torch.randn(4, 1, 6, 8), torch.randn(4, 2))
-    scale = torch.rand(4) + 0.5
-    entries: list[tuple[str, nn.Module, str, dict[str, Any]]] = [
-        ("int", BasicModel_ConvNet(), "conv2", {"inputs": image, "target": 1}),
-        ("one_element_tensor", BasicModel_ConvNet(), "conv1", {"inputs": image, "target": torch.tensor(3)}),
-        ("list", BasicModel_ConvNet(), "relu2", {"inputs": image, "target": [0, 3, 9, 1]}),
-        ("tensor", BasicModel_ConvNet(), "relu1", {"inputs": image, "target": torch.tensor([0, 3, 9, 1])}),
-        ("tuple", SegmentationNet(), "conv1", {"inputs": image, "target": (1, 4, 5)}),
-        ("list_of_tuples", SegmentationNet(), "conv1", {"inputs": image, "target": pixels}),
-        ("signal", BasicModel_ConvNet_MaxPool1d(), "conv1", {"inputs": signal, "target": [0, 1, 2, 3]}),
-        ("volume", BasicModel_ConvNet_MaxPool3d(), "conv1", {"inputs": volume, "target": [0, 1, 2, 3]}),
-        (
-            "multiple_inputs",
-            TwoInputNet(),
-            "conv1",
-            {
-                "inputs": multiple,
-                "target": [0, 1, 2, 0],
-                "additional_forward_args": (scale, 2),
-                "baselines": (0.5, torch.randn(4, 1, 6, 8), 0),
-            },
-        ),
-    ]
-    for _, model, _, _ in entries:
+    model = make().eval()
+    for parameter in model.parameters():
         # Captum's networks give all classes the same score, which leaves nothing but rounding to explain.
-        for parameter in model.parameters():
-            nn.init.normal_(parameter)
-    return [
-        {"name": name, "algorithms": METHODS, "model": model.eval(), "layer": layer, "attribute_args": arguments}
-        for name, model, layer, arguments in entries
+        nn.init.normal_(parameter)
+    arguments = {"inputs": 3 * torch.randn(shape), "target": target}
+    if name == "multiple_inputs":
+        arguments["inputs"] = (torch.randn(shape), torch.randn(shape), torch.randn(4, 2))
+        arguments["additional_forward_args"] = (torch.rand(4) + 0.5, 2)
+        arguments["baselines"] = (0.5, torch.randn(shape), 0)
+    return {"name": name, "algorithms": METHODS, "model": model, "layer": layer, "attribute_args": arguments}
+
+
+@pytest.fixture
+def configured(request: pytest.FixtureRequest, device: torch.device) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network, the name of its layer and the arguments, which Captum's own function takes apart."""
+    _, model, arguments, layer, _, _ = parse_test_config(configuration(request.param))
+    return copy.deepcopy(model).to(device), layer, on(device, arguments)
+
+
+def generated(prefix: str, names: Iterable[str] = CONFIGURATIONS) -> pytest.MarkDecorator:
+    cases = [
+        pytest.param(algorithm, name, id=gen_test_name(prefix, name, algorithm, False))
+        for name in names
+        for algorithm in METHODS
     ]
-
-
-def generated(prefix: str) -> pytest.MarkDecorator:
-    cases = []
-    for configuration in configurations():
-        algorithms, model, arguments, layer, _, _ = parse_test_config(configuration)
-        for algorithm in algorithms:
-            name = gen_test_name(prefix, configuration["name"], algorithm, False)
-            cases.append(pytest.param(algorithm, model, layer, arguments, id=name))
-    return pytest.mark.parametrize(("algorithm", "model", "layer", "arguments"), cases)
+    return pytest.mark.parametrize(("algorithm", "configured"), cases, indirect=["configured"])
 
 
 def row(value: Any, example: int) -> Any:
@@ -113,10 +116,11 @@ def double(value: Any) -> Any:
 
 @generated("test_target")
 def test_batched_equals_one_by_one(
-    algorithm: type[LayerAttribution], model: nn.Module, layer: str, arguments: dict[str, Any]
+    algorithm: type[LayerAttribution], configured: tuple[nn.Module, str, dict[str, Any]]
 ) -> None:
     # In double precision and without denoising, where rounding decides which of several equal values are kept.
-    model = copy.deepcopy(model).double()
+    model, layer, arguments = configured
+    model = model.double()
     arguments = {name: double(value) for name, value in arguments.items()}
     attribution = algorithm(model, get_target_layer(model, layer))
     arguments = accepted(attribution, arguments | {"percentile": 0.0})
@@ -128,11 +132,10 @@ def test_batched_equals_one_by_one(
             target = target[example]
         alone = attribution.attribute(**single, target=target)
         for ours, theirs in zip(astuple(alone), astuple(batched), strict=True):
-            if theirs is not None:
-                torch.testing.assert_close(ours, theirs[example : example + 1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours, theirs[example : example + 1], rtol=1e-5, atol=1e-5)
 
 
-def astuple(value: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+def astuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -141,16 +144,14 @@ class Broken(nn.Module):
         raise RuntimeError("broken layer")
 
 
-@generated("test_hook_removal")
+@generated("test_hook_removal", ["int", "multiple_inputs"])
 @pytest.mark.parametrize("failure", [None, "target", "layer"])
 def test_no_hook_remains(
     algorithm: type[LayerAttribution],
-    model: nn.Module,
-    layer: str,
-    arguments: dict[str, Any],
+    configured: tuple[nn.Module, str, dict[str, Any]],
     failure: str | None,
 ) -> None:
-    model = copy.deepcopy(model)
+    model, layer, arguments = configured
     if failure == "layer":
         setattr(model, layer, Broken())
     module = get_target_layer(model, layer)
@@ -169,26 +170,26 @@ def test_no_hook_remains(
         assert not part._backward_hooks
 
 
-@generated("test_data_parallel")
-def test_data_parallel(
-    algorithm: type[LayerAttribution], model: nn.Module, layer: str, arguments: dict[str, Any]
-) -> None:
+@generated("test_data_parallel", ["int", "signal", "multiple_inputs"])
+def test_data_parallel(algorithm: type[LayerAttribution], configured: tuple[nn.Module, str, dict[str, Any]]) -> None:
+    model, layer, arguments = configured
     module = get_target_layer(model, layer)
     arguments = accepted(algorithm(model, module), arguments)
     expected = algorithm(model, module).attribute(**arguments)
     parallel = nn.DataParallel(model)
     for attribution in (algorithm(parallel, module), algorithm(parallel.forward, module, device_ids=[0])):
         for ours, theirs in zip(astuple(attribution.attribute(**arguments)), astuple(expected), strict=True):
-            assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("algorithm", METHODS)
-@pytest.mark.parametrize("compile_", [torch.jit.script, lambda tail: torch.jit.trace(tail, torch.rand(2, 6, 6, 5))])
+@pytest.mark.parametrize("compile_", [lambda tail, _: torch.jit.script(tail), torch.jit.trace], ids=["script", "trace"])
 def test_scripted_and_traced_parts_of_the_forward_function(
     algorithm: type[LayerAttribution], compile_: Any, net: SmallNet, images: Tensor
 ) -> None:
-    tail = compile_(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head).eval())
+    tail = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head).eval()
+    tail = compile_(tail, images.new_ones(2, 6, 6, 5))
     expected = algorithm(net, net.features).attribute(images, target=1)
     ours = algorithm(lambda x: tail(net.features(net.stem(x))), net.features).attribute(images, target=1)
     torch.testing.assert_close(ours, expected)
@@ -207,8 +208,8 @@ def test_a_module_used_twice_is_explained_by_its_last_run(algorithm: type[LayerA
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.last(self.conv(self.act(self.conv(x)))).mean((2, 3)))
 
-    twice = Net()
-    once = Net(nn.ReLU())
+    twice = Net().to(images.device)
+    once = Net(nn.ReLU()).to(images.device)
     once.load_state_dict(twice.state_dict())
     ours = algorithm(twice, twice.act).attribute(images, target=0)
     torch.testing.assert_close(ours, algorithm(once, once.last).attribute(images, target=0))
@@ -232,7 +233,9 @@ def test_gradient_requirements_do_not_matter(algorithm: type[LayerAttribution], 
     net.requires_grad_(False)
     ours = algorithm(net, net.features).attribute(images, target=0)
     assert torch.equal(ours, expected)
-    assert not ours.requires_grad
+    # Only what has a graph, as LayerGradCam's has, requires gradients.
+    captums = LayerGradCam(net, net.features).attribute(images, target=0)
+    assert ours.requires_grad == (keeps_the_graph(algorithm) and captums.requires_grad)
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
@@ -257,9 +260,7 @@ def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
 def test_infidelity_and_sensitivity(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     attribution = algorithm(net, net.features)
     attributions = attribution.attribute(images, target=0)
-    if algorithm in LAYER_SHAPED:
-        attributions = LayerAttribution.interpolate(attributions, images.shape[2:], "bilinear").expand_as(images)
-    assert infidelity(net, perturb, images, attributions, target=0).shape == (3,)
+    assert infidelity(net, perturb, images, at_input_size(attributions, images), target=0).shape == (3,)
 
     # Captum's metric calls its function with a tuple of inputs and takes one map for each, so that a layer's map, also
     # that of LayerGradCam, has to be put into a tuple.
@@ -267,16 +268,16 @@ def test_infidelity_and_sensitivity(algorithm: type[LayerAttribution], net: Smal
         return (attribution.attribute(inputs, target),)
 
     sensitivity = sensitivity_max(
-        explain if algorithm in LAYER_SHAPED else attribution.attribute, images, n_perturb_samples=2, target=0
+        attribution.attribute if has_input_shape(algorithm) else explain, images, n_perturb_samples=2, target=0
     )
     assert sensitivity.shape == (3,)
     assert sensitivity.isfinite().all()
 
 
-@pytest.mark.parametrize("algorithm", INPUT_SHAPED)
+@pytest.mark.parametrize("algorithm", METHODS)
 def test_visualization(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
-    attribution = algorithm(net, net.features).attribute(images[:1], target=0)
-    image, values = (np.transpose(part.squeeze().detach().numpy(), (1, 2, 0)) for part in (images[:1], attribution))
+    attribution = at_input_size(algorithm(net, net.features).attribute(images[:1], target=0), images[:1])
+    image, values = (part[0].detach().cpu().permute(1, 2, 0).numpy() for part in (images, attribution))
     figure = Figure()
     for axis, method in zip(figure.subplots(1, 3), ("heat_map", "blended_heat_map", "masked_image"), strict=True):
         visualization.visualize_image_attr(
@@ -319,3 +320,39 @@ def test_copies_are_independent_and_equal(
     with torch.no_grad():
         copied.forward_func.head.weight.zero_()
     assert torch.equal(attribution.attribute(images, target=0), expected)
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_the_layers_input_is_the_output_of_the_layer_before(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    to_input = algorithm(net, net.features).attribute(images, target=0, attribute_to_layer_input=True)
+    torch.testing.assert_close(to_input, algorithm(net, net.stem).attribute(images, target=0))
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_the_shape_is_the_inputs_or_that_of_grad_cam(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    attributions = algorithm(net, net.features).attribute(images, target=0)
+    if has_input_shape(algorithm):
+        assert attributions.shape == images.shape
+        assert torch.equal(attributions, attributions[:, :1].expand_as(attributions))
+    else:
+        assert attributions.shape == LayerGradCam(net, net.features).attribute(images, target=0).shape
+    assert attributions.dtype == torch.float32
+    assert attributions.device == images.device
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_inference_mode_is_refused_where_gradients_are_needed(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    attribution = algorithm(net, net.features)
+    expected = attribution.attribute(images, target=0)
+    with torch.inference_mode():
+        if issubclass(algorithm, PerturbationAttribution):
+            assert torch.equal(attribution.attribute(images, target=0), expected)
+        else:
+            with pytest.raises(RuntimeError, match=f"{algorithm.__name__} needs gradients.*no_grad"):
+                attribution.attribute(images, target=0)

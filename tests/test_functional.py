@@ -7,15 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from captum_fusion import functional
 from captum_fusion.functional import (
     combine,
     contribution,
     contribution_weights,
     denoise,
     fuse,
+    grad_cam_plus_plus_weights,
     normalize,
     percentile_threshold,
     upsample,
+    x_grad_cam_weights,
 )
 
 
@@ -102,6 +105,10 @@ def test_denoise_at_zero_percent_only_normalizes() -> None:
         ((-0.6, 0.2), "raw", (0.0, 0.2)),
         ((-0.6, -0.2), "normalized", (0.5, 0.5)),
         ((0.0, -0.2), "raw", (1.0, 1.0)),
+        # The released script divides by the sum as it is: -0.6 / -0.4 and 0.2 / -0.4.
+        ((-0.6, 0.2), "released", (1.5, -0.5)),
+        ((-0.6, -0.2), "released", (0.75, 0.25)),
+        ((0.0, 0.0), "released", (0.5, 0.5)),
         ((1e-45, 1e-45), "normalized", (0.5, 0.5)),
         ((3e38, 3e38), "normalized", (0.5, 0.5)),
     ],
@@ -143,3 +150,61 @@ def test_fuse_clips_the_similarity_of_raw_weights() -> None:
     # A = [3, 0.5, 0], B = 0: sim = [0, 0.5, 1], F = [1.5, 0.375, 0].
     fused = fuse(torch.tensor([[[1.0, 1 / 6, 0.0]]]), torch.zeros(1, 1, 3), torch.tensor([3.0]), torch.tensor([1.0]))
     torch.testing.assert_close(fused, torch.tensor([[[1.0, 0.25, 0.0]]]))
+
+
+def examples() -> dict[str, tuple[object, ...]]:
+    """Arguments for each of the equations."""
+    values = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(0)) + 0.5
+    weights = torch.tensor([0.75, 0.5]), torch.tensor([0.25, 0.5])
+    return {
+        "normalize": (values[:, :1] / 16 + 0.9,),
+        "upsample": (values[:, :1], (11,)),
+        "percentile_threshold": (values[:, :1], 40.0),
+        "denoise": (values[:, :1] / 16 + 0.9, 40.0),
+        "contribution": (torch.tensor([0.5, 0.9]), torch.tensor([0.46, 0.95])),
+        "contribution_weights": weights,
+        "combine": (values[:, :1], values[:, 1:2], *weights),
+        "fuse": (values[:, :1], values[:, 1:2], *weights),
+        "weighted": (values, values[..., 0]),
+        "weighted_sum": (values, values[..., 0]),
+        "grad_cam_plus_plus_weights": (values - 1, values),
+        "x_grad_cam_weights": (values - 1, values),
+        "group_maps": (values, values, 4),
+        "denoised_gradient_map": (values - 1, values, 40.0),
+        "gaussian_blur": (values, 5, 2.0),
+    }
+
+
+@pytest.mark.parametrize("name", examples())
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_is_computed_in_float32(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Only the arguments are rounded."""
+    equation = getattr(functional, name)
+    arguments = [value.to(dtype) if isinstance(value, torch.Tensor) else value for value in examples()[name]]
+    widened = [value.float() if isinstance(value, torch.Tensor) else value for value in arguments]
+    expected, ours = equation(*widened), equation(*arguments)
+    if isinstance(expected, torch.Tensor):
+        expected, ours = (expected,), (ours,)
+    for value, wide in zip(ours, expected, strict=True):
+        torch.testing.assert_close(value.float(), wide, atol=tolerance, rtol=tolerance)
+
+
+def test_channels_whose_sum_is_zero_but_for_rounding_have_no_x_grad_cam_weight() -> None:
+    # Deviations from a mean, as InstanceNorm gives them, whose sum is a few units in the last place of the terms.
+    activations = torch.randn(1, 5, 14, 14)
+    activations = activations - activations.mean((2, 3), keepdim=True)
+    sums = activations.sum((2, 3))
+    assert sums.any()
+    assert sums.abs().max() < 1e-4
+    assert x_grad_cam_weights(torch.randn(1, 5, 14, 14), activations).eq(0).all()
+    # A small sum that is none of rounding's counts: 1e-2 among terms of the size of 1.
+    assert x_grad_cam_weights(torch.ones(1, 5, 14, 14), activations + 1e-2 / 196).sub(1).abs().max() < 0.1
+
+
+def test_a_divisor_that_is_zero_but_for_rounding_gives_no_grad_cam_plus_plus_weight() -> None:
+    # 2 g^2 + sum(A) g^3 with g = 2 / 0.7 and sum(A) = -0.7, from seven terms of -0.1 that are not exact.
+    activations = torch.full((1, 1, 7), -0.1)
+    gradients = torch.zeros(1, 1, 7)
+    for above in range(-3, 4):
+        gradients[0, 0, 3] = 2 / 0.7 + above * 2.4e-7
+        assert grad_cam_plus_plus_weights(gradients, activations).eq(0).all()

@@ -1,4 +1,7 @@
+from threading import Thread
+
 import pytest
+import timm
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
@@ -155,10 +158,198 @@ def test_a_grid_that_does_not_match(grid: tuple[int, ...], message: str | None) 
                 model(torch.rand(1, 3, 8, 8))
 
 
-def test_tokens_that_fit_no_square() -> None:
+class Patches(nn.Module):
+    """A network of patches of 16 pixels, as ViT is: each token holds its row and its column."""
+
+    def __init__(self, in_front: int = 1, convolved: bool = True, pad: bool = False) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, 2, 16, 16, padding=8 * pad) if convolved else None
+        self.front = nn.Parameter(torch.zeros(1, in_front, 2))
+        self.layer = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cut is None:
+            rows, columns = x.shape[2] // 16, x.shape[3] // 16
+        else:
+            rows, columns = self.cut(x).shape[2:]
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(x) * (1 + 0 * x.mean())
+        tokens = torch.cat([self.front.expand(len(x), -1, -1), places.expand(len(x), -1, -1)], dim=1)
+        return self.layer(tokens).sum(1)
+
+
+class Recorder(LayerGradientXActivation):
+    """The activation of the layer, with its rows and columns."""
+
+    def attribute(self, inputs: Tensor) -> Tensor:
+        values = []
+        with torch.no_grad(), self.layer.register_forward_hook(lambda _, __, output: values.append(output)):
+            self.forward_func(inputs)
+        return values[0]
+
+
+def shows_its_places(activation: Tensor, rows: int, columns: int) -> bool:
+    places = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")).float()
+    return activation.shape[2:] == (rows, columns) and torch.allclose(activation[0], places)
+
+
+@pytest.mark.parametrize("size", [(128, 160), (160, 128), (32, 160), (144, 128)])
+@pytest.mark.parametrize("in_front", [0, 1, 2, 5])
+@pytest.mark.parametrize("convolved", [True, False])
+def test_the_grid_follows_the_input(size: tuple[int, int], in_front: int, convolved: bool) -> None:
+    model = Patches(in_front, convolved)
+    with spatial_view(model.layer) as view:
+        activation = Recorder(model, view).attribute(torch.rand(2, 3, *size))
+    assert shows_its_places(activation, size[0] // 16, size[1] // 16)
+
+
+@pytest.mark.parametrize("in_front", [0, 1, 2, 5])
+def test_a_convolution_gives_the_grid_of_a_size_that_it_does_not_divide(in_front: int) -> None:
+    image = torch.rand(1, 3, 100, 170)
+    model = Patches(in_front)
+    with spatial_view(model.layer) as view:
+        assert shows_its_places(Recorder(model, view).attribute(image), 6, 10)
+    model = Patches(0, convolved=False)
+    # 6x9 follows from patches of 18 pixels.
+    with (
+        spatial_view(model.layer) as view,
+        pytest.raises(ValueError, match=r"60 tokens may be \(6, 9\) or \(6, 10\) of \(100, 170\)"),
+    ):
+        model(image)
+
+
+def test_the_grid_follows_each_input() -> None:
+    model = Patches()
+    with spatial_view(model.layer) as view:
+        for size in [(128, 160), (160, 128), (64, 64)]:
+            assert shows_its_places(
+                Recorder(model, view).attribute(torch.rand(1, 3, *size)), size[0] // 16, size[1] // 16
+            )
+
+
+def test_a_convolution_with_padding_gives_the_grid() -> None:
+    model = Patches(pad=True)
+    with spatial_view(model.layer) as view:
+        # 9x11, which is neither 8x10 nor 9x10 of the whole numbers.
+        assert shows_its_places(Recorder(model, view).attribute(torch.rand(1, 3, 128, 160)), 9, 11)
+
+
+def test_the_parts_of_a_network_called_one_by_one() -> None:
+    """As timm's forward_features is: no module has taken the image in when the layer's own part runs."""
+    model = Patches(convolved=False)
+    stem, head = nn.Identity(), nn.ConvTranspose2d(2, 2, 32, 32)
+    part = nn.Sequential(model.layer)
+
+    def forward(x: Tensor) -> Tensor:
+        model.layer = nn.Identity()
+        tokens: list[Tensor] = []
+        model.layer.register_forward_hook(lambda _, __, output: tokens.append(output))
+        model.forward(stem(x))
+        viewed = part(tokens[0])
+        # Twice the size of the image.
+        head(viewed[:, 1:].transpose(1, 2).reshape(len(x), 2, x.shape[2] // 16, x.shape[3] // 16))
+        return viewed.sum(1)
+
+    with spatial_view(part[0]) as view:
+        for size in [(128, 160), (128, 160)]:
+            assert shows_its_places(Recorder(forward, view).attribute(torch.rand(1, 3, *size)), 8, 10)
+
+
+def test_an_image_that_the_network_resizes() -> None:
+    class Resizing(nn.Module):
+        def __init__(self, convolved: bool) -> None:
+            super().__init__()
+            self.inner = Patches(1, convolved)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(nn.functional.interpolate(x, (224, 224)))
+
+    image = torch.rand(1, 3, 300, 400)
+    model = Resizing(convolved=True)
+    with spatial_view(model.inner.layer) as view:
+        assert shows_its_places(Recorder(model, view).attribute(image), 14, 14)
+    model = Resizing(convolved=False)
+    # 12x16 patches of 25 pixels of the image, and 5 tokens in front, are as possible.
+    with (
+        spatial_view(model.inner.layer) as view,
+        pytest.raises(ValueError, match=r"197 tokens may be \(12, 16\) or \(14, 14\) of \(224, 224\) or \(300, 400\)"),
+    ):
+        Recorder(model, view).attribute(image)
+
+
+def test_a_grid_that_does_not_follow() -> None:
     model = Tokens(1, (1, 7))
-    with spatial_view(model.layer), pytest.raises(ValueError, match="8 tokens do not fit a square grid; expected"):
+    with (
+        spatial_view(model.layer),
+        pytest.raises(
+            ValueError, match=r"The grid of 8 tokens does not follow from the input of \(8, 8\); expected the"
+        ),
+    ):
         model(torch.rand(1, 3, 8, 8))
+    sequence = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Identity())
+    with (
+        spatial_view(sequence[1]),
+        pytest.raises(ValueError, match=r"not follow from the input; .* grid=\(4,\) for a se"),
+    ):
+        sequence(torch.rand(1, 3, 8))
+
+
+def test_volumes_have_a_grid() -> None:
+    class Tubes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut = nn.Conv3d(3, 4, (2, 8, 8), (2, 8, 8))
+            self.layer = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.cut(x).flatten(2).transpose(1, 2)).square().mean(1)
+
+    model = Tubes()
+    with spatial_view(model.layer) as view:
+        assert LayerGradCam(model, view).attribute(torch.rand(1, 3, 4, 32, 24), target=1).shape == (1, 1, 2, 4, 3)
+
+
+def test_other_threads_do_not_matter() -> None:
+    model, other = Patches(convolved=False), nn.Conv2d(3, 2, 16, 16)
+    with spatial_view(model.layer) as view:
+        # 81 tokens are 9x9 of the other network's and 8x10 with one in front of this one's.
+        def run_other(*_: object) -> None:
+            thread = Thread(target=lambda: other(torch.rand(1, 3, 144, 144)))
+            thread.start()
+            thread.join()
+
+        model.layer.register_forward_pre_hook(run_other)
+        assert shows_its_places(Recorder(model, view).attribute(torch.rand(1, 3, 128, 160)), 8, 10)
+
+
+def test_an_error_in_a_module_ends_its_pass() -> None:
+    model = Patches(convolved=False)
+    broken = nn.Conv2d(3, 2, 16)
+    with spatial_view(model.layer) as view:
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                nn.Sequential(broken)(torch.rand(1, 3, 8, 8))
+            assert shows_its_places(Recorder(model, view).attribute(torch.rand(1, 3, 128, 160)), 8, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "in_front"),
+    [
+        ("vit_tiny_patch16_224", (128, 160), 1),
+        ("deit_tiny_distilled_patch16_224", (160, 128), 2),
+        ("vit_small_patch14_reg4_dinov2", (112, 140), 5),
+    ],
+)
+def test_timm(name: str, size: tuple[int, int], in_front: int) -> None:
+    model = timm.create_model(name, img_size=size, depth=2).eval()
+    rows, columns = model.patch_embed.grid_size
+    image = torch.randn(1, 3, *size)
+    layer = model.blocks[-1].norm1
+    for forward in (model, lambda x: model.forward_head(model.forward_features(x))):
+        on_tokens = LayerGradientXActivation(forward, layer).attribute(image, target=1)
+        with spatial_view(layer) as view:
+            on_view = LayerGradientXActivation(forward, view).attribute(image, target=1)
+            assert LayerGradCam(forward, view).attribute(image, target=1).shape == (1, 1, rows, columns)
+        assert torch.equal(on_view, on_tokens[:, in_front:].unflatten(1, (rows, columns)).permute(0, 3, 1, 2))
 
 
 def test_a_view_of_a_layer_that_never_ran(net: SmallNet, images: Tensor) -> None:

@@ -1,22 +1,24 @@
-"""Any attribution as a map in [0, 1] at the input's size, to be fused with another one."""
+"""Attributions that are fused with others."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
-from inspect import signature
+from contextlib import ExitStack
+from inspect import Parameter, signature
 from typing import Any
 
-import torch
 from captum.attr import Attribution, NoiseTunnel, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import relu
 
 from captum_fusion._captum import ForwardFunc, eager
-from captum_fusion._masking import MaskedForward
-from captum_fusion.functional import normalize, upsample
+from captum_fusion._maps import saliency_map
+from captum_fusion._scorer import Scorer
+from captum_fusion._session import sole_user
+from captum_fusion._state import PASSES
+
+_DEFAULT_MODE = ("interpolate_mode", "bilinear")
 
 
-def check_component(name: str, method: Attribution, forward_func: ForwardFunc) -> None:
+def check_component(name: str, method: object, forward_func: ForwardFunc) -> None:
     """Refuses what is no attribution, and attributions of a model that shares no module with ``forward_func``."""
     if not isinstance(method, Attribution):
         raise TypeError(f"{name} is {method!r}; expected an instance of captum.attr.Attribution")
@@ -33,40 +35,69 @@ def check_component(name: str, method: Attribution, forward_func: ForwardFunc) -
 
 
 def component_map(
-    method: Attribution,
-    forward: MaskedForward,
-    options: Mapping[str, object],
-    further: Mapping[str, object] | None = None,
+    name: str, method: Attribution, scorer: Scorer, show_progress: bool, further: Mapping[str, object] | None = None
 ) -> Tensor:
-    r"""G or R: N(U(ReLU(.))) of a component's attributions, summed over the channels.
+    r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))).
 
     Args:
+        name (str): What the component is, for messages.
         method (Attribution): The component.
-        forward (MaskedForward): What is explained.
-        options (Mapping): Arguments for the component's ``attribute``, as far as it takes them.
-        further (Mapping or None): Arguments that it has to take. Default: None
+        scorer (Scorer): What is explained. What the user gave for it reaches the component as far as it takes it.
+        show_progress (bool): Likewise.
+        further (Mapping or None): Arguments that the component has to take. Default: None
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
     """
-    accepted = _accepted_options(method)
-    given = {name: value for name, value in options.items() if name in accepted and value is not None}
-    # One pass with gradients needs hooks; many masked passes may run compiled.
-    with nullcontext() if isinstance(method, PerturbationAttribution) else eager():
-        attributions: Any = method.attribute(forward.copies(), **(given | dict(further or {})))
-    first = forward.masked[0]
+    call = scorer.call
+    # Again, since forward_func may have been set since.
+    check_component(name, method, call.forward_func)
+    options = {
+        "target": call.given_target,
+        "additional_forward_args": call.additional_forward_args or None,
+        "baselines": call.given_baselines,
+        "attribute_to_layer_input": scorer.session.attribute_to_layer_input or None,
+        "interpolate_mode": scorer.interpolate_mode,
+        "perturbations_per_eval": scorer.perturbations_per_eval,
+        "show_progress": show_progress or None,
+    }
+    given = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
+    with ExitStack() as stack:
+        if not type(method).__module__.startswith("captum_fusion."):
+            # Ours do the same themselves.
+            stack.enter_context(scorer.session.state.watching())
+        if not isinstance(method, PerturbationAttribution):
+            # One pass with gradients needs hooks; many masked passes may run compiled.
+            stack.enter_context(PASSES)
+            stack.enter_context(eager())
+            if isinstance(layer := getattr(method, "layer", None), Module):
+                stack.enter_context(sole_user(layer))
+        attributions: Any = method.attribute(scorer.session.copies(), **(given | dict(further or {})))
+    first = scorer.masked[0]
     if isinstance(attributions, tuple):
         attributions = attributions[0 if len(attributions) == 1 else first]
-    if len(attributions) != forward.examples or attributions.dim() != forward.inputs[first].dim():
+    shape = tuple(scorer.inputs[first].shape)
+    if len(attributions) != call.examples or attributions.dim() != len(shape):
         raise ValueError(
-            f"{method.get_name()} gave attributions of shape {tuple(attributions.shape)} for inputs of shape "
-            f"{tuple(forward.inputs[first].shape)}; expected as many examples and as many spatial axes"
+            f"{method.get_name()} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
+            "expected as many examples and as many spatial axes"
         )
-    evidence = relu(attributions.detach().sum(dim=1, keepdim=True))
-    evidence = evidence.to(torch.promote_types(evidence.dtype, torch.float32))
-    return normalize(upsample(evidence, forward.size(first)))
+    return saliency_map(attributions, scorer.size, interpolate_mode=scorer.interpolate_mode)
 
 
-def _accepted_options(method: Attribution) -> set[str]:
-    names = set(signature(method.attribute).parameters)
-    return names | _accepted_options(method.attribution_method) if isinstance(method, NoiseTunnel) else names
+def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the component takes."""
+    parameters = dict(signature(method.attribute).parameters)
+    if isinstance(method, NoiseTunnel):
+        parameters |= signature(method.attribution_method.attribute).parameters
+    elif any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        # A wrapper that says nothing gets what the user gave, and refuses what it cannot pass on.
+        return {option: value for option, value in options.items() if (option, value) != _DEFAULT_MODE}
+    elif any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        lost = [option for option in ("target", "additional_forward_args") if option in options.keys() - parameters]
+        if lost:
+            raise TypeError(
+                f"{name}, {type(method).__name__}, cannot be given {' and '.join(lost)}: its attribute takes *args "
+                "only; expected one that takes Captum's arguments by their names"
+            )
+    return {option: value for option, value in options.items() if option in parameters}

@@ -1,21 +1,25 @@
 """What the gradient methods at the layer's resolution share."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
+from captum_fusion._call import Call
 from captum_fusion._captum import ForwardFunc, TargetType, logged
-from captum_fusion._checks import check_gradients_allowed
-from captum_fusion._forward import CheckedForward
-from captum_fusion._state import undisturbed
-from captum_fusion.functional import weighted_sum
+from captum_fusion._checks import check_gradients_allowed, check_layer
+from captum_fusion._prose import documented
+from captum_fusion._session import session
+from captum_fusion.functional import weighted
 
 
+@documented
 class GradientCam(LayerAttribution, GradientAttribution):
-    """A class activation map whose channel weights follow from the layer's gradients and activations."""
+    """A class activation map whose weights follow from the layer's gradients and activations."""
 
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
@@ -29,7 +33,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
             activations (Tensor): The layer's activations, shape (N, C, \*s).
 
         Returns:
-            *Tensor* of shape (N, C).
+            *Tensor* of shape (N, C), or (N, C, \*s) where each pixel has its own weight.
         """
 
     @logged
@@ -40,41 +44,36 @@ class GradientCam(LayerAttribution, GradientAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
         r"""Computes the attribution of the layer: sum_k w_k A_k, for channels A_k and their weights w_k.
 
+        As ``captum.attr.LayerGradCam``'s, the attribution keeps its graph, so that it can be differentiated.
+
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
-            target (int, tuple, Tensor, or list, optional): Output indices for which gradients are computed, in any form
-                that ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.
-                Default: None
-            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-                Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-            attribute_to_layer_input (bool, optional): Whether to attribute to the layer's input rather than its
-                output. Default: False
-            relu_attributions (bool, optional): Whether to set negative attributions to 0, as the paper does.
-                Default: False
+            {inputs}
+            {target}
+            {additional_forward_args}
+            {attribute_to_layer_input}
+            {relu_attributions}
+            {attr_dim_summation}
+            {grad_kwargs}
 
         Returns:
-            *Tensor* of **attributions** of shape (N, 1, \*s), float32 or wider. Use ``LayerAttribution.interpolate``
-            to bring them to the input's size.
+            {layer_attributions}
 
         Raises:
-            ValueError: If the layer is not part of the model or has no such output, if batch sizes differ, or if the
-                target does not select one score per example.
-            RuntimeError: If scores are not finite, or inside ``torch.inference_mode()``.
+            {layer_errors}
+            {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
-        with undisturbed(inputs) as watch:
-            forward = CheckedForward(
-                self.forward_func,
-                inputs,
-                target,
-                additional_forward_args,
-                self.layer,
-                attribute_to_layer_input,
-                watch=watch,
-            )
-            gradients, activations = forward.layer_gradients(self.device_ids)
-        attributions = weighted_sum(activations, self.channel_weights(gradients, activations))
+        check_layer(self.layer)
+        call = Call(self.forward_func, inputs, target, additional_forward_args)
+        where = (self.layer, self.device_ids, attribute_to_layer_input)
+        with session(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as opened:
+            gradients, activations = opened.layer_gradients, opened.layer_value
+        attributions = weighted(activations, self.channel_weights(gradients, activations))
+        if attr_dim_summation:
+            attributions = attributions.sum(dim=1, keepdim=True)
         return relu(attributions) if relu_attributions else attributions

@@ -4,24 +4,19 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast, overload
 
 import torch
-from captum.attr import Attribution, LayerAttribution, LayerGradCam
+from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import (
-    Activation,
-    check_activation,
-    check_gradients_allowed,
-    check_percentile,
-    check_perturbations_per_eval,
-)
-from captum_fusion._masking import MaskedForward
-from captum_fusion._state import undisturbed
+from captum_fusion._checks import Activation, check_percentile
+from captum_fusion._prose import documented
 from captum_fusion.attr._component import check_component, component_map
+from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import (
     WEIGHTINGS,
+    InterpolateMode,
     Weighting,
     combine,
     contribution,
@@ -56,7 +51,8 @@ class FusionCamStages(NamedTuple):
     """c_C."""
 
 
-class LayerFusionCam(LayerAttribution):
+@documented
+class LayerFusionCam(ProbabilityCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 
     Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
@@ -74,20 +70,16 @@ class LayerFusionCam(LayerAttribution):
     More details can be found in the paper: https://arxiv.org/abs/2603.05386
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        layer (torch.nn.Module): The layer whose maps are fused. Its output (or its input, if
-            ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
-        device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
-            not that model itself. Default: None
+        {forward_func}
+        {layer}
+        {device_ids}
         gradient_method (Attribution, optional): The attribution to denoise: any of Captum's or of this package for the
             same model, or a ``NoiseTunnel`` around one. Attributions with several channels are summed over the
             channels and negative evidence is dropped; then they are brought to the input's size and normalized.
             Default: None, which means ``captum.attr.LayerGradCam(forward_func, layer, device_ids)``
         region_method (Attribution, optional): The attribution to fuse it with, likewise. Default: None, which means
             ``LayerScoreCam(forward_func, layer, device_ids)``
-        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities.
-            Default: "softmax"
+        {activation}
 
     Raises:
         ValueError: If the activation is unknown, or if a component explains another model.
@@ -104,15 +96,20 @@ class LayerFusionCam(LayerAttribution):
         region_method: Attribution | None = None,
         activation: Activation | None = "softmax",
     ) -> None:
-        super().__init__(forward_func, layer, device_ids)
-        check_activation(activation)
-        self.gradient_method = (
-            LayerGradCam(forward_func, layer, device_ids) if gradient_method is None else gradient_method
-        )
-        self.region_method = LayerScoreCam(forward_func, layer, device_ids) if region_method is None else region_method
+        super().__init__(forward_func, layer, device_ids, activation=activation)
+        self._gradient_method, self._region_method = gradient_method, region_method
         check_component("gradient_method", self.gradient_method, forward_func)
         check_component("region_method", self.region_method, forward_func)
-        self.activation = activation
+
+    @property
+    def gradient_method(self) -> Attribution:
+        """The attribution to denoise; by default Grad-CAM of the layer as it is now."""
+        return self._gradient_method or LayerGradCam(self.forward_func, self.layer, self.device_ids)
+
+    @property
+    def region_method(self) -> Attribution:
+        """The attribution to fuse it with; by default Score-CAM of the layer as it is now."""
+        return self._region_method or LayerScoreCam(self.forward_func, self.layer, self.device_ids)
 
     @overload
     def attribute(
@@ -120,8 +117,10 @@ class LayerFusionCam(LayerAttribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = ...,
         additional_forward_args: object = ...,
-        baselines: BaselineType = ...,
+        interpolate_mode: InterpolateMode = ...,
         attribute_to_layer_input: bool = ...,
+        *,
+        baselines: BaselineType = ...,
         percentile: float = ...,
         weighting: Weighting = ...,
         perturbations_per_eval: int | None = ...,
@@ -137,13 +136,14 @@ class LayerFusionCam(LayerAttribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = ...,
         additional_forward_args: object = ...,
-        baselines: BaselineType = ...,
+        interpolate_mode: InterpolateMode = ...,
         attribute_to_layer_input: bool = ...,
+        *,
+        baselines: BaselineType = ...,
         percentile: float = ...,
         weighting: Weighting = ...,
         perturbations_per_eval: int | None = ...,
         show_progress: bool = ...,
-        *,
         return_stages: Literal[True],
         gradient_kwargs: Mapping[str, Any] | None = ...,
         region_kwargs: Mapping[str, Any] | None = ...,
@@ -155,8 +155,10 @@ class LayerFusionCam(LayerAttribution):
         inputs: TensorOrTupleOfTensorsGeneric,
         target: TargetType = None,
         additional_forward_args: object = None,
-        baselines: BaselineType = None,
+        interpolate_mode: InterpolateMode = "bilinear",
         attribute_to_layer_input: bool = False,
+        *,
+        baselines: BaselineType = None,
         percentile: float = 10.0,
         weighting: Weighting = "normalized",
         perturbations_per_eval: int | None = None,
@@ -168,32 +170,26 @@ class LayerFusionCam(LayerAttribution):
         r"""Computes the attribution of the inputs.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
-                many spatial axes as the layer are masked and must hold floating-point values; the others (tabular
-                values, tokens) pass through. The stages have the spatial shape S of the first masked input.
-            target (int, tuple, Tensor, or list, optional): Output indices for which attributions are computed, in any
-                form that ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per
-                example. Default: None
-            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-                Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-            baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a
-                tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these, where None
-                means 0. Default: None, which means 0
-            attribute_to_layer_input (bool, optional): Whether the maps are those of the layer's input rather than its
-                output. Default: False
+            {masked_inputs}
+            {target}
+            {additional_forward_args}
+            {interpolate_mode}
+            {attribute_to_layer_input}
+            {baselines}
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of the
                 gradient map's values that is dropped. The paper finds 10 to 20 best. Default: 10.0
-            weighting (str, optional): How weights follow from two contributions, of which negative ones count as 0:
+            weighting (str, optional): How weights follow from two contributions:
 
-                - "normalized": each divided by their sum, or 0.5 each where both are 0
-                - "raw": as they are, or 1 each where both are 0
-                - "released": as the script released with the paper does it: "normalized", except that step 3 weighs
-                  c(C) against the w_R of step 2 rather than against c(R)
+                - "normalized": each divided by their sum, or 0.5 each where both are 0; negative ones count as 0
+                - "raw": as they are, or 1 each where both are 0; negative ones count as 0
+                - "released": as the script released with the paper does it: each divided by their sum plus 1e-8,
+                  negative ones as they are, and step 3 weighs c(C) against the w_R of step 2 rather than against c(R).
+                  The script differs in two points: differences within rounding are not 0 there, and where both
+                  contributions are 0 it gives a map of zeros, where this weighs both maps alike
 
                 Default: "normalized"
-            perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at
-                least 1. Default: None, which chooses for the device
-            show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
+            {perturbations_per_eval}
+            {show_progress}
             return_stages (bool, optional): Whether to return the stages as well. Default: False
             gradient_kwargs (dict, optional): Further arguments of ``gradient_method.attribute``, such as the
                 ``n_steps`` of ``IntegratedGradients`` or the ``nt_samples`` of a ``NoiseTunnel``. The arguments above
@@ -205,17 +201,15 @@ class LayerFusionCam(LayerAttribution):
             **attributions** or 2-element tuple of **attributions**, **stages**:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions of the input's shape, float32 or wider,
-              in [0, 1], each channel holding the same map. For a tuple of inputs a tuple, with None for an input that
+              in [0, 1], each channel holding the same map. For a tuple of inputs a tuple, with zeros for an input that
               is not masked.
             - **stages** (*FusionCamStages*, returned if return_stages=True): Each map of shape (N, 1, \*S), and what
               each contributes.
 
         Raises:
-            ValueError: If the layer is not part of the model or has no such output, if batch sizes differ, if the
-                target does not select one score per example, if the softmax has a single class, or if another
-                argument is outside its range.
-            TypeError: If an input that would be masked holds no floating-point values.
-            RuntimeError: If scores are not finite, or inside ``torch.inference_mode()``.
+            {layer_errors}
+            {masking_errors}
+            RuntimeError: Inside ``torch.inference_mode()``.
 
         Examples::
 
@@ -227,54 +221,34 @@ class LayerFusionCam(LayerAttribution):
             >>> attributions.shape, stages.combined.shape, stages.region_contribution.shape
             (torch.Size([1, 3, 64, 64]), torch.Size([1, 1, 64, 64]), torch.Size([1]))
         """
-        check_perturbations_per_eval(perturbations_per_eval)
         check_percentile(percentile)
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
-        check_gradients_allowed("LayerFusionCam")
-        with undisturbed(inputs) as watch:
-            forward = MaskedForward(
-                self.forward_func,
-                inputs,
-                target,
-                additional_forward_args,
-                baselines,
-                self.layer,
-                attribute_to_layer_input,
-                self.activation,
-                watch,
-            )
-            options = {
-                "target": target,
-                "additional_forward_args": additional_forward_args,
-                "baselines": baselines,
-                "attribute_to_layer_input": attribute_to_layer_input,
-                "perturbations_per_eval": perturbations_per_eval,
-                "show_progress": show_progress,
-            }
-            gradient = component_map(self.gradient_method, forward, options, gradient_kwargs)
-            region = component_map(self.region_method, forward, options, region_kwargs)
-
-            def probability(maps: Tensor) -> Tensor:
-                """P: the probability of the target that each map keeps when it masks the input."""
-                return forward.scores_of_maps(maps, perturbations_per_eval)
-
-            without = probability(torch.zeros_like(region))
+        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
+        with self._scoring(
+            inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
+        ) as scorer:
+            gradient = component_map("gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs)
+            region = component_map("region_method", self.region_method, scorer, show_progress, region_kwargs)
 
             denoised = denoise(gradient, percentile)
 
-            gradient_contribution = contribution(probability(denoised), without)
-            region_contribution = contribution(probability(region), without)
+            # P: the probability of the target that is left of the baseline alone, and that each map keeps of the input.
+            without, kept, kept_region = scorer.scores_of_maps(
+                torch.cat([torch.zeros_like(region), denoised, region], dim=1)
+            ).unbind(dim=1)
+            gradient_contribution = contribution(kept, without)
+            region_contribution = contribution(kept_region, without)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
             combined = combine(denoised, region, gradient_weight, region_weight)
 
-            combined_contribution = contribution(probability(combined), without)
+            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )
             fused = fuse(combined, region, combined_weight, region_weight)
 
-        result = cast(TensorOrTupleOfTensorsGeneric, forward.as_attributions(fused))
+        result = cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))
         if not return_stages:
             return result
         stages = FusionCamStages(

@@ -1,19 +1,20 @@
 """Score-CAM."""
 
 import torch
-from captum.attr import LayerActivation, LayerAttribution, PerturbationAttribution
+from captum.attr import PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, eager, logged
-from captum_fusion._checks import check_perturbations_per_eval
-from captum_fusion._masking import MaskedForward
-from captum_fusion._state import undisturbed
-from captum_fusion.functional import normalize, upsample, weighted_sum
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, logged
+from captum_fusion._prose import documented
+from captum_fusion._scorer import Scorer
+from captum_fusion.attr._masked_cam import MaskedCam
+from captum_fusion.functional import normalize, weighted
 
 
-class LayerScoreCam(LayerAttribution, PerturbationAttribution):
+@documented
+class LayerScoreCam(MaskedCam, PerturbationAttribution):
     r"""Computes Score-CAM for the chosen layer.
 
     Each channel of the layer, upsampled to the input and then normalized to [0, 1], masks the input; the score of the
@@ -29,11 +30,9 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
     More details can be found in the paper: https://arxiv.org/abs/1910.01279
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
-            ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
-        device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
-            not that model itself. Default: None
+        {forward_func}
+        {layer}
+        {device_ids}
         coverage (float, optional): The share of the layer's activation, in (0, 1], that the scored channels hold
             together. Below 1 only the channels with the largest total activation (the sum of their absolute values)
             are scored for each example; the others get no weight, and the attribution is an approximation that costs
@@ -64,43 +63,33 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType = None,
         additional_forward_args: object = None,
-        baselines: BaselineType = None,
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        *,
+        baselines: BaselineType = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor:
         r"""Computes the attribution of the layer.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
-                many spatial axes as the layer are masked and must hold floating-point values; the others (tabular
-                values, tokens) pass through.
-            target (int, tuple, Tensor, or list, optional): Output indices for which scores are taken, in any form that
-                ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.
-                Default: None
-            additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-                Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-            baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a
-                tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these, where None
-                means 0. Default: None, which means 0
-            attribute_to_layer_input (bool, optional): Whether to attribute to the layer's input rather than its
-                output. Default: False
-            relu_attributions (bool, optional): Whether to set negative attributions to 0, as the paper does.
-                Default: False
-            perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at
-                least 1. Default: None, which chooses for the device
-            show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
+            {masked_inputs}
+            {target}
+            {additional_forward_args}
+            {attribute_to_layer_input}
+            {relu_attributions}
+            {attr_dim_summation}
+            {baselines}
+            {perturbations_per_eval}
+            {show_progress}
 
         Returns:
-            *Tensor* of **attributions** of shape (N, 1, \*s), float32 or wider. Use ``LayerAttribution.interpolate``
-            to bring them to the input's size.
+            {layer_attributions}
 
         Raises:
-            ValueError: If the layer is not part of the model or has no such output, if batch sizes differ, if the
-                target does not select one score per example, or if another argument is outside its range.
-            TypeError: If an input that would be masked holds no floating-point values.
-            RuntimeError: If scores are not finite.
+            {layer_errors}
+            {masking_errors}
 
         Examples::
 
@@ -113,29 +102,16 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             >>> LayerScoreCam.interpolate(attributions, (64, 64), "bilinear").shape
             torch.Size([1, 1, 64, 64])
         """
-        check_perturbations_per_eval(perturbations_per_eval)
-        with undisturbed(inputs) as watch:
-            forward = MaskedForward(
-                self.forward_func,
-                inputs,
-                target,
-                additional_forward_args,
-                baselines,
-                self.layer,
-                attribute_to_layer_input,
-                watch=watch,
-            )
-            with eager():
-                activations = LayerActivation(self.forward_func, self.layer, self.device_ids).attribute(
-                    forward.copies(), forward.additional_forward_args, attribute_to_layer_input
-                )
-            scores = self._channel_scores(forward, activations, perturbations_per_eval, show_progress)
-        attributions = weighted_sum(activations, scores.softmax(dim=1))
+        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
+        with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
+            activations = scorer.session.layer_value
+            scores = self._channel_scores(scorer, activations, show_progress)
+        attributions = weighted(activations, scores.softmax(dim=1))
+        if attr_dim_summation:
+            attributions = attributions.sum(dim=1, keepdim=True)
         return relu(attributions) if relu_attributions else attributions
 
-    def _channel_scores(
-        self, forward: MaskedForward, activations: Tensor, perturbations_per_eval: int | None, show_progress: bool
-    ) -> Tensor:
+    def _channel_scores(self, scorer: Scorer, activations: Tensor, show_progress: bool) -> Tensor:
         """s: the score of each channel of each example, (N, C), minus infinity where a channel is not scored."""
         scored = _covering_channels(activations, self.coverage)
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
@@ -146,11 +122,9 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         examples, live = torch.cat([scored & ~constant, needs_zeros], dim=1).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            maps = channels[examples[rows], live[rows]].unsqueeze(1)
-            return normalize(upsample(maps.to(torch.promote_types(maps.dtype, torch.float32)), forward.size(position)))
+            return normalize(scorer.upsample(channels[examples[rows], live[rows]].unsqueeze(1), position))
 
-        description = f"{self.get_name()} attribution" if show_progress else None
-        row_scores = forward.scores(examples, masks, perturbations_per_eval, description)
+        row_scores = scorer.scores(examples, masks, f"{self.get_name()} attribution" if show_progress else None)
         scores = row_scores.new_zeros(channels.shape[:2])
         scores[examples, live] = row_scores
         return torch.where(constant, scores[:, -1:], scores[:, :-1]).masked_fill(~scored, -torch.inf)

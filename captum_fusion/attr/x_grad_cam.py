@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
+from captum_fusion._prose import documented
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import x_grad_cam_weights
 
 
+@documented
 class LayerXGradCam(GradientCam):
     r"""Computes XGrad-CAM for the chosen layer.
 
@@ -16,11 +18,9 @@ class LayerXGradCam(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/2008.02312
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
-            ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s.
-        device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
-            not that model itself. Default: None
+        {forward_func}
+        {layer}
+        {device_ids}
 
     Examples::
 

@@ -5,13 +5,14 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation, check_activation, check_perturbations_per_eval
-from captum_fusion._masking import MaskedForward
-from captum_fusion._state import undisturbed
+from captum_fusion._checks import Activation
+from captum_fusion._maps import Sign, saliency_maps
+from captum_fusion._prose import documented
+from captum_fusion._scorer import scoring
 from captum_fusion.functional import contribution
-from captum_fusion.metrics._saliency import Sign, saliency_maps
 
 
+@documented
 def confidence_drop(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -30,24 +31,15 @@ def confidence_drop(
     (https://arxiv.org/abs/1710.11063); lower is better.
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
-            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
-            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
-        baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
-            the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
-            Default: None, which means 0
-        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
-            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
-            Default: None
-        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
-        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
-            1. Default: None, which chooses for the device
+        {forward_func}
+        {inputs}
+        {attributions}
+        {baselines}
+        {additional_forward_args}
+        {target}
+        {activation}
+        {sign}
+        {perturbations_per_eval}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1]. Where Y is 0 there is nothing to lose, and the drop is 0.
@@ -82,6 +74,7 @@ def confidence_drop(
     return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
 
 
+@documented
 def confidence_increase(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -100,24 +93,15 @@ def confidence_increase(
     (https://arxiv.org/abs/1710.11063); higher is better.
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
-            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
-            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
-        baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
-            the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
-            Default: None, which means 0
-        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
-            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
-            Default: None
-        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
-        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
-            1. Default: None, which chooses for the device
+        {forward_func}
+        {inputs}
+        {attributions}
+        {baselines}
+        {additional_forward_args}
+        {target}
+        {activation}
+        {sign}
+        {perturbations_per_eval}
 
     Returns:
         *Tensor* of shape (N,) with the values 0 and 1.
@@ -164,20 +148,22 @@ def _probabilities(
     perturbations_per_eval: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Y and O: the probability of the input as it is and masked."""
-    check_perturbations_per_eval(perturbations_per_eval)
-    check_activation(activation)
     maps = saliency_maps(inputs, attributions, sign)
-    with undisturbed(inputs) as watch:
-        forward = MaskedForward(
-            forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            baselines,
-            activation=activation,
-            watch=watch,
-            masked=tuple(maps),
-        )
-        examples = torch.arange(forward.examples, device=forward.inputs[0].device)
-        masked = forward.scores(examples, lambda rows, position: maps[position][rows], perturbations_per_eval)
-    return forward.unmasked_scores, masked
+    with scoring(
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        baselines=baselines,
+        activation=activation,
+        masked=tuple(maps),
+        perturbations_per_eval=perturbations_per_eval,
+    ) as scorer:
+        examples = torch.arange(scorer.call.examples, device=scorer.call.device)
+        masked = scorer.scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])
+    # What keeps everything is no other input, whatever the rounding of another batch makes of it.
+    same = [
+        ((maps[i] == 1) | (scorer.inputs[i] == scorer.call.baselines[i])).flatten(1).all(dim=1) for i in scorer.masked
+    ]
+    whole = scorer.session.unmasked_scores
+    return whole, torch.where(torch.stack(same).all(dim=0), whole, masked)

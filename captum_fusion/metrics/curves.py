@@ -4,15 +4,16 @@ import torch
 from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation, check_activation, check_perturbations_per_eval
-from captum_fusion._masking import MaskedForward, blurred_where_none
-from captum_fusion._state import undisturbed
-from captum_fusion.metrics._saliency import Sign, saliency_maps
+from captum_fusion._checks import Activation
+from captum_fusion._maps import Sign, saliency_maps
+from captum_fusion._prose import documented
+from captum_fusion._scorer import scoring
 
 # The blur of the code released with RISE, in pixels.
 _KERNEL_SIZE, _SIGMA = 11, 5.0
 
 
+@documented
 def insertion(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -36,27 +37,20 @@ def insertion(
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
-            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
-            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
+        {forward_func}
+        {inputs}
+        {attributions}
         baselines (Tensor, number, or tuple, optional): The start: a number, a tensor of the input's shape or with one
             example, or for a tuple of inputs a tuple of these. Default: None, which means the input blurred by a
             Gaussian of 11 pixels with a standard deviation of 5, RISE's; beyond the borders the input is mirrored
-        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
-            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
-            Default: None
+        {additional_forward_args}
+        {target}
         steps (int, optional): In how many steps of the same size all pixels are restored, at least 1. Default: 100
-        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
-        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
-            1. Default: None, which chooses for the device
-        show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
-        return_curve (bool, optional): Whether to return the curve as well. Default: False
+        {activation}
+        {sign}
+        {perturbations_per_eval}
+        {show_progress}
+        {return_curve}
 
     Returns:
         **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
@@ -87,7 +81,7 @@ def insertion(
         forward_func,
         inputs,
         attributions,
-        blurred_where_none(inputs, baselines, _KERNEL_SIZE, _SIGMA),
+        baselines,
         additional_forward_args,
         target,
         steps,
@@ -99,6 +93,7 @@ def insertion(
     )
 
 
+@documented
 def deletion(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -122,27 +117,20 @@ def deletion(
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
     Args:
-        forward_func (Callable): The forward function of the model or any modification of it.
-        inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.
-        attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
-            layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
-            tuple has one for each input, and None or attributions without spatial axes for those that pass through.
+        {forward_func}
+        {inputs}
+        {attributions}
         baselines (Tensor, number, or tuple, optional): The end, with which removed pixels are replaced: a number, a
             tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means
             0. Default: None, which means 0
-        additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs.
-            Tensors (other than scalars) have one row per example; anything else is passed as it is. Default: None
-        target (int, tuple, Tensor, or list, optional): Output indices whose probability is measured, in any form that
-            ``captum.metrics.infidelity`` takes. None only if ``forward_func`` returns one score per example.
-            Default: None
+        {additional_forward_args}
+        {target}
         steps (int, optional): In how many steps of the same size all pixels are removed, at least 1. Default: 100
-        activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-            selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities. Default: "softmax"
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
-        perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least
-            1. Default: None, which chooses for the device
-        show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False
-        return_curve (bool, optional): Whether to return the curve as well. Default: False
+        {activation}
+        {sign}
+        {perturbations_per_eval}
+        {show_progress}
+        {return_curve}
 
     Returns:
         **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
@@ -202,32 +190,30 @@ def _area_under_curve(
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
-    check_perturbations_per_eval(perturbations_per_eval)
-    check_activation(activation)
     ranks = {position: _ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
-    with undisturbed(inputs) as watch:
-        forward = MaskedForward(
-            forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            baselines,
-            activation=activation,
-            watch=watch,
-            masked=tuple(ranks),
-        )
-        device = forward.inputs[0].device
-        examples = torch.arange(forward.examples, device=device).repeat_interleave(steps + 1)
-        step = torch.arange(steps + 1, device=device).repeat(forward.examples)
+    with scoring(
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        baselines=baselines,
+        activation=activation,
+        masked=tuple(ranks),
+        blur=(_KERNEL_SIZE, _SIGMA) if restores else None,
+        perturbations_per_eval=perturbations_per_eval,
+    ) as scorer:
+        device = scorer.call.device
+        examples = torch.arange(scorer.call.examples, device=device).repeat_interleave(steps + 1)
+        step = torch.arange(steps + 1, device=device).repeat(scorer.call.examples)
 
         def masks(rows: Tensor, position: int) -> Tensor:
             ranked = ranks[position][examples[rows]]
             changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
             return changed if restores else ~changed
 
-        probabilities = forward.scores(examples, masks, perturbations_per_eval, description)
-    probabilities = probabilities.reshape(forward.examples, steps + 1)
-    pixels = ranks[forward.masked[0]][0].numel()
+        probabilities = scorer.scores(examples, masks, description)
+    probabilities = probabilities.reshape(-1, steps + 1)
+    pixels = ranks[scorer.masked[0]][0].numel()
     fractions = _pixels(torch.arange(steps + 1, device=device), steps, pixels).to(probabilities.dtype) / pixels
     area = torch.trapezoid(probabilities, fractions, dim=1)
     return (area, fractions, probabilities) if return_curve else area

@@ -8,11 +8,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from captum_fusion.metrics._saliency import Sign, saliency_map
+from captum_fusion._maps import Sign, saliency_map
+from captum_fusion._prose import documented
 
 Regions = Tensor | Sequence[Tensor]
 
 
+@documented
 def pointing_game(
     attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
 ) -> Tensor:
@@ -29,7 +31,7 @@ def pointing_game(
             shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+        {sign}
 
     Returns:
         *Tensor* of shape (N,): 1 for a hit, 0 for a miss, NaN where there is no region.
@@ -52,6 +54,7 @@ def pointing_game(
     return _per_region(hit, attributions, regions, size, sign)
 
 
+@documented
 def energy_pointing_game(
     attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
 ) -> Tensor:
@@ -68,7 +71,7 @@ def energy_pointing_game(
             shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
-        sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive"
+        {sign}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1], NaN where there is no region.

@@ -71,7 +71,11 @@ class DatasetMeans:
             self.values["overall"] += (insertion.double() - deletion.double()).tolist()
 
     def merge(self, others: Iterable["DatasetMeans"]) -> None:
-        """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes."""
+        """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes.
+
+        Args:
+            others (iterable of DatasetMeans): The means of other examples.
+        """
         for other in others:
             for name, values in other.values.items():
                 self.values[name] += values

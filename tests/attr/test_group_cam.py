@@ -56,23 +56,10 @@ def test_a_blurred_input_among_others(net: SmallNet, images: Tensor) -> None:
     attributions = group_cam.attribute(inputs, target=0, baselines=(None, None, 0.5))
     blurred = straight_line.blur(images, 51, 50.0)
     explicit = group_cam.attribute(inputs, target=0, baselines=(blurred, 0, 0.5))
-    assert attributions[1] is None
+    assert attributions[1].eq(0).all()
     torch.testing.assert_close(attributions[0], explicit[0])
     with pytest.raises(ValueError, match="2 baselines were given for 3 inputs"):
         group_cam.attribute(inputs, target=0, baselines=(None, None))
-
-
-def test_one_forward_pass_for_each_live_group(net: SmallNet, images: Tensor) -> None:
-    rows = 0
-
-    def forward(x: Tensor) -> Tensor:
-        nonlocal rows
-        rows += len(x)
-        return net(x)
-
-    # The first channel is constant: its group has nothing to show.
-    LayerGroupCam(forward, net.features, groups=6).attribute(images[:1], target=0)
-    assert rows <= 2 + 1 + 5
 
 
 @pytest.mark.parametrize("groups", [0, -1])
@@ -82,5 +69,5 @@ def test_refuses_too_few_groups(net: SmallNet, groups: int) -> None:
 
 
 def test_refuses_more_groups_than_channels(net: SmallNet, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="groups is 32; expected at most 6, the number of the layer's channels"):
-        LayerGroupCam(net, net.features).attribute(images, target=0)
+    with pytest.raises(ValueError, match="groups is 7; expected at most 6, the number of the layer's channels"):
+        LayerGroupCam(net, net.features, groups=7).attribute(images, target=0)

@@ -1,23 +1,19 @@
-"""Other packages' metrics: the same values where the definitions agree, and judging our maps."""
+"""Other packages' maps and metrics: the same values where the definitions agree, and judging our maps."""
 
 from functools import partial
 
 import numpy as np
 import pytest
-import quantus
 import torch
-from captum.attr import LayerGradCam
-from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
-from pytorch_grad_cam.metrics.road import ROADCombined
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor
-from torchcam.methods import GradCAM
-from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
-from captum_fusion import LayerFusionCam
+from captum_fusion import LayerFusionCam, LayerGradCamPlusPlus, LayerXGradCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion, saliency_map
+from tests import cases
 from tests.conftest import SmallNet
 
+# The packages are imported by the tests that use them: that takes longer than the tests.
 TARGETS = [0, 1, 2]
 
 
@@ -28,6 +24,9 @@ def random_images() -> Tensor:
 
 def test_pytorch_grad_cam_drops_are_absolute(net: SmallNet, random_images: Tensor) -> None:
     """Its drop is max(0, Y - O), which Grad-CAM++ divides by Y."""
+    from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
     attributions = LayerGradCam(net, net.features).attribute(random_images, TARGETS)
     cams = saliency_map(attributions, (24, 20))[:, 0].numpy()
     targets = [ClassifierOutputSoftmaxTarget(target) for target in TARGETS]
@@ -48,6 +47,9 @@ def torchcam_map(net: SmallNet, images: Tensor) -> Tensor:
 
 
 def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tensor) -> None:
+    from torchcam.methods import GradCAM
+    from torchcam.metrics import ClassificationMetric
+
     attributions = torchcam_map(net, random_images)
     with GradCAM(net, net.features) as extractor:
         metric = ClassificationMetric(extractor, partial(torch.softmax, dim=-1))
@@ -64,6 +66,9 @@ def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tens
 
 
 def test_torchcam_agrees_on_insertion_and_deletion(net: SmallNet, random_images: Tensor) -> None:
+    from torchcam.methods import GradCAM
+    from torchcam.metrics import DeletionInsertionMetric
+
     attributions = torchcam_map(net, random_images)
     with GradCAM(net, net.features) as extractor:
         metric = DeletionInsertionMetric(extractor, partial(torch.softmax, dim=-1), steps=20)
@@ -78,6 +83,8 @@ def test_torchcam_agrees_on_insertion_and_deletion(net: SmallNet, random_images:
 
 
 def test_quantus_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None:
+    import quantus
+
     attributions = LayerFusionCam(net, net.features).attribute(random_images, TARGETS)
     metric = quantus.PixelFlipping(features_in_step=60, abs=False, normalise=False, disable_warnings=True)
     scores = metric(
@@ -93,8 +100,43 @@ def test_quantus_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None
 
 
 def test_road_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None:
+    from pytorch_grad_cam.metrics.road import ROADCombined
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
     attributions = LayerFusionCam(net, net.features).attribute(random_images, TARGETS)
     targets = [ClassifierOutputSoftmaxTarget(target) for target in TARGETS]
     scores = ROADCombined(percentiles=[20, 80])(random_images, attributions[:, 0].numpy(), targets, net)
     assert scores.shape == (3,)
     assert np.isfinite(scores).all()
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "peer"), [(LayerGradCamPlusPlus, "GradCAMPlusPlus"), (LayerXGradCam, "XGradCAM")]
+)
+def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -> None:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
+    ours = algorithm.interpolate(ours, images.shape[2:], "bilinear")
+    with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
+        theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
+    for example in range(len(images)):
+        assert correlation(ours[example].numpy(), theirs[example]) > 0.999
+
+
+def test_torchcam_agrees_on_x_grad_cam() -> None:
+    """On Grad-CAM++ it does not: its division by the denominator works on a copy, so that alpha stays g^2."""
+    import torchcam.methods
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    ours = LayerXGradCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
+    with torchcam.methods.XGradCAM(model, layer) as extractor:
+        theirs = extractor(cases.TARGETS, model(images))[0]
+    for example in range(len(images)):
+        assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999

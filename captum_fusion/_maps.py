@@ -1,4 +1,4 @@
-"""From any attribution to the saliency map that the metrics use as a mask."""
+"""From any attribution to a map in [0, 1]."""
 
 from typing import Literal, get_args
 
@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion._forward import checked_inputs
-from captum_fusion.functional import normalize, upsample
+from captum_fusion._call import checked_inputs
+from captum_fusion._precision import as_float
+from captum_fusion.functional import InterpolateMode, normalize, upsample
 
 Sign = Literal["positive", "negative", "absolute_value", "all"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)
 
 
-def saliency_map(attributions: Tensor, size: tuple[int, ...], sign: Sign = "positive") -> Tensor:
-    r"""Turns attributions of any method into a saliency map, which the metrics use as a mask.
+def saliency_map(
+    attributions: Tensor,
+    size: tuple[int, ...],
+    sign: Sign = "positive",
+    interpolate_mode: InterpolateMode = "bilinear",
+) -> Tensor:
+    r"""Turns attributions of any method into a saliency map, which fusions and metrics use as a mask.
 
     The attributions are summed over the channels, the sign is applied, and the result is brought to a spatial size and
     min-max normalized. A map that is constant and positive becomes all ones, since it keeps everything; any other
@@ -26,6 +32,9 @@ def saliency_map(attributions: Tensor, size: tuple[int, ...], sign: Sign = "posi
         sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
             evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
             the most positive). Default: "positive"
+        interpolate_mode (str, optional): How the map is brought to the size: "bilinear", which stands for linear,
+            bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
+            Default: "bilinear"
 
     Returns:
         *Tensor* of shape (N, 1, \*S) with values in [0, 1], float32 or wider.
@@ -49,15 +58,14 @@ def saliency_map(attributions: Tensor, size: tuple[int, ...], sign: Sign = "posi
     missing = int(attributions.isnan().flatten(1).any(dim=1).sum())
     if missing:
         raise ValueError(f"attributions hold NaN in {missing} of {len(attributions)} examples; expected numbers")
-    evidence = attributions.detach().to(torch.promote_types(attributions.dtype, torch.float32))
-    evidence = evidence.sum(dim=1, keepdim=True)
+    evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
     if sign == "positive":
         evidence = relu(evidence)
     elif sign == "negative":
         evidence = relu(-evidence)
     elif sign == "absolute_value":
         evidence = evidence.abs()
-    upsampled = upsample(evidence, size)
+    upsampled = upsample(evidence, size, interpolate_mode)
     maps = normalize(upsampled)
     keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (upsampled.flatten(1).amin(dim=1) > 0)
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
@@ -66,7 +74,7 @@ def saliency_map(attributions: Tensor, size: tuple[int, ...], sign: Sign = "posi
 def saliency_maps(
     inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
 ) -> dict[int, Tensor]:
-    """The saliency map of each input that has attributions with spatial axes, by the input's position."""
+    """The saliency map of each input that is masked, by the input's position."""
     tensors = checked_inputs(inputs)
     if isinstance(attributions, Tensor):
         # One map is for every input with its spatial axes, as LayerFusionCam makes it.
@@ -86,4 +94,6 @@ def saliency_maps(
             f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
             "the input's number of examples and of spatial axes, or None, and at least one such attribution"
         )
-    return {position: saliency_map(value, tuple(tensors[position].shape[2:]), sign) for position, value in maps.items()}
+    # What was not explained has zeros, and is left as it is; where everything is zero, nothing is kept.
+    explained = {position: value for position, value in maps.items() if value.any()} or maps
+    return {i: saliency_map(value, tuple(tensors[i].shape[2:]), sign) for i, value in explained.items()}

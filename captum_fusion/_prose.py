@@ -1,0 +1,93 @@
+"""What several docstrings say of the same arguments, said once."""
+
+import re
+from textwrap import indent
+from typing import Any, TypeVar
+
+Documented = TypeVar("Documented", bound=Any)
+
+_PLACE = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
+_PROSE = {
+    "forward_func": "forward_func (Callable): The forward function of the model or any modification of it.",
+    "layer": r"""
+layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
+    ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s; for
+    tokens and channels-last maps, ``captum_fusion.spatial_view`` gives such a layer. It can be set later, as
+    ``forward_func`` can.""",
+    "device_ids": """
+device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
+    not that model itself. Default: None""",
+    "activation": """
+activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
+    selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities, or scores that are to be
+    compared as they are. Default: "softmax\"""",
+    "inputs": """
+inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.""",
+    "masked_inputs": r"""
+inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as many
+    spatial axes as the layer, (N, C, \*S), are masked along these axes and must hold floating-point values; the
+    others (tabular values, tokens) pass through. Where features come last, (N, T, E), let ``forward_func`` take
+    (N, E, T) and move them itself.""",
+    "target": """
+target (int, tuple, Tensor, or list, optional): Output indices whose score is explained, in any form that
+    ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.
+    Default: None""",
+    "additional_forward_args": """
+additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs. Tensors
+    (other than scalars) have one row per example; anything else is passed as it is. Default: None""",
+    "attribute_to_layer_input": """
+attribute_to_layer_input (bool, optional): Whether to take the layer's input rather than its output.
+    Default: False""",
+    "relu_attributions": """
+relu_attributions (bool, optional): Whether to set negative attributions to 0, as the paper does.
+    Default: False""",
+    "attr_dim_summation": """
+attr_dim_summation (bool, optional): Whether to sum the attributions over the channels. Default: True""",
+    "grad_kwargs": """
+grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``. Default: None""",
+    "interpolate_mode": """
+interpolate_mode (str, optional): How maps are brought to the input's size: "bilinear", which stands for linear,
+    bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
+    Default: "bilinear\"""",
+    "baselines": """
+baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
+    the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
+    Default: None, which means 0""",
+    "perturbations_per_eval": """
+perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least 1.
+    Default: None, which chooses for the device""",
+    "show_progress": """
+show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False""",
+    "attributions": r"""
+attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
+    layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
+    tuple has one for each input. Inputs pass through unmasked where theirs is None, without spatial axes, or zero
+    for every example while another's is not.""",
+    "sign": """
+sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive\"""",
+    "return_curve": """
+return_curve (bool, optional): Whether to return the curve as well. Default: False""",
+    "layer_attributions": r"""
+*Tensor* of **attributions** of shape (N, 1, \*s), or (N, C, \*s) without the sum over the channels, float32 or
+wider. Use ``LayerAttribution.interpolate`` to bring them to the input's size.""",
+    "input_attributions": r"""
+each channel holding the same map. For a tuple of inputs a tuple, with zeros for an input that is not masked.""",
+    "layer_errors": """
+ValueError: If the layer is not part of the model or has no such value, if batch sizes differ, if the target
+    does not select one score per example, or if another argument is outside its range.""",
+    "masking_errors": """
+TypeError: If an input that would be masked holds no floating-point values.
+RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of masked inputs, or if another
+    thread runs the layer while it is recorded.""",
+    "gradient_errors": """
+RuntimeError: If scores are not finite, if another thread runs the layer while it is recorded, or inside
+    ``torch.inference_mode()``.""",
+}
+
+
+def documented(thing: Documented) -> Documented:
+    """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods."""
+    for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
+        if getattr(part, "__doc__", None) and (part is thing or callable(part)):
+            part.__doc__ = _PLACE.sub(lambda place: indent(_PROSE[place[2]].strip(), place[1]), part.__doc__)
+    return thing

@@ -1,0 +1,287 @@
+"""The scores of masked rows."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._call import Call
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, progress_bar, run_forward
+from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
+from captum_fusion._chunks import in_chunks, out_of_memory
+from captum_fusion._session import VIEW_HINT, Session, session
+from captum_fusion._state import PASSES, warn
+from captum_fusion.functional import InterpolateMode, upsample
+
+# masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
+Masks = Callable[[Tensor, int], Tensor]
+
+# The rows of one forward pass are as many as keep what its modules have given out, and is still alive, within this
+# size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's allocator keeps
+# everything, and larger batches keep it busy.
+_LIVE_BYTES = {"cpu": 48 * 2**20}
+_LIVE_BYTES_ELSEWHERE = 512 * 2**20
+
+
+_FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
+
+
+class Scorer:
+    r"""Scores masked inputs: mask(x, m) = m x + (1 - m) b, m broadcast over the channels of x, b the baseline.
+
+    Args:
+        opened (Session): The model that has run once.
+        masked (tuple[int, ...] or None): The positions of the inputs to mask, the others pass through. Default: None,
+            which means those with as many spatial axes as the layer
+        interpolate_mode (str): How maps are brought to the size of an input. Default: "bilinear"
+        perturbations_per_eval (int or None): Masks per example in one call of ``forward_func``. Default: None, which
+            takes as many rows as are fast on the device
+    """
+
+    def __init__(
+        self,
+        opened: Session,
+        masked: tuple[int, ...] | None = None,
+        interpolate_mode: InterpolateMode = "bilinear",
+        perturbations_per_eval: int | None = None,
+    ) -> None:
+        self.session = opened
+        self.call = opened.call
+        self.inputs = tuple(tensor.detach() for tensor in self.call.inputs)
+        self.masked = _masked_positions(self.inputs, opened.layer_value) if masked is None else masked
+        self.interpolate_mode = interpolate_mode
+        self.perturbations_per_eval = perturbations_per_eval
+        self.size = self.size_of(self.masked[0])
+        """The spatial shape S of the first masked input."""
+        budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
+        self._rows = (perturbations_per_eval or 0) * self.call.examples or max(
+            1, budget * self.call.examples // opened.live_bytes
+        )
+        # Convolutions on a CPU gain by it.
+        self._channels_last = self.call.device.type == "cpu"
+        for position in self.masked:
+            if not self.inputs[position].is_floating_point():
+                raise TypeError(
+                    f"Input {position} holds {self.inputs[position].dtype} values, which cannot be masked; expected "
+                    "floating-point values, scaled as the model needs them"
+                )
+
+    def size_of(self, position: int) -> tuple[int, ...]:
+        """The spatial shape of an input."""
+        return tuple(self.inputs[position].shape[2:])
+
+    def upsample(self, maps: Tensor, position: int | None = None) -> Tensor:
+        """U: maps at the size of an input, by default the first masked one."""
+        return upsample(maps, self.size if position is None else self.size_of(position), self.interpolate_mode)
+
+    def scores(self, examples: Tensor, masks: Masks, description: str | None = None) -> Tensor:
+        """Scores one masked input for each row.
+
+        Args:
+            examples (Tensor): The example that each row masks, shape (rows,).
+            masks (Callable): Gives the masks of some rows for one of the inputs.
+            description (str or None): Shows a progress bar with this description. Default: None
+
+        Returns:
+            *Tensor* of shape (rows,), float32 or wider.
+
+        Raises:
+            RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
+        """
+        total = len(examples)
+        # The first row of the first chunk with several is the first example as it is: where it scores otherwise than
+        # alone, scores depend on the other rows.
+        control = min(self._rows, total) > 1 and not self.session.state.controlled
+        if control:
+            examples = torch.cat([examples[:1], examples])
+        buffers: dict[int, Tensor] = {}
+
+        def score(start: int, stop: int, most: int) -> Tensor:
+            nonlocal buffers
+            if not buffers or len(next(iter(buffers.values()))) != most:
+                buffers = {}  # Before the new ones take memory.
+                buffers = self._buffers(most)
+            # Where a number of rows is asked for, every forward pass has it: the last row is repeated.
+            last = start + most if self.perturbations_per_eval else stop
+            rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
+            return self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
+
+        bar = progress_bar(description, len(examples)) if description else None
+        try:
+            scores = in_chunks(score, len(examples), self._rows, self.call.device, bar)
+        finally:
+            if bar:
+                bar.close()
+        not_finite = int((~scores.isfinite()).sum())
+        if not_finite:
+            raise RuntimeError(
+                f"forward_func gave scores that are not finite for {not_finite} of {total} masked inputs. "
+                "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
+            )
+        if control:
+            self._check_control(scores[0], examples[0])
+            examples, scores = examples[1:], scores[1:]
+        self._check_saturation(scores, examples)
+        return scores
+
+    def scores_of_maps(self, maps: Tensor) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
+        examples, columns = (part.flatten() for part in torch.ones(maps.shape[:2]).nonzero(as_tuple=True))
+        examples, columns = examples.to(maps.device), columns.to(maps.device)
+        scores = self.scores(
+            examples, lambda rows, position: self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+        )
+        return scores.reshape(maps.shape[:2])
+
+    def as_attributions(self, maps: Tensor) -> Any:
+        r"""Maps of shape (N, 1, \*S) in the form of the inputs: each channel holds the map, unmasked inputs zeros."""
+        attributions = tuple(
+            self.upsample(maps, position).expand(tensor.shape).contiguous()
+            if position in self.masked
+            else torch.zeros_like(tensor, dtype=maps.dtype)
+            for position, tensor in enumerate(self.inputs)
+        )
+        return attributions if self.call.is_tuple else attributions[0]
+
+    def _arranged(self, tensor: Tensor) -> Tensor:
+        return tensor.to(memory_format=torch.channels_last) if self._channels_last and tensor.dim() == 4 else tensor
+
+    def _buffers(self, rows: int) -> dict[int, Tensor]:
+        """Memory for the masked rows of each masked input, used again for every forward pass."""
+        return {
+            position: self._arranged(self.inputs[position].new_empty((rows, *self.inputs[position].shape[1:])))
+            for position in self.masked
+        }
+
+    @torch.no_grad()
+    def _score_rows(
+        self, examples: Tensor, rows: Tensor, masks: Masks, control: bool, buffers: dict[int, Tensor]
+    ) -> Tensor:
+        row_inputs = []
+        for position, tensor in enumerate(self.inputs):
+            own = examples.to(tensor.device)
+            if position not in self.masked:
+                row_inputs.append(tensor[own])
+                continue
+            if control and rows[0] == 0:
+                mask = masks(rows[1:] - 1, position).to(tensor)
+                mask = torch.cat([mask.new_ones(1, 1, *self.size_of(position)), mask])
+            else:
+                mask = masks(rows - int(control), position).to(tensor)
+            # lerp(b, x, m) is m x + (1 - m) b.
+            masked = torch.lerp(
+                _rows(self.call.baselines[position], own), _rows(tensor, own), mask, out=buffers[position][: len(rows)]
+            )
+            row_inputs.append(masked)
+        output = self._run(tuple(row_inputs), examples)
+        if len(output) != len(rows):
+            raise ValueError(
+                f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
+                f"any number of inputs. {_FIXED}"
+            )
+        return self.call.select(output, examples).reshape(-1)
+
+    def _run(self, row_inputs: tuple[Tensor, ...], examples: Tensor) -> Tensor:
+        arguments = self.call.arguments(examples)
+        try:
+            return self._pass(row_inputs, arguments)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            if self._channels_last and re.search("view size|contiguous|stride", str(error)):
+                # Models that call view() on feature maps cannot take channels-last inputs.
+                self._channels_last = False
+            elif len(examples) != self.call.examples:
+                raise RuntimeError(
+                    f"forward_func failed for {len(examples)} masked inputs in one call, though not for the "
+                    f"{self.call.examples} as they are: {error}. {_FIXED}"
+                ) from error
+            else:
+                raise
+        return self._pass(tuple(part.contiguous() for part in row_inputs), arguments)
+
+    def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
+        with PASSES:
+            output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
+        return output
+
+    def _check_control(self, score: Tensor, example: Tensor) -> None:
+        """Warns where the first example scores otherwise among masked inputs than on its own."""
+        state, alone = self.session.state, self.session.unmasked_scores[example]
+        state.controlled = True
+        exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
+        rounding = 1e-3 if exact and self.session.output.dtype in (torch.float32, torch.float64) else 0.05
+        scale = 1 if self.call.activation else self.session.output[example].abs().max()
+        if not state.warned and (score - alone).abs() > rounding * scale:
+            state.warned = True
+            warn(
+                f"An input scores {float(alone):.4g} as it is, but {float(score):.4g} in a batch of masked ones, which "
+                "means that scores depend on the other rows or on chance. Look for BatchNorm with "
+                "track_running_stats=False and for functional dropout. An example that is explained alone is kept "
+                "apart by perturbations_per_eval=1."
+            )
+
+    def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
+        """Warns where the activation leaves nothing of the differences between scores."""
+        unmasked = self.session.unmasked_scores
+        extreme = (scores == unmasked[examples]) & ((unmasked == 0) | (unmasked == 1))[examples]
+        none = torch.zeros_like(unmasked)
+        rows, saturated = (
+            none.index_add(0, examples, part.to(none.dtype)) for part in (torch.ones_like(extreme), extreme)
+        )
+        if self.call.activation and ((rows > 1) & (rows == saturated)).any():
+            warn(
+                f"The {self.call.activation} gives {float(unmasked[int((rows == saturated).int().argmax())]):g} for an "
+                "input as it is and for every mask, so that masks cannot be told apart. Where forward_func returns "
+                "sums, or other scores on a large scale, give activation=None to compare the scores themselves."
+            )
+
+
+@contextmanager
+def scoring(
+    forward_func: ForwardFunc,
+    inputs: Tensor | tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: object,
+    *,
+    baselines: BaselineType,
+    activation: Activation | None,
+    layer: Module | None = None,
+    device_ids: list[int] | None = None,
+    attribute_to_layer_input: bool = False,
+    with_gradients: bool = False,
+    masked: tuple[int, ...] | None = None,
+    blur: tuple[int, float] | None = None,
+    interpolate_mode: InterpolateMode = "bilinear",
+    perturbations_per_eval: int | None = None,
+) -> Iterator[Scorer]:
+    """A call, its session and its scorer: everything is checked, and the model has run once."""
+    check_perturbations_per_eval(perturbations_per_eval)
+    check_interpolate_mode(interpolate_mode)
+    call = Call(forward_func, inputs, target, additional_forward_args, activation, baselines, blur)
+    if not any(tensor.is_floating_point() for tensor in call.inputs):
+        raise TypeError(
+            f"inputs hold {[str(tensor.dtype) for tensor in call.inputs]} values, which cannot be masked; expected "
+            "floating-point values, scaled as the model needs them"
+        )
+    with session(call, layer, device_ids, attribute_to_layer_input, with_gradients=with_gradients) as opened:
+        yield Scorer(opened, masked, interpolate_mode, perturbations_per_eval)
+
+
+def _rows(values: Tensor, examples: Tensor) -> Tensor:
+    """The value of each row; one value for all is broadcast rather than repeated."""
+    return values if len(values) == 1 else values[examples]
+
+
+def _masked_positions(inputs: tuple[Tensor, ...], layer_value: Tensor) -> tuple[int, ...]:
+    positions = tuple(position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim())
+    if not positions:
+        raise ValueError(
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "
+            f"{tuple(layer_value.shape)}; expected (N, C, *s) of both, with as many spatial axes. {VIEW_HINT}"
+        )
+    return positions

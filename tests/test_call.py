@@ -1,0 +1,106 @@
+"""What is refused before any long work, through a class that masks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_fusion import LayerScoreCam
+from tests.conftest import SmallNet
+
+pytestmark = pytest.mark.every_device
+
+
+def test_layer_that_is_not_in_the_model(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match="The layer Conv2d is not a module of forward_func"):
+        LayerScoreCam(net, nn.Conv2d(3, 3, 1)).attribute(images, target=0)
+
+
+def test_layer_that_never_runs(net: SmallNet, images: Tensor) -> None:
+    net.unused = nn.ReLU6()
+    with pytest.raises(ValueError, match="The layer ReLU6 did not run"):
+        LayerScoreCam(net, net.unused).attribute(images, target=0)
+
+
+def test_layer_without_spatial_axes(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"The layer's output has shape \(3, 3\); expected .*\(N, C, \*s\)"):
+        LayerScoreCam(net, net.head).attribute(images, target=0)
+
+
+def test_layer_with_several_outputs(images: Tensor) -> None:
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.split(1, dim=1)
+
+    split = Split()
+    with pytest.raises(ValueError, match="The layer's output has 3 values; expected a single tensor"):
+        LayerScoreCam(lambda x: split(x)[0].flatten(1), split).attribute(images, target=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (None, r"no target was given for an output of shape \(3, 3\)"),
+        (3, r"target 3 .*does not fit an output of shape \(3, 3\)"),
+        ([0, 1], r"target \[0, 1\] .*does not fit"),
+        ([0, 1, 7], r"target \[0, 1, 7\] .*does not fit"),
+        (torch.tensor([0, 1, -9]), "does not fit"),
+        ((0, 1), r"target \(0, 1\) .*does not fit"),
+        ("cat", "target 'cat' .*does not fit"),
+    ],
+)
+def test_target_that_selects_no_score(net: SmallNet, images: Tensor, target: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LayerScoreCam(net, net.features).attribute(images, target=target)
+
+
+def test_integer_inputs(net: SmallNet) -> None:
+    with pytest.raises(TypeError, match=r"torch.uint8.*cannot be masked; expected floating-point"):
+        LayerScoreCam(net, net.features).attribute(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), target=0)
+
+
+def test_integer_input_among_others(net: SmallNet, images: Tensor) -> None:
+    integers = torch.ones(3, 1, 4, 4, dtype=torch.long)
+    with pytest.raises(TypeError, match=r"Input 1 holds torch.int64 values, which cannot be masked"):
+        LayerScoreCam(lambda x, _: net(x), net.features).attribute((images, integers), target=0)
+
+
+@pytest.mark.parametrize("inputs", [[torch.rand(1, 3, 8, 8)], (), "image"])
+def test_inputs_that_are_no_tensors(net: SmallNet, inputs: object) -> None:
+    with pytest.raises(TypeError, match="expected one or more tensors"):
+        LayerScoreCam(net, net.features).attribute(inputs, target=0)
+
+
+def test_batch_sizes_that_differ(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\[\(3, 3, 12, 10\), \(2, 4\)\]; expected the same number of examples"):
+        LayerScoreCam(lambda x, _: net(x), net.features).attribute((images, torch.rand(2, 4)), target=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        LayerScoreCam(net, net.features).attribute(images[:0], target=0)
+
+
+def test_inputs_without_the_layers_axes(net: SmallNet) -> None:
+    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* as many spatial axes"):
+        LayerScoreCam(lambda x: net(x.view(2, 3, 12, 10)), net.features).attribute(torch.rand(2, 360), target=0)
+
+
+def test_additional_tensor_without_a_row_per_example(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"additional_forward_args\[1\] is a tensor of shape \(5,\)"):
+        LayerScoreCam(lambda x, *_: net(x), net.features).attribute(images, 0, (None, torch.rand(5)))
+
+
+@pytest.mark.parametrize(
+    ("baselines", "error", "message"),
+    [
+        (torch.zeros(2, 3, 12, 10), ValueError, r"baseline of input 0 has shape \(2, 3, 12, 10\)"),
+        (torch.zeros(1, 3, 1, 1), ValueError, "expected a number"),
+        ((0, 0), ValueError, "2 baselines were given for 1 inputs"),
+        ("black", TypeError, "The baseline of input 0 is 'black'"),
+    ],
+)
+def test_bad_baselines(net: SmallNet, images: Tensor, baselines: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LayerScoreCam(net, net.features).attribute(images, target=0, baselines=baselines)
+
+
+def test_output_with_another_number_of_rows(net: SmallNet, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"shape \(1, 3\) for 3 examples"):
+        LayerScoreCam(lambda x: net(x).mean(0, keepdim=True), net.features).attribute(images, target=0)

@@ -1,0 +1,73 @@
+"""The docstrings as ``help()`` and the reference show them: every parameter once, in order, and none extra."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import captum_fusion
+from captum_fusion import attr, functional, metrics
+
+PUBLIC = [
+    *((captum_fusion.__name__, name, getattr(captum_fusion, name)) for name in captum_fusion.__all__),
+    *((attr.__name__, name, getattr(attr, name)) for name in attr.__all__),
+    *((metrics.__name__, name, getattr(metrics, name)) for name in metrics.__all__),
+    *(
+        (functional.__name__, name, value)
+        for name, value in vars(functional).items()
+        if inspect.isfunction(value) and value.__module__ == functional.__name__ and not name.startswith("_")
+    ),
+]
+
+
+def callables() -> Iterator[tuple[str, Any, Any]]:
+    """The name, what has the docstring and what has the signature of everything that a user may call."""
+    seen = set()
+    for module, name, value in PUBLIC:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if not inspect.isclass(value):
+            yield f"{module}.{name}", value, value
+            continue
+        if not issubclass(value, tuple):  # The fields of a named tuple have their own docstrings.
+            yield f"{module}.{name}", value, value.__init__
+        for method, function in inspect.getmembers(value, inspect.isfunction):
+            # What a method's author overrides, such as channel_weights, is documented on the base class.
+            of_user = method == "attribute" or not hasattr(value, "attribute")
+            if of_user and not method.startswith("_") and function.__module__.startswith(captum_fusion.__name__):
+                yield f"{module}.{name}.{method}", function, function
+
+
+def documented(docstring: str) -> dict[str, list[str]]:
+    """What is said of each argument, by its name."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
+    entries: dict[str, list[str]] = {}
+    if section is not None:
+        for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE)[1:]:
+            name = re.match(r"(\w+) \(", entry)
+            assert name, f"not of the form 'name (type): what it is': {entry}"
+            entries.setdefault(name[1], []).append(entry)
+    return entries
+
+
+@pytest.mark.parametrize(("documenting", "signed"), [pytest.param(*given, id=name) for name, *given in callables()])
+def test_every_parameter_is_documented(documenting: Any, signed: Any) -> None:
+    assert documenting.__doc__
+    entries = documented(documenting.__doc__)
+    parameters = {name: value for name, value in inspect.signature(signed).parameters.items() if name != "self"}
+    assert not any(value.kind in (value.VAR_POSITIONAL, value.VAR_KEYWORD) for value in parameters.values())
+    assert list(entries) == list(parameters)
+    for name, parameter in parameters.items():
+        assert len(entries[name]) == 1, name
+        optional = parameter.default is not parameter.empty
+        assert ("Default:" in entries[name][0]) == optional, name
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in callables()])
+def test_no_placeholder_is_left(name: str) -> None:
+    """Prose that several classes share is filled in when the package is imported."""
+    documenting = next(value for other, value, _ in callables() if other == name)
+    assert not re.search(r"(?<!\{)\{\w*\}(?!\})|\$\w|%\(\w+\)s|<<|>>>>", documenting.__doc__)

@@ -1,0 +1,428 @@
+"""Masked rows to scores: how many reach the model, in which chunks, and what makes their scores wrong."""
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_fusion import (
+    LayerFusionCam,
+    LayerGradCamPlusPlus,
+    LayerGroupCam,
+    LayerScoreCam,
+    LayerUnionCam,
+    LayerXGradCam,
+)
+from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
+from tests.conftest import SmallNet
+from tests.methods import METHODS, has_input_shape, takes
+
+pytestmark = pytest.mark.every_device
+
+METRICS = [confidence_drop, confidence_increase, insertion, deletion]
+MASKED = [method for method in METHODS if takes(method, "perturbations_per_eval")]
+
+
+class Counter:
+    """A forward function that counts its calls and their rows."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+        self.sizes: list[int] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.sizes.append(len(inputs[0]))
+        return self.forward(*inputs)
+
+
+# One more row than needed may reach the model, to see whether scores depend on the batch.
+CONTROL = 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "calls", "rows"),
+    [
+        # The unmasked images, then their five live channels and, for the constant one, the blank.
+        (LayerScoreCam, 2, 3 + 3 * 6),
+        (LayerGradCamPlusPlus, 1, 3),
+        (LayerXGradCam, 1, 3),
+        # Five live groups and the blank; one group of one image is 0 everywhere.
+        (LayerGroupCam, 2, 3 + 3 * 6 - 1),
+        # Score-CAM's; the blank, D and R in one call; then C.
+        (LayerUnionCam, 4, 3 + 3 * 6 + 3 * 3 + 3),
+        # One more of Captum's Grad-CAM.
+        (LayerFusionCam, 5, 2 * 3 + 3 * 6 + 3 * 3 + 3),
+    ],
+)
+def test_passes_are_made_once(
+    algorithm: type[LayerAttribution], calls: int, rows: int, net: SmallNet, images: Tensor
+) -> None:
+    counter = Counter(net)
+    algorithm(counter, net.features).attribute(images, target=0)
+    assert len(counter.sizes) <= calls
+    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert counter.sizes[0] == len(images)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_makes_its_passes_once(metric: Any, net: SmallNet, images: Tensor) -> None:
+    counter = Counter(net)
+    curve = metric in (insertion, deletion)
+    metric(counter, images, torch.rand_like(images), target=0, **{"steps": 9} if curve else {})
+    rows = 3 + 3 * (10 if curve else 1)
+    assert len(counter.sizes) == 2
+    assert rows <= sum(counter.sizes) <= rows + CONTROL
+
+
+def test_scores_that_are_not_finite(net: SmallNet, images: Tensor) -> None:
+    def forward(x: Tensor) -> Tensor:
+        # A masked image is darker than the image itself.
+        return net(x) / (x.flatten(1).mean(1, keepdim=True) > 0.45)
+
+    with pytest.raises(RuntimeError, match=r"not finite for 18 of 1[89] masked inputs"):
+        LayerScoreCam(forward, net.features).attribute(images * 0 + 0.46 + images / 100, target=0)
+    with pytest.raises(RuntimeError, match="not finite for 3 of 3 inputs as they are"):
+        LayerScoreCam(lambda x: net(x) * torch.nan, net.features).attribute(images, target=0)
+
+
+class SmallMemory(Counter):
+    """A forward function that runs out of memory for more than some number of rows."""
+
+    def __init__(self, forward: Callable[..., Tensor], most: int, error: BaseException) -> None:
+        super().__init__(forward)
+        self.most, self.error = most, error
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if len(inputs[0]) > self.most:
+            self.sizes.append(-len(inputs[0]))
+            raise self.error
+        return super().__call__(*inputs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_halves_the_rows_and_goes_on(net: SmallNet, images: Tensor, error: BaseException) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=0)
+    forward = SmallMemory(net, 5, error)
+    with pytest.warns(UserWarning, match=r"Out of memory for 1[89] masked inputs") as warned:
+        attributions = LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert len(warned) == 1
+    torch.testing.assert_close(attributions, expected)
+    failed = [-size for size in forward.sizes if size < 0]
+    assert len(failed) == 2
+    assert failed[1] == failed[0] // 2
+    done = [size for size in forward.sizes if size > 0]
+    assert done[0] == len(images)
+    assert done[1] == failed[1] // 2
+    assert 18 <= sum(done[1:]) <= 18 + CONTROL
+
+
+def test_out_of_memory_at_one_row_is_the_original_error(net: SmallNet, images: Tensor) -> None:
+    forward = SmallMemory(net, 1, MemoryError("not even one"))
+
+    def fail_masked(x: Tensor) -> Tensor:
+        forward.most = 0 if forward.sizes else 1
+        return forward(x)
+
+    with pytest.warns(UserWarning, match="Out of memory"), pytest.raises(MemoryError, match="not even one"):
+        LayerScoreCam(fail_masked, net.features).attribute(images[:1], target=0)
+    assert forward.sizes[0] == 1
+    assert forward.sizes[-1] == -1
+    assert forward.sizes[1:] == sorted(set(forward.sizes[1:]))
+
+
+def test_other_errors_are_not_retried(net: SmallNet, images: Tensor) -> None:
+    forward = SmallMemory(net, 5, RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        LayerScoreCam(forward, net.features).attribute(images, target=0)
+    assert len(forward.sizes) == 2
+
+
+def test_the_rows_follow_from_what_is_alive_at_once() -> None:
+    net = SmallNet().eval()
+    # The image, 3 * 700 * 700 * 4 bytes, the stem's 4 * 350 * 350 * 4 and the 6 * 350 * 350 * 4 of the features are
+    # alive together; four times as much fits into 48 MiB. Five channels and the baseline are scored.
+    for _ in range(2):
+        counter = Counter(net)
+        LayerScoreCam(counter, net.features).attribute(torch.rand(1, 3, 700, 700), target=0)
+        assert counter.sizes[:2] == [1, 4]
+        assert 2 <= sum(counter.sizes[2:]) <= 2 + CONTROL
+
+
+def test_masked_inputs_share_one_buffer_and_one_memory_format(net: SmallNet, images: Tensor) -> None:
+    seen: set[tuple[int, bool]] = set()
+
+    def forward(x: Tensor) -> Tensor:
+        if len(x) == 4:
+            seen.add((x.data_ptr(), x.is_contiguous(memory_format=torch.channels_last)))
+        return net(x)
+
+    LayerScoreCam(forward, net.features).attribute(images[:2], target=0, perturbations_per_eval=2)
+    assert len(seen) == 1
+    # Channels last where convolutions gain by it.
+    assert next(iter(seen))[1] == (images.device.type == "cpu")
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("perturbations_per_eval", [1, 2, 100])
+def test_the_number_of_masks_per_evaluation_changes_nothing(
+    algorithm: type[LayerAttribution], perturbations_per_eval: int, net: SmallNet, images: Tensor
+) -> None:
+    expected = algorithm(net, net.features).attribute(images, target=2)
+    counter = Counter(net)
+    ours = algorithm(counter, net.features).attribute(images, target=2, perturbations_per_eval=perturbations_per_eval)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert max(counter.sizes) <= perturbations_per_eval * len(images)
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    memory = torch.empty(64, 3, device=images.device)
+
+    def forward(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return net(x)
+        return memory[: len(x)].copy_(net(x))
+
+    options = {"activation": None} if has_input_shape(algorithm) else {}
+    expected = algorithm(net, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
+    ours = algorithm(forward, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
+    assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_of_an_output_whose_memory_is_used_again(metric: Any, net: SmallNet, images: Tensor) -> None:
+    memory = torch.empty(64, 3, device=images.device)
+    options = {"target": 1, "activation": None, "perturbations_per_eval": 1}
+    ours = metric(lambda x: memory[: len(x)].copy_(net(x)), images, images, **options)
+    assert torch.equal(ours, metric(net, images, images, **options))
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As the transformers package returns its outputs."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+@pytest.mark.parametrize("output", [dict, ModelOutput])
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_forward_function_that_returns_a_dictionary(
+    algorithm: type[LayerAttribution], output: type, net: SmallNet, images: Tensor
+) -> None:
+    def forward(x: Tensor) -> Any:
+        return output(logits=net(x))
+
+    with pytest.raises(TypeError, match=r"logits"):
+        algorithm(forward, net.features).attribute(images, target=1)
+    if output is ModelOutput:
+        expected = algorithm(net, net.features).attribute(images, target=1)
+        ours = algorithm(lambda x: forward(x).logits, net.features).attribute(images, target=1)
+        torch.testing.assert_close(ours, expected)
+
+
+class Quantized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x.detach(), 0.01, 0, torch.qint8)
+
+
+class Fourier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize.*:UserWarning")
+@pytest.mark.parametrize(
+    ("layer", "back", "message"),
+    [(Quantized(), Tensor.dequantize, "(?i)quantized|qint8"), (Fourier(), Tensor.abs, "(?i)complex")],
+    ids=["quantized", "complex"],
+)
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_layer_whose_values_cannot_be_maps(
+    algorithm: type[LayerAttribution], layer: nn.Module, back: Any, message: str, images: Tensor
+) -> None:
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return back(layer(x)).mean((2, 3))
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        algorithm(forward, layer).attribute(images, target=1)
+    assert sum(seen) <= len(images), "refused before any masked pass"
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_a_model_with_a_fixed_batch_size(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    image = images[:1]
+
+    def forward(x: Tensor) -> Tensor:
+        # An error of torch for any other number of rows.
+        return net(x.view(image.shape))
+
+    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
+        algorithm(forward, net.features).attribute(image, target=1)
+    expected = algorithm(net, net.features).attribute(image, target=1)
+    ours = algorithm(forward, net.features).attribute(image, target=1, perturbations_per_eval=1)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_a_model_with_a_fixed_number_of_scores(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
+        algorithm(lambda x: net(x)[:1], net.features).attribute(images[:1], target=1)
+
+
+def test_a_fixed_batch_of_several(net: SmallNet, images: Tensor) -> None:
+    """One mask for each example in one call, down to the last one."""
+    expected = LayerScoreCam(net, net.features).attribute(images, target=1)
+    ours = LayerScoreCam(lambda x: net(x.view(images.shape)), net.features).attribute(
+        images, target=1, perturbations_per_eval=1
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+class BatchNormOfTheBatch(nn.Module):
+    """Normalizes by the batch in evaluation mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 64, 3)
+        self.norm = nn.BatchNorm2d(64, track_running_stats=False)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.features(x)).relu().mean((2, 3)))
+
+
+class FunctionalDropout(BatchNormOfTheBatch):
+    """Draws in evaluation mode as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.features(x).relu().mean((2, 3)), 0.5))
+
+
+@pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
+@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("examples", [1, 3])
+def test_scores_that_depend_on_the_batch_or_on_chance(
+    algorithm: type[LayerAttribution], model: type[nn.Module], examples: int, images: Tensor
+) -> None:
+    net = model().eval().to(images.device)
+    with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
+        algorithm(net, net.features).attribute(images[:examples], target=1)
+
+
+@pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_whose_scores_depend_on_the_batch_or_on_chance(
+    metric: Any, model: type[nn.Module], images: Tensor
+) -> None:
+    net = model().eval().to(images.device)
+    with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
+        metric(net, images, torch.rand_like(images), target=1)
+
+
+@pytest.mark.parametrize("algorithm", [method for method in MASKED if has_input_shape(method)])
+@pytest.mark.parametrize("scale", [1e6, -1e6])
+def test_a_softmax_that_saturates(
+    algorithm: type[LayerAttribution], scale: float, net: SmallNet, images: Tensor
+) -> None:
+    """The unmasked input, the blank and every mask score the same 0 or 1, so that the map says nothing."""
+
+    def forward(x: Tensor) -> Tensor:
+        # As Captum's wrapper for segmentation, which sums logits over many pixels.
+        return net(x) + scale * images.new_tensor([0.0, 1.0, 2.0])
+
+    with pytest.warns(UserWarning, match="activation=None"):
+        algorithm(forward, net.features).attribute(images, target=2)
+
+
+@pytest.mark.parametrize("metric", [insertion, deletion])
+def test_a_metric_of_a_softmax_that_saturates(metric: Any, net: SmallNet, images: Tensor) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return net(x) + 1e6 * images.new_tensor([0.0, 1.0, 2.0])
+
+    with pytest.warns(UserWarning, match="activation=None"):
+        metric(forward, images, images, target=2)
+
+
+def test_a_union_of_a_score_cam_that_is_negative_everywhere(images: Tensor) -> None:
+    """Its R is zero, so that the map is zero unless D contributes: with two classes, D hurts one of them."""
+    features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LogSigmoid())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval().to(images.device)
+    assert LayerScoreCam(model, features).attribute(images, target=0).lt(0).all()
+    zero = 0
+    for target in (0, 1):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            attributions = LayerUnionCam(model, features).attribute(images, target=target)
+        if (attributions.flatten(1).amax(1) == 0).any():
+            zero += 1
+            assert any(re.search("(?i)negative|Score-CAM|region", str(warning.message)) for warning in caught)
+    assert zero
+
+
+@pytest.mark.parametrize("algorithm", [LayerFusionCam, LayerUnionCam])
+def test_a_wrapper_around_a_component_loses_no_argument(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    """A signature of ``*args, **kwargs`` does not tell whether it takes a target: it is given, or the call refused."""
+
+    class Wrapper(LayerScoreCam):
+        given: list[Any] = []  # noqa: RUF012
+
+        def attribute(self, *args: Any, **kwargs: Any) -> Tensor:
+            self.given.append(kwargs.get("target", args[1] if len(args) > 1 else None))
+            return LayerScoreCam.attribute(self, *args, **kwargs)
+
+    Wrapper.given.clear()
+
+    def forward(x: Tensor) -> Tensor:
+        return net(x)[:, 0]  # One score for each example, so that no target is right as well.
+
+    attribution = algorithm(forward, net.features, region_method=Wrapper(forward, net.features), activation=None)
+    attribution.attribute(images)
+    attribution = algorithm(net, net.features, region_method=Wrapper(net, net.features))
+    Wrapper.given.clear()
+    try:
+        ours = attribution.attribute(images, target=2)
+    except (TypeError, ValueError) as refusal:
+        assert "target" in str(refusal)  # noqa: PT017
+        assert not Wrapper.given
+        return
+    assert Wrapper.given == [2]
+    assert torch.equal(ours, algorithm(net, net.features).attribute(images, target=2))
+
+
+@pytest.mark.parametrize("algorithm", MASKED)
+def test_features_that_come_last_are_wrapped(algorithm: type[LayerAttribution]) -> None:
+    """Inputs (N, T, E) of a model that transposes them: the masks run along the last axis, so that is T in a wrap."""
+    convolution = nn.Conv1d(4, 6, 3, padding=1)
+    head = nn.Linear(6, 3)
+
+    def forward(x: Tensor) -> Tensor:
+        return head(convolution(x.transpose(1, 2)).relu().mean(2))
+
+    sequences = torch.rand(2, 9, 4)
+    wrapped = algorithm(lambda x: forward(x.transpose(1, 2)), convolution)
+    ours = wrapped.attribute(sequences.transpose(1, 2), target=1)
+    straight = algorithm(lambda x: head(convolution(x).relu().mean(2)), convolution)
+    torch.testing.assert_close(ours, straight.attribute(sequences.transpose(1, 2), target=1))
+    assert ours.shape[2] == 9

@@ -1,0 +1,388 @@
+"""A call leaves everything as it was, whatever else runs, and never mixes what others run into its maps."""
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
+from tests.conftest import SmallNet
+from tests.methods import METHODS
+
+pytestmark = pytest.mark.every_device
+
+METRICS = [confidence_drop, confidence_increase, insertion, deletion]
+
+
+class TrainingNet(nn.Module):
+    """Everything that a forward pass may disturb: statistics, chance, and its own input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.features = nn.Conv2d(3, 4, 3)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        return self.head(self.dropout(self.features(self.norm(x)).relu().mean((2, 3))))
+
+
+def snapshot(model: nn.Module, images: Tensor) -> list[object]:
+    hooks = [
+        len(getattr(module, name))
+        for module in model.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    ]
+    global_hooks = len(nn.modules.module._global_forward_hooks) + len(nn.modules.module._global_forward_pre_hooks)
+    tensors = [*model.state_dict().values(), images, torch.get_rng_state()]
+    if images.is_cuda:
+        tensors.append(torch.cuda.get_rng_state(images.device))
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in [*model.parameters(), images]]
+    modes = [module.training for module in model.modules()]
+    chance = [random.getstate(), np.random.get_state()[1].tolist()]
+    return [
+        hooks,
+        chance,
+        global_hooks,
+        [tensor.tolist() for tensor in tensors],
+        gradients,
+        modes,
+        torch.is_grad_enabled(),
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
+@pytest.mark.parametrize("target", [1, 99], ids=["success", "failure"])
+def test_nothing_is_disturbed(
+    images: Tensor, method: type[LayerAttribution], wrap: Callable[[nn.Module], nn.Module], target: int
+) -> None:
+    model = TrainingNet().to(images.device)
+    model.head.bias.grad = torch.ones_like(model.head.bias)
+    before = snapshot(model, images)
+    buffers = list(model.buffers())
+    fails = target == 99
+    expectation = (
+        pytest.raises(ValueError, match="target 99") if fails else pytest.warns(UserWarning, match=r"model.eval\(\)")
+    )
+    with expectation:
+        method(wrap(model), model.features).attribute(images, target=target)
+    assert snapshot(model, images) == before
+    assert all(kept is buffer for kept, buffer in zip(model.buffers(), buffers, strict=True))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_is_disturbed_by_a_metric(metric: Any, images: Tensor) -> None:
+    model = TrainingNet().to(images.device)
+    maps = torch.rand_like(images)
+    before = snapshot(model, images)
+    with pytest.warns(UserWarning, match=r"model.eval\(\)"):
+        metric(model, images, maps, target=0)
+    assert snapshot(model, images) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_disturbed_by_an_error_in_the_layer(
+    net: SmallNet, images: Tensor, method: type[LayerAttribution]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("broken")
+
+    net.features.forward = fail
+    before = snapshot(net, images)
+    with pytest.raises(KeyError, match="broken"):
+        method(net, net.features).attribute(images, target=0)
+    assert snapshot(net, images) == before
+
+
+def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
+    model = TrainingNet().to(images.device)
+    with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d, Dropout, so that") as warnings:
+        LayerFusionCam(model, model.features).attribute(images, target=0)
+    assert len(warnings) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_in_evaluation_mode(images: Tensor) -> None:
+    model = TrainingNet().eval().to(images.device)
+    LayerFusionCam(model, model.features).attribute(images, target=0)
+
+
+class Counting(nn.Module):
+    """Changes its buffers in evaluation mode too: in place, by assigning a new one, and from an empty one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("average", torch.zeros(4))
+        self.register_buffer("lowest", torch.empty(0))
+        self.register_buffer("last", None)
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.features(x).relu()
+        seen = maps.detach().mean((0, 2, 3))
+        self.calls += 1
+        self.average = 0.9 * self.average + 0.1 * seen
+        self.lowest = seen if not self.lowest.numel() else torch.minimum(self.lowest, seen)
+        self.last = seen
+        self.scratch.copy_(x.detach().mean((0, 2, 3)))
+        return self.head(maps.mean((2, 3)))
+
+
+def buffers(model: nn.Module) -> list[tuple[str, Tensor | None, list[Any] | None]]:
+    return [
+        (name, buffer, None if buffer is None else buffer.tolist())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
+def test_buffers_that_change_in_evaluation_mode_stay(
+    algorithm: type[LayerAttribution], wrap: Callable[[nn.Module], Any], images: Tensor
+) -> None:
+    model = Counting().eval().to(images.device)
+    before = buffers(model)
+    algorithm(wrap(model), model.features).attribute(images, target=1)
+    for (name, kept, values), (_, buffer, now) in zip(before, buffers(model), strict=True):
+        assert now == values, name
+        assert buffer is kept, name
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_leaves_buffers_that_change_in_evaluation_mode(metric: Any, images: Tensor) -> None:
+    model = Counting().eval().to(images.device)
+    before = buffers(model)
+    metric(model, images, images, target=1)
+    assert [values for _, _, values in buffers(model)] == [values for _, _, values in before]
+
+
+class Elsewhere:
+    """Runs a function in another thread each time that the model in front of it has run, and waits for it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.pool = ThreadPoolExecutor(1)
+        self.results: list[Any] = []
+
+    def during(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Tensor) -> Tensor:
+            output = forward(*inputs)
+            self.results.append(self.pool.submit(self.function).result(timeout=5))
+            return output
+
+        return run
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_model_that_another_thread_trains_goes_on(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    """It is neither rolled back nor warned about."""
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).to(images.device)
+    batch = torch.rand(4, 3, 6, 6, device=images.device)
+    other = Elsewhere(lambda: trained(batch))
+    expected = algorithm(net, net.features).attribute(images, target=1)
+    ours = algorithm(other.during(net), net.features).attribute(images, target=1)
+    assert torch.equal(ours, expected)
+    assert other.results
+    assert trained[1].num_batches_tracked == len(other.results)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_leaves_a_model_that_another_thread_trains(metric: Any, net: SmallNet, images: Tensor) -> None:
+    trained = nn.BatchNorm2d(3).to(images.device)
+    other = Elsewhere(lambda: trained(images))
+    metric(other.during(net), images, images, target=1)
+    assert trained.num_batches_tracked == len(other.results) > 0
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_what_another_thread_draws_stays_distinct(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    other = Elsewhere(lambda: torch.rand((), device=images.device).item())
+    attribution = algorithm(other.during(net), net.features)
+    for _ in range(5):
+        attribution.attribute(images, target=1)
+    assert len(other.results) >= 5
+    assert len(set(other.results)) == len(other.results)
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_two_threads_with_a_model_each(algorithm: type[LayerAttribution], images: Tensor) -> None:
+    nets = [net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5))]
+    expected = [algorithm(net, net.features).attribute(images, target=1) for net in nets]
+
+    def explain(index: int) -> list[Tensor]:
+        net = nets[index]
+        return [algorithm(net, net.features).attribute(images, target=1) for _ in range(10)]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(explain, index) for index in (0, 1)]
+        for maps, future in zip(expected, found, strict=True):
+            for ours in future.result(timeout=60):
+                torch.testing.assert_close(ours, maps)
+
+
+class Meeting(nn.Module):
+    """Lets another thread run something in the middle of a forward pass, and goes on when it is done or stuck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[threading.Thread] = []
+        self.other: Callable[[], None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.other is not None and len(self.started) < 4 and threading.current_thread() not in self.started:
+            self.started.append(threading.Thread(target=self.other, daemon=True))
+            self.started[-1].start()
+            self.started[-1].join(timeout=0.2)
+        return x
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_two_threads_with_one_model_are_right_or_refused(
+    algorithm: type[LayerAttribution], where: str, images: Tensor
+) -> None:
+    """A thread is in the middle of a forward pass, before or after the layer, while others explain the same model."""
+    net = SmallNet().eval().to(images.device)
+    meeting = Meeting()
+    order = [net.features, meeting] if where == "after" else [meeting, net.features]
+    model = nn.Sequential(net.stem, *order, net.relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head)
+    others = torch.rand_like(images)
+
+    def explain(inputs: Tensor, target: int) -> Tensor | str:
+        try:
+            return algorithm(model, net.features).attribute(inputs, target=target)
+        except RuntimeError as refusal:
+            return str(refusal)
+
+    def right_or_refused(found: Tensor | str, expected: Tensor) -> bool:
+        return "thread" in found if isinstance(found, str) else torch.equal(found, expected)
+
+    expected = explain(images, 1), explain(others, 2)
+    found: list[Tensor | str] = []
+    meeting.other = lambda: found.append(explain(others, 2))
+    ours = explain(images, 1)
+    for thread in meeting.started:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+    assert right_or_refused(ours, expected[0]), ours
+    assert len(found) == len(meeting.started) > 0
+    assert all(right_or_refused(value, expected[1]) for value in found), found
+    assert any(isinstance(value, Tensor) for value in (ours, *found)), "somebody is served"
+    # And afterwards everything is as before.
+    meeting.other = None
+    assert torch.equal(explain(images, 1), expected[0])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_frozen_scripted_submodule(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    """It has no attribute ``training``."""
+
+    class Net(nn.Module):
+        def __init__(self, tail: nn.Module) -> None:
+            super().__init__()
+            self.stem, self.features, self.tail = net.stem, net.features, tail
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tail(self.features(self.stem(x)))
+
+    tail = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head).eval()
+    frozen = torch.jit.freeze(torch.jit.script(tail))
+    assert not hasattr(frozen, "training")
+    expected = algorithm(Net(tail).eval(), net.features).attribute(images, target=1)
+    model = Net(tail).eval()
+    model.tail = frozen
+    torch.testing.assert_close(algorithm(model, net.features).attribute(images, target=1), expected)
+
+
+class Crops(nn.Module):
+    """The scores of a picture are the mean over those of its crops, which are rows of one batch."""
+
+    def __init__(self, crops: int) -> None:
+        super().__init__()
+        self.crops = crops
+        self.features = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2] // 2
+        crops = torch.stack([x[:, :, start : start + size] for start in range(self.crops)], dim=1)
+        scores = self.head(self.features(crops.flatten(0, 1)).relu().mean((2, 3)))
+        return scores.unflatten(0, (len(x), self.crops)).mean(1)
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("examples", [1, 3])
+def test_a_layer_that_sees_several_rows_for_each_example(
+    algorithm: type[LayerAttribution], examples: int, images: Tensor
+) -> None:
+    model = Crops(4).eval().to(images.device)
+    seen = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return model(x)
+
+    with pytest.raises(ValueError, match=rf"(?s){4 * examples}.*(row|example)"):
+        algorithm(forward, model.features).attribute(images[:examples], target=1)
+    assert sum(seen) <= examples, "refused before any masked pass"
+
+
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_a_model_that_merges_batch_and_channels_by_view(algorithm: type[LayerAttribution], images: Tensor) -> None:
+    class Gated(nn.Module):
+        def __init__(self, merge: Callable[..., Tensor]) -> None:
+            super().__init__()
+            self.merge = merge
+            self.features = nn.Conv2d(3, 4, 3, padding=1)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.features(x)
+            n, c = maps.shape[:2]
+            gate = self.merge(maps, (n * c, -1)).sigmoid().mean(1).view(n, c, 1, 1)
+            return self.head((maps * gate).relu().mean((2, 3)))
+
+    viewing, reshaping = (Gated(merge).to(images.device) for merge in (Tensor.view, Tensor.reshape))
+    reshaping.load_state_dict(viewing.state_dict())
+    for examples in (1, 3):
+        ours = algorithm(viewing, viewing.features).attribute(images[:examples], target=1)
+        theirs = algorithm(reshaping, reshaping.features).attribute(images[:examples], target=1)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_progress_bar_and_an_error_leave_the_session(net: SmallNet, images: Tensor) -> None:
+    """An error in a masked pass ends the session: the next call is served."""
+
+    def forward(x: Tensor) -> Tensor:
+        if len(x) > len(images):
+            raise KeyError("masked")
+        return net(x)
+
+    with pytest.raises(KeyError, match="masked"):
+        LayerScoreCam(forward, net.features).attribute(images, target=0)
+    expected = LayerScoreCam(net, net.features).attribute(images, target=0)
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(LayerScoreCam(net, net.features).attribute, images, target=0).result(timeout=5)
+    assert torch.equal(elsewhere, expected)
