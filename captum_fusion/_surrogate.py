@@ -122,9 +122,9 @@ class Surrogate:
             weights.append(drawn.mean(dim=0))
             maps = final(drawn @ self._maps)
             distances = (maps - final(weights[-1] @ self._maps)).abs().amax(dim=1)
-            # Where all known scores are the same, nothing tells how far others may be.
-            certain = deviation[target] > 0
-            errors.append(torch.where(certain, _CAUTION * distances.quantile(_QUANTILE), 1).clamp(max=1))
+            # The blank and the whole alone, and scores that are all the same, do not tell how far others may be.
+            told = (deviation[target] > 0) & (len(self._known) > 2)
+            errors.append(torch.where(told, _CAUTION * distances.quantile(_QUANTILE), 1).clamp(max=1))
             if errors[-1] > self._tolerance:
                 final_maps.append(pooled(maps.reshape(_DRAWS, *self._shape)))
         self.weights, self.errors = self._of_all_channels(torch.stack(weights)), torch.stack(errors)
@@ -212,7 +212,7 @@ def features(activations: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(maps.T @ maps)
     stress = (vectors * values.clamp(min=0) ** 0.25) @ vectors.T
     ends = masks.new_tensor([[0.0], [1.0]]).expand(2, masks.shape[1])
-    given = torch.cat([masks, ends]).sqrt() @ stress
+    given: Tensor = torch.cat([masks, ends]).sqrt() @ stress
     return given / given[:-2].square().sum(dim=1).mean().sqrt()
 
 

@@ -234,3 +234,9 @@ def test_each_choice_leaves_the_least_variance() -> None:
             left[channel] = np.linalg.lstsq(known, values.numpy(), rcond=None)[1].sum()
         chosen.append(min(left, key=lambda channel: left[channel]))
     assert most_telling(draws, maps, 4).tolist() == chosen
+
+
+def test_the_blank_and_the_whole_alone_are_not_enough() -> None:
+    surrogate = Surrogate(activations(0), torch.tensor([1.0]), torch.tensor([1.001]), 0.9)
+    assert not surrogate.done
+    assert surrogate.propose().numel() == 8
