@@ -35,6 +35,12 @@ def check_percentile(percentile: float) -> None:
         raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Refuses a tolerance outside [0, 1), and what is no number."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance!r}; expected a number in [0, 1)")
+
+
 def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
     """Refuses a number of masks per evaluation below 1."""
     if perturbations_per_eval is not None and perturbations_per_eval < 1:

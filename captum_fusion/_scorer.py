@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._call import Call
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, progress_bar, run_forward
+from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, progress_bar, run_forward
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
 from captum_fusion._session import VIEW_HINT, Session, session
@@ -79,21 +79,24 @@ class Scorer:
         """U: maps at the size of an input, by default the first masked one."""
         return upsample(maps, self.size if position is None else self.size_of(position), self.interpolate_mode)
 
-    def scores(self, examples: Tensor, masks: Masks, description: str | None = None) -> Tensor:
+    def scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row.
 
         Args:
-            examples (Tensor): The example that each row masks, shape (rows,).
+            examples (Tensor): The example that each row masks, shape (rows,), or several that differ in their targets
+                at most, (rows, targets): their masked input is scored once for all of their targets.
             masks (Callable): Gives the masks of some rows for one of the inputs.
-            description (str or None): Shows a progress bar with this description. Default: None
+            progress (str, ProgressBar or None): Shows a progress bar with this description, or moves one on.
+                Default: None
 
         Returns:
-            *Tensor* of shape (rows,), float32 or wider.
+            *Tensor* of the shape of ``examples``, float32 or wider.
 
         Raises:
             RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
         """
-        total = len(examples)
+        total, shape = len(examples), examples.shape
+        examples = examples.reshape(total, -1)
         # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
         # rows, on chance or on the memory format.
         control = total > 1 and not self.session.state.controlled
@@ -110,21 +113,22 @@ class Scorer:
             last = start + most if self.perturbations_per_eval else stop
             rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
             chunk = self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
-            if control and start == 0 and self._differs(chunk[0], examples[0]):
+            if control and start == 0 and self._differs(chunk[0, 0], examples[0, 0]):
                 if self._channels_last:
                     self._channels_last, buffers = False, {}
                     return score(start, stop, most)
-                self.session.state.warn_of_other_rows(float(self.session.unmasked_scores[examples[0]]), float(chunk[0]))
+                alone = self.session.unmasked_scores[examples[0, 0]]
+                self.session.state.warn_of_other_rows(float(alone), float(chunk[0, 0]))
             self.session.state.controlled |= control
             return chunk
 
-        bar = progress_bar(description, len(examples)) if description else None
+        bar = progress_bar(progress, len(examples)) if isinstance(progress, str) else progress
         try:
             scores = in_chunks(score, len(examples), self._rows, self.call.device, bar)
         finally:
-            if bar:
+            if bar and bar is not progress:
                 bar.close()
-        not_finite = int((~scores.isfinite()).sum())
+        not_finite = int((~scores.isfinite()).any(dim=1).sum())
         if not_finite:
             raise RuntimeError(
                 f"forward_func gave scores that are not finite for {not_finite} of {total} masked inputs. "
@@ -132,8 +136,8 @@ class Scorer:
             )
         if control:
             examples, scores = examples[1:], scores[1:]
-        self._check_saturation(scores, examples)
-        return scores
+        self._check_saturation(scores.flatten(), examples.flatten())
+        return scores.reshape(shape)
 
     def scores_of_maps(self, maps: Tensor) -> Tensor:
         r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
@@ -169,8 +173,9 @@ class Scorer:
         self, examples: Tensor, rows: Tensor, masks: Masks, control: bool, buffers: dict[int, Tensor]
     ) -> Tensor:
         row_inputs = []
+        masked_examples = examples[:, 0]
         for position, tensor in enumerate(self.inputs):
-            own = examples.to(tensor.device)
+            own = masked_examples.to(tensor.device)
             if position not in self.masked:
                 row_inputs.append(tensor[own])
                 continue
@@ -184,13 +189,13 @@ class Scorer:
                 _rows(self.call.baselines[position], own), _rows(tensor, own), mask, out=buffers[position][: len(rows)]
             )
             row_inputs.append(masked)
-        output = self._run(tuple(row_inputs), examples)
+        output = self._run(tuple(row_inputs), masked_examples)
         if len(output) != len(rows):
             raise ValueError(
                 f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
                 f"any number of inputs. {_FIXED}"
             )
-        return self.call.select(output, examples).reshape(-1)
+        return torch.stack([self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)], dim=1)
 
     def _run(self, row_inputs: tuple[Tensor, ...], examples: Tensor) -> Tensor:
         arguments = self.call.arguments(examples)
