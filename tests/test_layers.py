@@ -282,7 +282,7 @@ class Detached(nn.Module):
 @pytest.mark.parametrize(
     "context", [torch.no_grad, torch.inference_mode, torch.enable_grad, torch.autograd.detect_anomaly]
 )
-@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:The model is in training mode")
 def test_nothing_is_disturbed(context: type) -> None:
     model, images = TrainingNet(), torch.rand(2, 3, 8, 8)
     model.head.bias.grad = torch.ones(3)
