@@ -15,6 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from captum_fusion._call import checked_inputs
 from captum_fusion._captum import eager
+from captum_fusion._outputs import scores_in
 from captum_fusion._state import PASSES, preserved
 from captum_fusion._views import Grid, PassShapes, first_of, spatial_view
 
@@ -48,7 +49,9 @@ class FeatureMap:
         return f"{self.name}, {self.shape[0]} channels of {size}{viewed}"
 
 
-def last_feature_map(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> FeatureMap:
+def last_feature_map(
+    model: Module, inputs: Tensor | tuple[Tensor, ...], forward_func: Callable[..., Any] | None = None
+) -> FeatureMap:
     r"""Finds the layer that class activation maps usually explain: the last feature map that matters as a whole.
 
     What a layer gives decides, and where gradients go; its name does not. From most of the map's places there is a
@@ -64,6 +67,8 @@ def last_feature_map(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> Feat
         model (torch.nn.Module): A model of images, videos or volumes, best in evaluation mode. It runs once, and stays
             as it is.
         inputs (Tensor or tuple[Tensor, ...]): As for ``attribute``. One example is enough.
+        forward_func (Callable, optional): What is explained, where it is a function that runs the model. Default: None,
+            which means the model
 
     Returns:
         *FeatureMap*: the layer, and ``view()``, which gives the module to pass as ``layer`` inside a ``with``.
@@ -96,7 +101,7 @@ def last_feature_map(model: Module, inputs: Tensor | tuple[Tensor, ...]) -> Feat
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
         with PASSES, eager(), state.watching():
-            places, output = _run(model, copies, tuple(image.shape[2:]))
+            places, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
         scores = _scores(output)
         if not scores:
             raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")
@@ -141,7 +146,7 @@ class _Place:
         return entries.movedim(self._channels, 0).flatten(1).any(dim=1)
 
 
-def _run(model: Module, inputs: list[Tensor], size: Grid) -> tuple[list[_Place], Any]:
+def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Place], Any]:
     """Runs the model, and lists what its modules gave that can be read as a feature map, in order."""
     places: dict[_Key, _Place] = {}
     shapes = PassShapes()
@@ -171,7 +176,7 @@ def _run(model: Module, inputs: list[Tensor], size: Grid) -> tuple[list[_Place],
     hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
     try:
         with shapes.collected():
-            output = model(*inputs)
+            output = forward_func(*inputs)
     finally:
         for handle in hooks:
             handle.remove()
@@ -199,15 +204,12 @@ def _read(shape: tuple[int, ...], size: Grid, shapes: PassShapes) -> tuple[Form,
 
 
 def _scores(output: Any) -> list[Tensor]:
-    """The scores in what a model returns, less what else it returns; all of it where that is not known."""
-    if isinstance(output, Mapping):
-        named = next((output[name] for name in ("logits", "out") if name in output), None)
-        return _scores(list(output.values()) if named is None else named)
-    if isinstance(output, (tuple, list)):
-        if output and isinstance(output[0], Tensor):
-            return _scores(output[0])
-        return [score for part in output for score in _scores(part)]
-    return [output] if isinstance(output, Tensor) and output.requires_grad else []
+    """The scores in what a model returns; all tensors of it where they are not known."""
+    scores = scores_in(output)
+    if isinstance(scores, Tensor):
+        return [scores] if scores.requires_grad else []
+    parts = scores.values() if isinstance(scores, Mapping) else scores if isinstance(scores, (list, tuple)) else ()
+    return [score for part in parts for score in _scores(part)]
 
 
 def _last(places: list[_Place], scores: list[Tensor], image: Tensor) -> _Place | None:
