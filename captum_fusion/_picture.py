@@ -1,55 +1,83 @@
 """Draws maps over the photograph, with Captum's own visualization."""
 
+from io import BytesIO
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from captum.attr import visualization
 from matplotlib.figure import Figure
-from torch import Tensor
+
+from captum_fusion._files import check_writable, write_whole
+from captum_fusion._names import close_names, one_line
+from captum_fusion.explain import Explanation
 
 _COLUMNS = 3
 _PANEL_INCHES = 3.4
+_DPI = 110
 
 
-def draw(file: Path, title: str, pixels: Tensor, panels: dict[str, Tensor | None]) -> None:
-    r"""Writes a picture with a panel for each map.
-
-    Args:
-        file (Path): The picture to write.
-        title (str): The title over all panels.
-        pixels (Tensor): The photograph, (1, 3, H, W) in [0, 1].
-        panels (dict[str, Tensor or None]): Maps of shape (1, 1, H, W) in [0, 1] by title, None for the photograph.
-    """
-    columns = min(_COLUMNS, len(panels))
-    rows = ceil(len(panels) / columns)
+def draw(file: Path, explanation: Explanation) -> None:
+    """Writes a picture with a panel for the photograph and one for each map."""
+    columns = min(_COLUMNS, 1 + len(explanation.maps))
+    rows = ceil((1 + len(explanation.maps)) / columns)
     figure = Figure(figsize=(columns * _PANEL_INCHES, rows * _PANEL_INCHES * 1.1 + 0.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(
+        f"{explanation.category} by {explanation.model}, layer {explanation.layer}, and what remains of its probability"
+    )
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes:
         axis.set_axis_off()
-    original = np.transpose(pixels[0].cpu().numpy(), (1, 2, 0))
-    for axis, (panel, attribution) in zip(axes, panels.items(), strict=False):
-        # Captum refuses to scale a map of zeros, which has nothing to show anyway.
-        if attribution is None or not attribution.any():
-            shown, method = original, "original_image"
-        else:
-            shown, method = np.transpose(attribution[0].cpu().numpy(), (1, 2, 0)), "blended_heat_map"
-        visualization.visualize_image_attr(
-            shown,
-            original,
-            method,
-            sign="positive",
-            cmap="turbo",
-            alpha_overlay=0.55,
-            outlier_perc=0,
-            title=panel,
-            plt_fig_axis=(figure, axis),
-            use_pyplot=False,
+    photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
+    axes[0].imshow(photograph)
+    axes[0].set_title(f"photograph: {explanation.probability:.1%}")
+    for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
+        overlay(axis, photograph, values[0, 0].numpy())
+        empty = "" if values.any() else " (an empty map)"
+        axis.set_title(f"{name} keeps {explanation.kept[name]:.1%}{empty}")
+    write_whole(file, rendered(figure, file.suffix))
+
+
+def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray) -> None:
+    """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1]; an empty map leaves the photograph alone."""
+    if not values.any():
+        axis.imshow(photograph)
+        return
+    visualization.visualize_image_attr(
+        values[..., None],
+        photograph,
+        "blended_heat_map",
+        sign="positive",
+        cmap="turbo",
+        alpha_overlay=0.55,
+        outlier_perc=0,
+        plt_fig_axis=(axis.get_figure(), axis),
+        use_pyplot=False,
+    )
+
+
+def rendered(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a file with this ending."""
+    content = BytesIO()
+    figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI)
+    return content.getvalue()
+
+
+def check_picture(file: Path) -> None:
+    """Refuses a picture that cannot be written, before anything is computed for it."""
+    known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
+    suffix = file.suffix.lower()
+    if suffix not in known:
+        raise ValueError(
+            f"A picture cannot be written as {file.name}; expected one of {', '.join(known)}."
+            f"{close_names(suffix, known)}"
         )
-    figure.savefig(file, dpi=110)
-
-
-def supported_suffixes() -> set[str]:
-    """The file name endings that a picture can have."""
-    return {f".{name}" for name in Figure().canvas.get_supported_filetypes()}
+    check_writable(file)
+    figure = Figure(figsize=(1, 1))
+    figure.suptitle("a")
+    try:
+        # Some formats need a program that may not be there, as .pgf needs TeX.
+        rendered(figure, suffix)
+    except Exception as error:
+        raise ValueError(f"A picture cannot be written as {file.name}: {one_line(error)}") from error

@@ -1,5 +1,6 @@
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # One thread for each worker, also for the processes that tests start: small networks gain nothing by more.
@@ -65,6 +66,19 @@ class SmallNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.relu(self.features(self.stem(x))).flatten(2).mean(2))
+
+
+def forked(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
+    """A process of its own, without the seconds that a fresh one needs for its imports. It can run no gradients."""
+    process = multiprocessing.get_context("fork").Process(target=_in_one_thread, args=(function, *arguments))
+    process.start()
+    return process  # type: ignore[return-value]
+
+
+def _in_one_thread(function: Callable[..., object], *arguments: object) -> None:
+    # The threads of the parent do not follow.
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def group_cam(
         group = np.zeros(activations.shape[1:])
         for channel in part:
             group += gradients[channel].mean() * activations[channel]
-        mask = component(group, size)
+        mask = normalize(upsample(np.maximum(group, 0), size))
         score = max(masked_score(probability, x, mask, baseline) - without, 0)
         total += (score if score > 1e-12 else 0) * mask
     return np.maximum(total, 0)

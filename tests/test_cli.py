@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+import captum_fusion
+from captum_fusion import LayerXGradCam, cli
+from captum_fusion.__main__ import main
 from captum_fusion.cli import run
-from tests.conftest import SmallNet
+from tests.conftest import SmallNet, forked
 
 
 def small_net() -> SmallNet:
@@ -78,8 +84,8 @@ def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(pho
         (["--save-npz", "missing/out.npz"], "The folder missing"),
         (["--output", "out.txt"], "cannot be written as out.txt; expected one of"),
         (
-            ["--methods", "grad-cam", "scorecam"],
-            "no method 'scorecam'. Close: score-cam.",
+            ["--methods", "grad-cam", "scorcam"],
+            "no method 'scorcam'. Close: score-cam.",
         ),
         (["--layer", "featurs"], "no layer 'featurs'. Close: features"),
         (["--target", "7"], "target is 7; expected an index below 3"),
@@ -107,9 +113,235 @@ def test_files_that_are_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     assert run(["explain", str(text)]) == 2
-    assert "notes.png is not a picture that can be read" in capsys.readouterr().err
+    assert "notes.png cannot be read: it is not a picture of a known kind" in capsys.readouterr().err
     assert run(["explain", str(tmp_path / "missing.png")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+class NanNet(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.nan
+
+
+def nan_net() -> SmallNet:
+    return NanNet()
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said on standard error; nothing was printed."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_explain_never_overwrites_what_it_reads(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: str | None
+) -> None:
+    weights = tmp_path / "weights.pt"
+    torch.save(small_net().state_dict(), weights)
+    for option, read in (("--output", photograph), ("--save-npz", photograph), ("--save-npz", weights)):
+        written = read
+        if link is not None:
+            written = tmp_path / f"link{read.suffix}"
+            written.unlink(missing_ok=True)
+            getattr(written, link)(read)
+        before = read.read_bytes()
+        arguments = ["explain", str(photograph), *SMALL, "--weights", str(weights), option, str(written)]
+        arguments += ["--output", str(tmp_path / "out.png")] if option != "--output" else []
+        assert run(arguments) == 2
+        (line,) = lines_of(capsys)
+        assert f"{option} {written} would overwrite" in line
+        assert read.read_bytes() == before
+    assert run(["explain", str(photograph), *SMALL, "--output", "a.png", "--save-npz", "a.png"]) == 2
+    assert "--output and --save-npz are both a.png" in lines_of(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain", "--size", "24.5"], "expected a whole number, not '24.5'"),
+        (["explain", "--size", "0"], "size is 0; expected at least 1"),
+        (["explain", "--mean", "0", "0", "nan"], "mean is (0.0, 0.0, nan); expected numbers"),
+        (["explain", "--device", "gpu"], "device is 'gpu', which cannot be used"),
+        (
+            ["explain", "--layer", "nope"],
+            "no layer 'nope'. The feature maps that there are: stem (4, 12, 12), ",
+        ),
+        (["explain", "--weights", "photograph.png"], "photograph.png is not a file of weights only"),
+        (["explain", "--weights", "missing.pt"], "No such file or directory: 'missing.pt'"),
+        (["explain", "--colour", "red"], "--colour"),
+        (["explain", "--output", "."], "A picture cannot be written as"),
+        (["explain", "--output", "folder.png"], "folder.png is a folder; expected the name of a file to write"),
+        (["explain", "--model", "tests.test_cli:nan_net"], "tests.test_cli:nan_net returns scores that are not finite"),
+        (["benchmark", "--steps", "5.5"], "expected a whole number, not '5.5'"),
+        (["benchmark", "--limit", "2.7"], "expected a whole number, not '2.7'"),
+        (["benchmark", "--labels", "labels.json"], "labels.json is not JSON: Expecting"),
+        (["benchmark", "--images", "imagenet:missing"], "images is imagenet:missing, which cannot be read: "),
+        (["report", "missing"], "missing is not a folder"),
+    ],
+)
+def test_messages_name_what_they_are_about_in_one_line(
+    photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(photograph.parent)
+    Path("folder.png").mkdir()
+    Path("labels.json").write_text("{")
+    name, *more = arguments
+    if name == "explain":
+        model = SMALL if "--model" not in more else ["--size", "24"]
+        arguments = [name, photograph.name, *(model if "--size" not in more else SMALL[:2]), *more]
+    elif name == "benchmark":
+        images = [] if "--images" in more else ["--images", "."]
+        arguments = [name, *images, "--output", "out", "--model", SMALL[1], *more]
+    before = sorted(photograph.parent.iterdir())
+    assert run(arguments) == 2
+    (line,) = lines_of(capsys)
+    assert line.startswith("captum-fusion: ")
+    assert message in line
+    assert sorted(photograph.parent.iterdir()) == before
+
+
+def test_verbose_shows_the_rest(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), *SMALL, "--target", "7"]
+    for verbose in ([*arguments, "--verbose"], ["--verbose", *arguments]):
+        assert run(verbose) == 2
+        lines = lines_of(capsys)
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-1] == "captum-fusion: target is 7; expected an index below 3, the model's number of classes"
+
+
+def test_errors_of_any_kind_are_one_line_with_their_kind(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("somewhere\nelse")
+
+    monkeypatch.setattr(cli, "explain_picture", fail)
+    assert run(["explain", str(photograph)]) == 2
+    assert lines_of(capsys) == [r"captum-fusion: KeyError: 'somewhere\nelse'"]
+    monkeypatch.undo()
+    # That of a method names the method.
+    monkeypatch.setattr(LayerXGradCam, "attribute", fail)
+    assert run(["explain", str(photograph), *SMALL, "--methods", "x-grad-cam"]) == 2
+    assert lines_of(capsys) == [r"captum-fusion: x-grad-cam fails: KeyError: 'somewhere\nelse'"]
+
+
+def test_interrupted(photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "explain_picture", interrupt)
+    assert run(["explain", str(photograph)]) == 130
+    assert lines_of(capsys) == ["captum-fusion: interrupted"]
+
+    class Interrupted:
+        __getattr__ = interrupt
+
+    # While it is imported.
+    monkeypatch.setitem(sys.modules, "captum_fusion.cli", Interrupted())
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert lines_of(capsys) == ["captum-fusion: interrupted"]
+
+
+def to_a_reader_that_left(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    sys.stdout = os.fdopen(1, "w")
+    sys.exit(run(arguments))
+
+
+def on_a_full_disk(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    assert run(arguments) == 2
+
+
+def test_a_reader_that_has_seen_enough_does_not_cost_the_picture(photograph: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    arguments = ["explain", str(photograph), *SMALL, "--methods", "score-cam", "--output", str(picture)]
+    process = forked(to_a_reader_that_left, arguments)
+    process.join()
+    assert process.exitcode == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(b"what was there before")
+    (tmp_path / "out.npz").write_bytes(b"and this")
+    arguments = ["explain", str(photograph), *SMALL, "--methods", "score-cam", "--output", str(tmp_path / "out.png")]
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    process = forked(on_a_full_disk, [*arguments, "--save-npz", str(tmp_path / "out.npz")])
+    process.join()
+    assert process.exitcode == 0
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_written_is_found_before_computing(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "explain_picture", None)
+    with monkeypatch.context() as patch:
+        # Without TeX.
+        patch.setenv("PATH", "")
+        assert run(["explain", str(photograph), "--output", str(tmp_path / "out.pgf")]) == 2
+        assert "A picture cannot be written as out.pgf: 'xelatex'" in lines_of(capsys)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert run(["explain", str(photograph), "--output", str(tmp_path / "out.png")]) == 2
+        assert "out.png cannot be written: permission denied" in lines_of(capsys)[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["photograph.png"]
+
+
+def against_net() -> SmallNet:
+    net = small_net()
+    with torch.no_grad():
+        net.head.weight.abs_().neg_()
+    return net
+
+
+@pytest.mark.parametrize("colour", [None, "black"])
+def test_empty_maps_are_drawn_and_told(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], colour: str | None
+) -> None:
+    if colour:
+        Image.new("RGB", (30, 40), colour).save(photograph)
+    model = ["--model", "tests.test_cli:against_net", "--size", "24"]
+    arguments = ["explain", str(photograph), *model, "--methods", "grad-cam", "--output", str(tmp_path / "out.png")]
+    assert run(arguments) == 0
+    assert "The map of grad-cam is empty: by it nothing speaks for the class" in capsys.readouterr().out
+    assert (tmp_path / "out.png").exists()
+
+
+def test_pictures_that_are_not_8_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((30, 40), 32896, dtype=np.uint16)).save(tmp_path / "deep.png")
+    files = ["--output", str(tmp_path / "out.png"), "--save-npz", str(tmp_path / "maps.npz")]
+    assert run(["explain", str(tmp_path / "deep.png"), *SMALL, "--methods", "grad-cam", *files]) == 0
+    assert "deep.png: 16-bit values are scaled from [0, 65535]" in capsys.readouterr().out
+    with np.load(tmp_path / "maps.npz") as saved:
+        np.testing.assert_allclose(saved["pixels"], 128 / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"text", b"\x89PNG\r\n\x1a\n", None])
+def test_pictures_that_cannot_be_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    file = tmp_path / "odd.png"
+    if content is None:
+        Image.new("RGB", (1, 60000)).save(file)
+    else:
+        file.write_bytes(content)
+    assert run(["explain", str(file), *SMALL, "--output", str(tmp_path / "out.png")]) == 2
+    (line,) = lines_of(capsys)
+    assert str(file) in line
+    assert ("1 x 60000 pixels" if content is None else "cannot be read") in line
 
 
 def test_runs_as_a_module() -> None:
@@ -119,9 +351,20 @@ def test_runs_as_a_module() -> None:
     assert "--save-npz" in result.stdout
 
 
-def test_says_which_extra_is_missing() -> None:
+def test_the_command_can_be_interrupted_before_torch_is_imported() -> None:
+    # Whatever is imported with the package itself cannot be: no code of ours runs before it.
+    script = "import sys, captum_fusion; sys.exit('torch' in sys.modules or 'captum' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    for name in captum_fusion.__all__:
+        assert getattr(captum_fusion, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'LayerFusoinCam'"):
+        captum_fusion.LayerFusoinCam  # noqa: B018
+
+
+def test_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     # A module that is None in sys.modules cannot be imported, as if it were not installed.
-    script = "import sys; sys.modules['cyclopts'] = None; from captum_fusion.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.strip().endswith("needs the package cyclopts: pip install 'captum-fusion[cli]'")
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    monkeypatch.delitem(sys.modules, "captum_fusion.cli")
+    monkeypatch.delitem(sys.modules, "captum_fusion._settings")
+    with pytest.raises(SystemExit, match=r"needs the package cyclopts: pip install 'captum-fusion\[cli\]'"):
+        main()

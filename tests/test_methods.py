@@ -17,9 +17,30 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
+    ("loose", "name"),
+    [
+        ("Grad-CAM", "grad-cam"),
+        ("gradcam", "grad-cam"),
+        ("LayerGradCam", "grad-cam"),
+        ("GradCAM++", "grad-cam++"),
+        ("grad-cam-plus-plus", "grad-cam++"),
+        ("LayerGradCamPlusPlus", "grad-cam++"),
+        ("Score_CAM", "score-cam"),
+        ("integrated gradients", "integrated-gradients"),
+        ("LayerGradientXActivation", "layer-gradient-x-activation"),
+        ("FusionCAM:RAW", "fusion-cam:raw"),
+        ("Fusion(XGradCAM, Group-CAM):Released", "fusion(x-grad-cam,group-cam):released"),
+    ],
+)
+def test_names_are_matched_loosely(loose: str, name: str) -> None:
+    assert parse_method(loose) == parse_method(name)
+    assert parse_method(loose).name == name
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scorecam", "There is no method 'scorecam'. Close: score-cam"),
+        ("scorcam", "There is no method 'scorcam'. Close: score-cam"),
         ("fusion(grad-cam,scor-cam)", "There is no method 'scor-cam' to fuse. Close: score-cam"),
         ("fusion-cam:row", "There is no weighting 'row'. Close: raw"),
         ("grad-cam:raw", "There is no method 'grad-cam:raw'"),

@@ -303,9 +303,9 @@ class BatchNormOfTheBatch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
-        self.head = nn.Linear(4, 3)
+        self.features = nn.Conv2d(3, 64, 3)
+        self.norm = nn.BatchNorm2d(64, track_running_stats=False)
+        self.head = nn.Linear(64, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm(self.features(x)).relu().mean((2, 3)))

@@ -1,6 +1,5 @@
 """A call leaves everything as it was, whatever else runs, and never mixes what others run into its maps."""
 
-import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -73,8 +72,10 @@ def test_nothing_is_disturbed(
     before = snapshot(model, images)
     buffers = list(model.buffers())
     fails = target == 99
-    expectation = pytest.raises(ValueError, match="target 99") if fails else contextlib.nullcontext()
-    with expectation, pytest.warns(UserWarning, match=r"model.eval\(\)"):
+    expectation = (
+        pytest.raises(ValueError, match="target 99") if fails else pytest.warns(UserWarning, match=r"model.eval\(\)")
+    )
+    with expectation:
         method(wrap(model), model.features).attribute(images, target=target)
     assert snapshot(model, images) == before
     assert all(kept is buffer for kept, buffer in zip(model.buffers(), buffers, strict=True))

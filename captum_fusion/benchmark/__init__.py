@@ -1,6 +1,7 @@
 """Methods judged by metrics over many pictures, in one process or under torchrun."""
 
+from captum_fusion._settings import Settings
 from captum_fusion.benchmark._report import report
-from captum_fusion.benchmark._run import run
+from captum_fusion.benchmark._run import NothingExplainedError, run
 
-__all__ = ["report", "run"]
+__all__ = ["NothingExplainedError", "Settings", "report", "run"]

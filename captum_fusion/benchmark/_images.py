@@ -1,16 +1,17 @@
 """The pictures of a benchmark: folders and torchvision's datasets."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from torchvision.datasets import ImageNet, VOCDetection
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._names import close_names
+from captum_fusion._models import Classifier
+from captum_fusion._names import close_names, reason
+from captum_fusion.benchmark._records import SHARDS
 
 Box = tuple[float, float, float, float]
 # torchvision's VOC categories, without the background.
@@ -38,7 +39,7 @@ class Source:
     categories: tuple[str, ...] | None = None
 
 
-def find_pictures(images: str, labels: Path | None = None) -> Source:
+def find_pictures(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
     """Finds the pictures of a folder or of a torchvision dataset.
 
     Args:
@@ -46,6 +47,8 @@ def find_pictures(images: str, labels: Path | None = None) -> Source:
             "voc2007:ROOT" or "voc2012:ROOT" for the validation images of a torchvision dataset that is on disk.
         labels (Path or None): A JSON file with the class index of each picture of a plain folder, by its name.
             Default: None
+        output (Path or None): The folder of the results, whose charts are no pictures to explain; nor are those of
+            other results in the folder. Default: None
 
     Returns:
         *Source*: pictures in the order of their names.
@@ -55,38 +58,58 @@ def find_pictures(images: str, labels: Path | None = None) -> Source:
     """
     kind, _, root = images.partition(":")
     if root and kind in ("imagenet", "voc2007", "voc2012"):
-        source = _imagenet(Path(root)) if kind == "imagenet" else _voc(Path(root), kind.removeprefix("voc"))
         if labels is not None:
             raise ValueError(f"labels are given for {images}, which has its own; expected a plain folder")
+        try:
+            source = _imagenet(Path(root)) if kind == "imagenet" else _voc(Path(root), kind.removeprefix("voc"))
+        except Exception as error:
+            raise ValueError(f"images is {images}, which cannot be read: {reason(error)}") from error
     else:
-        source = _folder(Path(images), labels)
+        source = _folder(Path(images), labels, output)
     if not source.pictures:
         raise ValueError(f"{images} holds no picture; expected files ending in {', '.join(IMG_EXTENSIONS)}")
     return source
 
 
-def _folder(root: Path, labels: Path | None) -> Source:
+def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     if not root.is_dir():
         raise ValueError(
             f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT or voc2012:ROOT"
         )
-    files = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
+    if output is not None and output.resolve() == root.resolve():
+        raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
+    results = {shard.parent for shard in root.rglob(SHARDS)} | ({output.resolve()} if output else set())
+    files = [
+        file
+        for file in sorted(root.rglob("*"))
+        if file.suffix.lower() in IMG_EXTENSIONS
+        and file.is_file()
+        and not any(parent in results or parent.resolve() in results for parent in file.parents)
+    ]
     names = [file.relative_to(root).as_posix() for file in files]
+    pairs = list(zip(names, files, strict=True))
     if labels is not None:
-        known = json.loads(labels.read_text())
-        if not isinstance(known, dict) or not all(isinstance(index, int) for index in known.values()):
-            raise ValueError(f"{labels} does not hold class indices by picture name; expected a JSON object of these")
+        known = _labels(labels)
         for name in names:
             if name not in known:
                 raise ValueError(f"{labels} has no label for {name}.{close_names(name, known)}")
-        return Source([Picture(name, file, (known[name],)) for name, file in zip(names, files, strict=True)])
+        return Source([Picture(name, file, (known[name],)) for name, file in pairs])
     if not files or any("/" not in name for name in names):
-        return Source([Picture(name, file) for name, file in zip(names, files, strict=True)])
-    categories, indices = find_classes(root)
-    return Source(
-        [Picture(name, file, (indices[name.split("/")[0]],)) for name, file in zip(names, files, strict=True)],
-        tuple(categories),
-    )
+        return Source([Picture(name, file) for name, file in pairs])
+    categories = sorted({name.split("/")[0] for name in names})
+    indices = {category: index for index, category in enumerate(categories)}
+    return Source([Picture(name, file, (indices[name.split("/")[0]],)) for name, file in pairs], tuple(categories))
+
+
+def _labels(file: Path) -> dict[str, int]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    # A truth value is an int to Python.
+    if not isinstance(known, dict) or not all(type(index) is int for index in known.values()):
+        raise ValueError(f"{file} does not hold class indices by picture name; expected a JSON object of these")
+    return known
 
 
 def _imagenet(root: Path) -> Source:
@@ -103,43 +126,44 @@ def _voc(root: Path, year: str) -> Source:
     dataset = VOCDetection(root, year=year, image_set="val")
     pictures = []
     for index, file in enumerate(dataset.images):
-        annotation = dataset.parse_voc_xml(ElementTree.parse(dataset.annotations[index]).getroot())["annotation"]
-        boxes: dict[int, list[Box]] = {}
-        for thing in annotation["object"]:
-            corners = {side: float(value) for side, value in thing["bndbox"].items()}
-            # VOC counts pixels from 1 and includes the last one.
-            box = (corners["xmin"] - 1, corners["ymin"] - 1, corners["xmax"], corners["ymax"])
-            boxes.setdefault(_VOC_CATEGORIES.index(thing["name"]), []).append(box)
+        try:
+            annotation = dataset.parse_voc_xml(ElementTree.parse(dataset.annotations[index]).getroot())["annotation"]
+            boxes: dict[int, list[Box]] = {}
+            for thing in annotation["object"]:
+                corners = {side: float(value) for side, value in thing["bndbox"].items()}
+                # VOC counts pixels from 1 and includes the last one.
+                box = (corners["xmin"] - 1, corners["ymin"] - 1, corners["xmax"], corners["ymax"])
+                boxes.setdefault(_VOC_CATEGORIES.index(thing["name"]), []).append(box)
+        except Exception as error:
+            raise ValueError(f"{dataset.annotations[index]}: {reason(error)}") from error
         pictures.append(Picture(Path(file).name, Path(file), tuple(sorted(boxes)), boxes))
     return Source(pictures, _VOC_CATEGORIES)
 
 
-def labels_of_model(source: Source, categories: Sequence[str] | None, classes: int) -> list[tuple[int, ...]]:
-    """The model's class indices of each picture's labels.
+def classes_of_labels(source: Source, classifier: Classifier, classes: int, by_order: bool) -> dict[int, int]:
+    """The model's class index of each label: by its name, or by its order where names do not tell and that is asked.
 
     Raises:
-        ValueError: If a picture has no label, or if the labels are not the model's classes.
+        ValueError: If a label is none of the model's classes.
     """
-    for picture in source.pictures:
-        if not picture.labels:
-            raise ValueError(
-                f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
-                "labels"
-            )
-    indices = {label: label for picture in source.pictures for label in picture.labels}
+    labels = {label for picture in source.pictures for label in picture.labels}
     if source.categories is None:
-        for label in indices:
+        for label in labels:
             if not 0 <= label < classes:
                 raise ValueError(
                     f"A label is {label}; expected an index below {classes}, the model's number of classes"
                 )
-    elif len(source.categories) != classes:
-        known = [name.lower() for name in categories or ()]
-        missing = [name for name in source.categories if name.lower() not in known]
-        if missing:
-            raise ValueError(
-                f"The pictures have {len(source.categories)} classes, the model has {classes}, and none of its "
-                f"categories is {missing[0]!r}.{close_names(missing[0].lower(), known)}"
-            )
-        indices = {label: known.index(name.lower()) for label, name in enumerate(source.categories)}
-    return [tuple(indices[label] for label in picture.labels) for picture in source.pictures]
+        return {label: label for label in labels}
+    try:
+        return {label: classifier.target(source.categories[label], classes) for label in sorted(labels)}
+    except ValueError as error:
+        if by_order and len(source.categories) == classes:
+            return {label: label for label in labels}
+        hint = (
+            f"{len(source.categories)} classes, named by the model's class indices, WordNet ids or category names"
+            if by_order
+            else "classes named by the model's class indices, WordNet ids or category names, or labels_by_order where "
+            "the model's classes are in the order of these names"
+        )
+        wanted = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
+        raise ValueError(f"The pictures' classes are not the model's: {error}{wanted}. Expected {hint}") from error

@@ -1,24 +1,21 @@
-"""The pictures of one model, and the records of their explanations."""
+"""Explains pictures and judges the explanations: from pixels to records."""
 
 import base64
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as transforms
-from torchvision.tv_tensors import BoundingBoxes
 
-from captum_fusion._methods import Method, Precision, RememberedScoreCam, Target
-from captum_fusion._models import Classifier, find_layer, last_feature_map, load_classifier
+from captum_fusion._methods import RememberedScoreCam
+from captum_fusion._names import reason
+from captum_fusion._settings import Settings
 from captum_fusion.attr.fusion_cam import LayerFusionCam
-from captum_fusion.benchmark._images import Box, Picture, Source, labels_of_model
+from captum_fusion.benchmark._plan import STAGES, Piece, Plan, Seen, Variant, made_with, variants_of
 from captum_fusion.benchmark._records import Key, Record
 from captum_fusion.metrics import (
     confidence_drop,
@@ -30,288 +27,216 @@ from captum_fusion.metrics import (
     saliency_map,
 )
 
-_STAGES = ("gradient", "denoised", "region", "combined")
+T = TypeVar("T")
+
 # Large enough to tell maps apart in the report, small enough for a million records.
 _THUMBNAIL = (28, 28)
 
 
-@dataclass
-class Plan:
-    """A model with its pictures, each with a target that is requested for it."""
-
-    classifier: Classifier
-    layer: str
-    place: torch.device
-    work: list[tuple[Picture, int | None]]
-    boxes: dict[str, dict[int, list[Box]]]
-    weights_hash: str
-
-    def key(self, picture: Picture, requested: int | None, method: str) -> tuple[str, str, str, str]:
-        """The key of a record."""
-        return self.classifier.name, picture.name, _requested(requested), method
-
-    def load(self, batches: list[list[tuple[Picture, int | None]]]) -> Iterator[list[Tensor | str]]:
-        """The pixels of each batch's pictures, or what is wrong with them; on a GPU read ahead into pinned memory."""
-        on_gpu = self.place.type == "cuda"
-        dataset = _Pixels(self.classifier, [[picture for picture, _ in batch] for batch in batches])
-        loader = DataLoader(
-            dataset, batch_size=None, num_workers=4 if on_gpu else 0, pin_memory=on_gpu, collate_fn=lambda batch: batch
-        )
-        return iter(loader)
-
-
-class _Pixels(Dataset[list[Tensor | str]]):
-    def __init__(self, classifier: Classifier, batches: list[list[Picture]]) -> None:
-        self.crop = classifier.preprocessing.crop
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> list[Tensor | str]:
-        return [self._read(picture) for picture in self.batches[index]]
-
-    def _read(self, picture: Picture) -> Tensor | str:
-        try:
-            with Image.open(picture.file) as image:
-                return self.crop(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError) as error:
-            return f"The picture cannot be read: {error}"
-
-
-def make_plan(
-    name: str,
-    layer: str | None,
-    weights: str | None,
-    place: torch.device,
-    pictures: list[Picture],
-    target: Target,
-    source: Source,
-) -> Plan:
-    classifier = load_classifier(name, weights, None, None, None)
-    classifier.model.to(place)
-    size = classifier.preprocessing.size
-    blank = torch.zeros(1, 3, size, size, device=place)
-    with torch.no_grad():
-        classes = classifier.model(blank).shape[1]
-    layer = layer or last_feature_map(classifier.model, blank)
-    find_layer(classifier.model, layer)
-    work: list[tuple[Picture, int | None]] = [(picture, None) for picture in pictures]
-    if target == "label":
-        labels = labels_of_model(source, classifier.categories, classes)
-        index_of = {picture.name: indices for picture, indices in zip(source.pictures, labels, strict=True)}
-        work = [(picture, label) for picture in pictures for label in index_of[picture.name]]
-    boxes = {picture.name: _boxes_as_seen(picture, classifier) for picture in pictures if picture.boxes is not None}
-    state = classifier.model.state_dict()
-    weights_hash = hash_of(
-        f"{key} {hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()}" for key, value in state.items()
-    )
-    return Plan(classifier, layer, place, work, boxes, weights_hash)
-
-
-def _boxes_as_seen(picture: Picture, classifier: Classifier) -> dict[int, list[Box]]:
-    """The boxes in the pixels that the model sees; those outside the crop are left out."""
-    assert picture.boxes is not None
-    with Image.open(picture.file) as image:
-        width, height = image.size
-    seen: dict[int, list[Box]] = {}
-    size, resize = classifier.preprocessing.size, classifier.preprocessing.resize
-    for label, boxes in picture.boxes.items():
-        values: Any = BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width), dtype=torch.float32)
-        values = transforms.clamp_bounding_boxes(transforms.center_crop(transforms.resize(values, [resize]), [size]))
-        kept = [box for box in values.tolist() if box[0] < box[2] and box[1] < box[3]]
-        if kept:
-            seen[label] = [(box[0], box[1], box[2], box[3]) for box in kept]
-    return seen
-
-
 @dataclass(frozen=True)
+class Batch:
+    """Pictures of one model as it sees them, each with the class that is explained."""
+
+    plan: Plan
+    pieces: list[Piece]
+    seen: list[Seen]
+    inputs: Tensor
+    targets: list[int]
+    score_cam: RememberedScoreCam
+
+    def of(self, indices: list[int]) -> "Batch":
+        """Some of the pictures."""
+        if indices == list(range(len(self.pieces))):
+            return self
+        return Batch(
+            self.plan,
+            [self.pieces[index] for index in indices],
+            [self.seen[index] for index in indices],
+            self.inputs[indices],
+            [self.targets[index] for index in indices],
+            self.score_cam,
+        )
+
+
+class Failure(NamedTuple):
+    """A picture that could not be explained, and why."""
+
+    piece: Piece
+    error: str
+
+
 class Judge:
-    """Makes the records of pictures."""
+    """Makes the records of pictures.
 
-    methods: list[Method]
-    metrics: tuple[str, ...]
-    percentiles: tuple[float, ...]
-    stages: bool
-    steps: int
-    precision: Precision
-    strict: bool
+    Args:
+        settings (Settings): What is asked.
+        done (Mapping): The records that are there already.
+    """
 
-    def variants(self, method: Method) -> list[tuple[str, float]]:
-        """The method's label for each percentile that it is run with."""
-        if not method.has_percentile or len(self.percentiles) == 1:
-            return [(method.name, self.percentiles[0])]
-        return [(f"{method.name} {percentile:g}%", percentile) for percentile in self.percentiles]
+    def __init__(self, settings: Settings, done: Mapping[Key, Record]) -> None:
+        self.settings = settings
+        self.variants = variants_of(settings)
+        self.done = done
 
-    def stage_labels(self, method: Method, label: str) -> list[str]:
-        """The labels of the stages that are judged as well."""
-        return [f"{label} {stage}" for stage in _STAGES] if self.stages and method.components else []
+    def missing(self, plan: Plan, piece: Piece, variant: Variant) -> set[str]:
+        """The metrics that a picture's records lack."""
+        lacking: set[str] = set()
+        for part in variant.parts:
+            record = self.done.get(plan.key(piece, variant, part))
+            if record is None or "error" in record:
+                return set(self.settings.metrics)
+            lacking |= set(self.settings.metrics) - record.keys()
+        return lacking
 
-    def labels(self) -> list[str]:
-        """The labels of all methods, in order."""
-        variants = [(method, label) for method in self.methods for label, _ in self.variants(method)]
-        return [part for method, label in variants for part in (label, *self.stage_labels(method, label))]
+    def pending(self, plan: Plan, piece: Piece) -> list[Variant]:
+        """What is still to be done for a picture."""
+        return [variant for variant in self.variants if self.missing(plan, piece, variant)]
 
-    def records(
-        self,
-        plan: Plan,
-        batch: list[tuple[Picture, int | None]],
-        loaded: list[Tensor | str],
-        done: Mapping[Key, Record],
-    ) -> Iterator[list[Record]]:
-        """The records of a batch, method by method, as soon as they are known."""
-        broken = [(piece, pixels) for piece, pixels in zip(batch, loaded, strict=True) if isinstance(pixels, str)]
-        for (picture, requested), error in broken:
-            if self.strict:
-                raise ValueError(f"{picture.name}: {error}")
-            yield [self._base(plan, picture, requested, requested, label) | {"error": error} for label in self.labels()]
-        whole = [(piece, pixels) for piece, pixels in zip(batch, loaded, strict=True) if isinstance(pixels, Tensor)]
+    def records(self, plan: Plan, pieces: list[Piece], loaded: list[Seen | str]) -> Iterator[list[Record]]:
+        """The records that pictures lack, method by method, as soon as they are known."""
+        whole: list[tuple[Piece, Seen]] = []
+        for piece, seen in zip(pieces, loaded, strict=True):
+            if isinstance(seen, str):
+                yield self._failed(plan, Failure(piece, seen))
+            else:
+                whole.append((piece, seen))
         if not whole:
             return
-        pieces = [piece for piece, _ in whole]
         network = plan.classifier.model
-        pixels = torch.cat([part for _, part in whole]).to(plan.place, non_blocking=True)
-        inputs = plan.classifier.preprocessing.normalize(pixels)
-        with self._autocast(plan.place), torch.no_grad():
-            predicted = network(inputs).argmax(dim=1).tolist()
-        targets = [
-            index if requested is None else requested for (_, requested), index in zip(pieces, predicted, strict=True)
-        ]
-        score_cam = RememberedScoreCam(network, find_layer(network, plan.layer))
-        for method in self.methods:
-            for label, percentile in self.variants(method):
-                labels = [label, *self.stage_labels(method, label)]
-                if all(plan.key(*piece, part) in done for piece in pieces for part in labels):
+        score_cam = RememberedScoreCam(network, plan.layer.module)
+        pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.place, non_blocking=True)
+        batch = Batch(
+            plan,
+            [piece for piece, _ in whole],
+            [seen for _, seen in whole],
+            plan.classifier.preprocessing.normalize(pixels),
+            [-1] * len(whole),
+            score_cam,
+        )
+        for part in self._each(batch, self._predict):
+            if isinstance(part, Failure):
+                yield self._failed(plan, part)
+                continue
+            for variant in self.variants:
+                lacking = [self.missing(plan, piece, variant) for piece in part.pieces]
+                metrics = {name for names in lacking for name in names}
+                if not metrics:
                     continue
-                yield self._attempt(plan, method, labels, percentile, pieces, inputs, targets, score_cam)
+                wanted = part.of([index for index, names in enumerate(lacking) if names])
+                for result in self._each(wanted, partial(self._explain, variant=variant, metrics=metrics)):
+                    yield self._failed(plan, result, variant) if isinstance(result, Failure) else result
 
-    def _attempt(
-        self,
-        plan: Plan,
-        method: Method,
-        labels: list[str],
-        percentile: float,
-        pieces: list[tuple[Picture, int | None]],
-        inputs: Tensor,
-        targets: list[int],
-        score_cam: RememberedScoreCam,
-    ) -> list[Record]:
-        """The records of a method; where it fails, one by one, so that one picture's failure is not the others'."""
+    def _each(self, batch: Batch, action: Callable[[Batch], T]) -> "list[T | Failure]":
+        """What an action makes of a batch, or where it fails, of each picture alone."""
         try:
-            return self._explain(plan, method, labels, percentile, pieces, inputs, targets, score_cam)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            if self.strict:
-                raise
-            if len(pieces) == 1:
-                message = {"error": f"{type(error).__name__}: {error}"}
-                return [self._base(plan, *pieces[0], targets[0], label) | message for label in labels]
-        parts = [slice(index, index + 1) for index in range(len(pieces))]
-        return [
-            record
-            for part in parts
-            for record in self._attempt(
-                plan, method, labels, percentile, pieces[part], inputs[part], targets[part], score_cam
-            )
-        ]
+            return [action(batch)]
+        except Exception as error:
+            if self.settings.strict:
+                names = ", ".join(piece.picture.name for piece in batch.pieces)
+                raise RuntimeError(f"{names}: {reason(error)}") from error
+            if len(batch.pieces) == 1:
+                return [Failure(batch.pieces[0], reason(error))]
+        return [result for index in range(len(batch.pieces)) for result in self._each(batch.of([index]), action)]
 
-    def _explain(
-        self,
-        plan: Plan,
-        method: Method,
-        labels: list[str],
-        percentile: float,
-        pieces: list[tuple[Picture, int | None]],
-        inputs: Tensor,
-        targets: list[int],
-        score_cam: RememberedScoreCam,
-    ) -> list[Record]:
-        network = plan.classifier.model
-        attribution = method.build(network, find_layer(network, plan.layer), score_cam)
-        options: dict[str, Any] = {"percentile": percentile} if method.has_percentile else {}
+    def _failed(self, plan: Plan, failure: Failure, variant: Variant | None = None) -> list[Record]:
+        """Records of what could not be explained, but for those that say the same already."""
+        piece, error = failure
+        if self.settings.strict:
+            raise ValueError(f"{piece.picture.name}: {error}")
+        records = []
+        for pending in self.pending(plan, piece) if variant is None else [variant]:
+            for part in pending.parts:
+                key = plan.key(piece, pending, part)
+                if self.done.get(key, {}).get("error") != error:
+                    records.append(self._base(plan, piece, key) | {"error": error})
+        return records
+
+    def _predict(self, batch: Batch) -> Batch:
+        with self._autocast(batch.plan.place):
+            predicted = batch.plan.classifier.scores(batch.inputs).argmax(dim=1).tolist()
+        targets = [
+            index if piece.requested is None else piece.requested
+            for piece, index in zip(batch.pieces, predicted, strict=True)
+        ]
+        return Batch(batch.plan, batch.pieces, batch.seen, batch.inputs, targets, batch.score_cam)
+
+    def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
+        plan, method = batch.plan, variant.method
+        attribution = method.build(plan.classifier.model, plan.layer.module, batch.score_cam)
+        options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
         if isinstance(attribution, LayerFusionCam):
             options |= {"weighting": method.weighting, "return_stages": True}
-        saved = score_cam.saved
+        saved = batch.score_cam.saved
         _synchronize(plan.place)
         start = perf_counter()
         with self._autocast(plan.place):
-            result: Any = attribution.attribute(inputs, target=targets, **options)
+            result: Any = attribution.attribute(batch.inputs, target=batch.targets, **options)
         _synchronize(plan.place)
-        seconds = (perf_counter() - start + score_cam.saved - saved) / len(pieces)
+        seconds = (perf_counter() - start + batch.score_cam.saved - saved) / len(batch.pieces)
         maps: list[Tensor] = [result]
         if isinstance(attribution, LayerFusionCam):
             attributions, stages = result
-            maps = [attributions, *(getattr(stages, stage) for stage in _STAGES)][: len(labels)]
+            maps = [attributions, *(getattr(stages, stage) for stage in STAGES)][: len(variant.parts)]
         records: list[Record] = []
-        for label, values in zip(labels, maps, strict=True):
-            judged = self._judge(plan, pieces, inputs, targets, values)
+        for part, values in zip(variant.parts, maps, strict=True):
+            judged = self._judge(batch, values, metrics)
             thumbnails = (saliency_map(values, _THUMBNAIL) * 255).round().byte().cpu()
-            for index, piece in enumerate(pieces):
+            for index, piece in enumerate(batch.pieces):
+                seen, target = batch.seen[index], batch.targets[index]
                 records.append(
-                    self._base(plan, *piece, targets[index], label)
+                    self._base(plan, piece, plan.key(piece, variant, part))
+                    | {"target": target, "category": plan.classifier.category(target)}
+                    | {"frame": [round(side, 3) for side in seen.frame]}
+                    | ({"note": seen.note} if seen.note else {})
                     | {name: numbers[index] for name, numbers in judged.items()}
                     | {"map": base64.b64encode(thumbnails[index].numpy().tobytes()).decode(), "seconds": seconds}
                 )
         return records
 
-    def _judge(
-        self,
-        plan: Plan,
-        pieces: list[tuple[Picture, int | None]],
-        inputs: Tensor,
-        targets: list[int],
-        attributions: Tensor,
-    ) -> dict[str, list[Any]]:
-        network = plan.classifier.model
-        values: dict[str, list[Any]] = {}
-        with self._autocast(plan.place):
+    def _judge(self, batch: Batch, attributions: Tensor, metrics: set[str]) -> dict[str, list[Any]]:
+        network, inputs, targets = batch.plan.classifier.model, batch.inputs, batch.targets
+        size = tuple(inputs.shape[2:])
+        maps = saliency_map(attributions, size).flatten(1)
+        values: dict[str, list[Any]] = {"empty": [not row.any().item() for row in maps]}
+        with self._autocast(batch.plan.place):
             for name, metric in (("confidence_drop", confidence_drop), ("confidence_increase", confidence_increase)):
-                if name in self.metrics:
-                    values[name] = metric(network, inputs, attributions, target=targets).tolist()
+                if name in metrics:
+                    numbers = metric(network, inputs, attributions, target=targets).tolist()
+                    # A map that keeps everything changes nothing, whatever rounding makes of another batch.
+                    values[name] = [
+                        0.0 if (row == 1).all() else number for row, number in zip(maps, numbers, strict=True)
+                    ]
             for name, curve in (("insertion", insertion), ("deletion", deletion)):
-                if name in self.metrics:
+                if name in metrics:
                     area, _, probabilities = curve(
-                        network, inputs, attributions, target=targets, steps=self.steps, return_curve=True
+                        network, inputs, attributions, target=targets, steps=self.settings.steps, return_curve=True
                     )
                     values[name] = area.tolist()
                     values[f"{name}_curve"] = [[round(p, 5) for p in row] for row in probabilities.tolist()]
-        if any(name.endswith("pointing_game") for name in self.metrics):
-            size = tuple(inputs.shape[2:])
-            regions = [
-                torch.tensor(plan.boxes[picture.name].get(target, [])).reshape(-1, 4)
-                for (picture, _), target in zip(pieces, targets, strict=True)
-            ]
-            for name, game in (("pointing_game", pointing_game), ("energy_pointing_game", energy_pointing_game)):
-                if name in self.metrics:
-                    shares = game(attributions, regions, size).tolist()
-                    values[name] = [None if share != share else share for share in shares]
+        games = (("pointing_game", pointing_game), ("energy_pointing_game", energy_pointing_game))
+        for name, game in games:
+            if name in metrics:
+                regions = [
+                    torch.tensor(batch.plan.boxes[piece.picture.name].get(target, [])).reshape(-1, 4)
+                    for piece, target in zip(batch.pieces, targets, strict=True)
+                ]
+                shares = game(attributions, regions, size).tolist()
+                values[name] = [None if share != share else share for share in shares]
         return values
 
-    def _base(self, plan: Plan, picture: Picture, requested: int | None, target: int | None, label: str) -> Record:
-        return {
-            "model": plan.classifier.name,
-            "layer": plan.layer,
-            "image": picture.name,
-            "file": str(picture.file),
-            "requested": _requested(requested),
-            "target": target,
-            "category": None if target is None else plan.classifier.category(target),
-            "method": label,
-        }
+    def _base(self, plan: Plan, piece: Piece, key: Key) -> Record:
+        return (
+            key._asdict()
+            | {"file": str(piece.picture.file.absolute()), "target": piece.requested}
+            | made_with(self.settings, plan, piece)
+        )
 
     def _autocast(self, place: torch.device) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
+        if self.settings.precision == "float32":
             return nullcontext()
-        return torch.autocast(place.type, torch.bfloat16 if self.precision == "bfloat16" else torch.float16)
-
-
-def _requested(requested: int | None) -> str:
-    return "predicted" if requested is None else str(requested)
+        return torch.autocast(place.type, torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float16)
 
 
 def _synchronize(place: torch.device) -> None:
     if place.type == "cuda":
         torch.cuda.synchronize(place)
-
-
-def hash_of(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,68 +1,223 @@
 """Records that survive whatever happens to the process: one line of JSON each, appended and flushed."""
 
+import base64
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from captum_fusion._files import drafts, write_whole
+from captum_fusion._methods import METRICS
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # pragma: no cover  (Windows has no such locks)
+    fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
-Key = tuple[str, str, str, str]
 
-_SETTINGS = "settings.json"
-_SHARDS = "records-*.jsonl"
+SHARDS = "records-*.jsonl"
+CURVES = ("insertion_curve", "deletion_curve")
+_LOCK = ".lock"
+_HASHES = "hashes.json"
+_PIECE = 1 << 20
+# How many lines a message names.
+_NAMED = 5
+
+
+class Key(NamedTuple):
+    """What a record is of."""
+
+    model: str
+    weights: str
+    layer: str
+    image: str
+    requested: str
+    method: str
+    percentile: float | None
+    stage: str | None
+
+    @property
+    def piece(self) -> tuple[str, ...]:
+        """The picture and the target that were asked of which model, whatever the method."""
+        return self[:5]
+
+    def label(self, several: Iterable[str]) -> str:
+        """What a row is called; its percentile is told where the method is there with several."""
+        percentile = f" {self.percentile:g}%" if self.method in several else ""
+        return f"{self.method}{percentile}{f' {self.stage}' if self.stage else ''}"
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
-    """What a record is of: model, picture, requested target and method."""
-    return record["model"], record["image"], str(record["requested"]), record["method"]
+    """The key of a record."""
+    return Key(*(record[field] for field in Key._fields))
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keeps the settings of a new folder, and refuses others than those of a folder that has some.
-
-    Raises:
-        ValueError: If the folder's records were made with other settings, naming the difference.
-    """
-    file = folder / _SETTINGS
-    given = json.loads(json.dumps(settings))
-    if not file.exists():
-        # Renamed into place, so that there is never half of it.
-        draft = folder / f".{_SETTINGS}.{os.getpid()}"
-        draft.write_text(json.dumps(given, indent=2) + "\n")
-        draft.replace(file)
-        return
-    kept = json.loads(file.read_text())
-    for name in [*kept, *(name for name in given if name not in kept)]:
-        if kept.get(name) != given.get(name):
-            raise ValueError(
-                f"{folder} holds records made with {name} = {kept.get(name)!r}, not {given.get(name)!r}; expected the "
-                "same settings, or another output folder"
-            )
+def with_several_percentiles(keys: Iterable[Key]) -> set[str]:
+    """The methods that are there with more than one percentile."""
+    seen: dict[str, set[float | None]] = {}
+    for key in keys:
+        seen.setdefault(key.method, set()).add(key.percentile)
+    return {method for method, percentiles in seen.items() if len(percentiles) > 1}
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a folder.
+class Line(NamedTuple):
+    """A whole line of a shard: its number, its content, and the record in it, None if it is damaged."""
 
-    Raises:
-        ValueError: If the folder has none.
-    """
-    file = folder / _SETTINGS
-    if not file.exists():
-        raise ValueError(f"{folder} holds no benchmark: there is no {_SETTINGS}")
-    settings: dict[str, Any] = json.loads(file.read_text())
-    return settings
+    number: int
+    content: bytes
+    record: Record | None
+
+
+def _lines(shard: Path) -> Iterator[Line]:
+    """The whole lines of a shard; a half-written last line is none."""
+    with shard.open("rb") as stream:
+        for number, content in enumerate(stream, start=1):
+            if content.endswith(b"\n"):
+                yield Line(number, content, parse(content))
+
+
+def parse(line: bytes) -> Record | None:
+    """The record in a line, or None if it holds none."""
+    try:
+        record = json.loads(line)
+        assert isinstance(record, dict)
+        texts = ("model", "weights", "layer", "image", "requested", "method", "file")
+        assert all(isinstance(record[name], str) for name in texts)
+        assert record["percentile"] is None or _is_number(record["percentile"])
+        assert record["stage"] is None or isinstance(record["stage"], str)
+        if "error" in record:
+            assert isinstance(record["error"], str)
+            return record
+        assert _is_number(record["seconds"])
+        assert all(record.get(name) is None or _is_number(record[name]) for name in METRICS)
+        assert all(all(map(_is_number, record.get(name, []))) for name in CURVES)
+        assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
+    except (AssertionError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return record
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(float(value)) < float("inf")  # type: ignore[arg-type]
 
 
 def read_records(folder: Path) -> dict[Key, Record]:
-    """All finished records of all processes; a half-written last line is not one."""
+    """All finished records of all processes, in the order in which they were made.
+
+    What was measured first stays; a later record adds what is new, and replaces an error. Damaged lines are named in a
+    warning.
+    """
     records: dict[Key, Record] = {}
-    for shard in sorted(folder.glob(_SHARDS)):
-        for line in shard.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                record = json.loads(line)
-                records.setdefault(key_of(record), record)
+    for shard in sorted(folder.glob(SHARDS)):
+        damaged = []
+        for line in _lines(shard):
+            if line.record is None:
+                damaged.append(line.number)
+                continue
+            key = key_of(line.record)
+            kept = records.get(key)
+            if kept is None or "error" in kept:
+                records[key] = line.record
+            elif "error" not in line.record:
+                records[key] = line.record | kept
+        if damaged:
+            warnings.warn(f"{shard} {_numbered(damaged)} damaged and left out", stacklevel=2)
     return records
+
+
+def _numbered(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:_NAMED]))
+    more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+    return f"line {shown} is" if len(lines) == 1 else f"lines {shown}{more} are"
+
+
+def mend(folder: Path) -> None:
+    """Sets damaged lines aside, into a file beside their shard, so that their work is done again; says which.
+
+    Files that a killed run had begun are removed.
+    """
+    for draft in drafts(folder):
+        draft.unlink()
+    for shard in sorted(folder.glob(SHARDS)):
+        damaged = [line for line in _lines(shard) if line.record is None]
+        if not damaged:
+            continue
+        aside = shard.with_suffix(".damaged")
+        with aside.open("ab") as stream:
+            stream.writelines(line.content for line in damaged)
+        write_whole(shard, b"".join(line.content for line in _lines(shard) if line.record is not None))
+        warnings.warn(
+            f"{shard} {_numbered([line.number for line in damaged])} damaged; set aside in {aside.name}, and the work "
+            "is done again",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder while this one is in it.
+
+    Raises:
+        ValueError: If another run is in it.
+    """
+    # The lock is the system's and ends with the process, however that ends; the file alone means nothing.
+    with (folder / _LOCK).open("a+") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another run is writing to {folder}; wait for it, or give another output folder"
+                ) from error
+        yield
+
+
+class Hashes:
+    """The hashes of files' contents, kept in the output folder by size and time so that each file is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / _HASHES
+        self.known: dict[str, Any] = {}
+        try:
+            known = json.loads(self.file.read_bytes())
+            if isinstance(known, dict):
+                self.known = {
+                    name: value for name, value in known.items() if isinstance(value, list) and len(value) == 4
+                }
+        except (OSError, ValueError):
+            pass  # They are computed again.
+
+    def of(self, file: Path) -> str:
+        """The hash of a file's content; of a file that cannot be read, why."""
+        try:
+            state = file.stat()
+            known = self.known.get(str(file.absolute()))
+            stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+            if known is not None and known[:3] == stamp:
+                return str(known[3])
+            with file.open("rb") as stream:
+                value = hash_of(iter(lambda: stream.read(_PIECE), b""))
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+        self.known[str(file.absolute())] = [*stamp, value]
+        return value
+
+    def save(self) -> None:
+        """Writes what is known."""
+        write_whole(self.file, json.dumps(self.known))
+
+
+def hash_of(parts: Iterable[bytes]) -> str:
+    """The hash of some bytes."""
+    value = hashlib.sha256()
+    for part in parts:
+        value.update(part)
+    return value.hexdigest()[:16]
 
 
 class Shard:

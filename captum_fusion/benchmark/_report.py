@@ -1,313 +1,282 @@
 """Tables and pictures from the records of a benchmark."""
 
-import base64
 import json
-import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
-from math import ceil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from captum.attr import visualization
-from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from rich.console import Console
-from rich.table import Table
-from scipy.stats import false_discovery_control, wilcoxon
 
-from captum_fusion.benchmark._records import read_records, read_settings
+from captum_fusion._files import write_whole
+from captum_fusion._picture import rendered
+from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
+from captum_fusion.benchmark._measures import MEASURES
+from captum_fusion.benchmark._records import Key, Record, key_of, read_records, with_several_percentiles
+from captum_fusion.benchmark._statistics import SIGNIFICANT, marks_of, on_different_pictures, pairs_of
 from captum_fusion.metrics.means import mean_of
 
-# Each measure's record entry, the factor that papers report it with, and whether more is better.
-_MEASURES: dict[str, tuple[str, float, bool]] = {
-    "average_drop": ("confidence_drop", 100, False),
-    "average_increase": ("confidence_increase", 100, True),
-    "insertion": ("insertion", 1, True),
-    "deletion": ("deletion", 1, False),
-    "overall": ("overall", 1, True),
-    "pointing_game": ("pointing_game", 100, True),
-    "energy_pointing_game": ("energy_pointing_game", 100, True),
-}
-_SIGNIFICANT = 0.05
-_SHOWN = 6
+FILES = ("run.json", "summary.csv", "summary.md", "pairs.csv", "measures.png", "curves.png", "explanations.png")
+_SIGNS = {"best": "**{}**", "equal": "{} ≈", "untested": "{} ?", "worse": "{}"}
+_REASONS = 10
 
 
-def report(folder: str | Path, environment: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Writes the tables and pictures of a benchmark from its records, and shows the table on the terminal.
+def report(folder: str | Path) -> pd.DataFrame:
+    """Writes the tables and pictures of a benchmark from its records.
 
     - summary.csv: for each model and method the means with their standard errors; what is measured in seconds last
-    - summary.md: the same, with the best value of each measure and those that do not differ from it significantly
-    - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test, adjusted for the number of pairs by
-      Benjamini and Yekutieli
+    - summary.md: the same, with the best value of each measure, those that do not differ from it significantly, and
+      what went wrong
+    - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test (exact up to 50 pictures), adjusted
+      for the number of pairs by Benjamini and Yekutieli
     - curves.png, measures.png, explanations.png: insertion and deletion curves, the measures, and the most and least
       faithful explanations
 
     Args:
         folder (str or Path): The output folder of a benchmark.
-        environment (Mapping, optional): What ``run`` knows about the run, for run.json. Default: None, which leaves
-            run.json as it is
 
     Returns:
         *pandas.DataFrame* of summary.csv.
 
     Raises:
-        ValueError: If the folder holds no benchmark or no records.
+        ValueError: If the folder holds no records.
     """
-    folder = Path(folder)
-    settings = read_settings(folder)
+    return write_report(Path(folder)).summary.drop(columns="subject")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a benchmark found."""
+
+    summary: pd.DataFrame
+    pairs: pd.DataFrame
+    measures: list[str]
+    errors: list[tuple[int, str, str]]
+    """How often something went wrong, what, and with which picture for example; the most frequent first."""
+    notes: list[str]
+
+    @property
+    def explained(self) -> int:
+        """How many explanations there are."""
+        return int(self.summary["explanations"].sum())
+
+    def reasons(self) -> str:
+        """What went wrong, in a line."""
+        return "; ".join(f"{count} x {text}" for count, text, _ in self.errors[:_REASONS])
+
+    def markdown(self) -> str:
+        """The content of summary.md."""
+        lines = []
+        for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
+            shown = [f"{name.replace('_', ' ')} {'↑' if MEASURES[name].higher else '↓'}" for name in self.measures]
+            lines += [f"## {subject}", "", f"| {' | '.join(['method', 'explanations', 'errors', *shown, 'seconds'])} |"]
+            lines += [f"| --- {'| ---: ' * (len(shown) + 3)}|"]
+            marks = self._marks(str(subject), rows)
+            for _, row in rows.iterrows():
+                cells = []
+                for measure in self.measures:
+                    cell = _cell(row, measure)
+                    cells.append(_SIGNS[marks[measure][row["method"]]].format(cell) if cell else "")
+                start = [str(row[name]) for name in ("method", "explanations", "errors")]
+                lines.append(f"| {' | '.join([*start, *cells, _seconds(row)])} |")
+            lines.append("")
+        lines += [
+            "Means with their standard errors; average drop and increase and the pointing games in percent. Bold is "
+            "the best mean; ≈ marks those that do not differ from it significantly (Wilcoxon's signed-rank test of the "
+            f"paired values, adjusted by Benjamini and Yekutieli, {SIGNIFICANT:g}); ? marks those that have no picture "
+            "in common with it. Seconds are those of one explanation.",
+            "",
+        ]
+        lines += [part for note in self.notes for part in (note, "")]
+        if self.errors:
+            lines += ["## Errors", "", "| times | what | for example |", "| ---: | --- | --- |"]
+            lines += [
+                f"| {count} | {text.replace('|', chr(92) + '|')} | {example} |"
+                for count, text, example in self.errors[:_REASONS]
+            ]
+            if len(self.errors) > _REASONS:
+                lines.append(f"| {sum(count for count, _, _ in self.errors[_REASONS:])} | others, see the records | |")
+            lines.append("")
+        return "\n".join(lines)
+
+    def _marks(self, subject: str, rows: pd.DataFrame) -> dict[str, dict[str, str]]:
+        of_subject = self.pairs[self.pairs["subject"] == subject]
+        return {
+            measure: marks_of(
+                rows.set_index("method")[measure],
+                of_subject[of_subject["measure"] == measure],
+                MEASURES[measure].higher,
+            )
+            for measure in self.measures
+        }
+
+    def show(self, console: Console) -> None:
+        """Prints the tables, in as many parts as the width needs, with every name whole."""
+        lines = []
+        for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
+            columns = {"n": [str(row["explanations"]) for _, row in rows.iterrows()]}
+            if rows["errors"].any():
+                columns["errors"] = [str(row["errors"]) for _, row in rows.iterrows()]
+            for name in self.measures:
+                arrow = "↑" if MEASURES[name].higher else "↓"
+                columns[f"{MEASURES[name].short} {arrow}"] = [_cell(row, name) for _, row in rows.iterrows()]
+            columns["seconds"] = [_seconds(row) for _, row in rows.iterrows()]
+            lines += [str(subject), *_parts([str(method) for method in rows["method"]], columns, console.width)]
+        if self.measures:
+            lines.append(", ".join(f"{MEASURES[name].short} {name.replace('_', ' ')}" for name in self.measures))
+        lines += self.notes
+        lines += [f"{count} x {text} ({example})" for count, text, example in self.errors[:_REASONS]]
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _parts(methods: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The lines of a table, in parts that are no wider than this but for one column each."""
+    first = max(map(len, ["method", *methods]))
+    start = [name.ljust(first) for name in ("method", *methods)]
+    done: list[str] = []
+    part = start
+    for name, cells in columns.items():
+        column = max(map(len, [name, *cells]))
+        if part is not start and len(part[0]) + 2 + column > width:
+            done += [*part, ""]
+            part = start
+        part = [f"{line}  {cell.rjust(column)}" for line, cell in zip(part, [name, *cells], strict=True)]
+    return [*done, *part, ""]
+
+
+def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> Report:
+    """Writes everything that ``report`` tells of, and run.json where the environment is given."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
     found = read_records(folder)
     if not found:
-        raise ValueError(f"{folder} holds no records yet")
+        raise ValueError(f"{folder} holds no benchmark: there are no records")
     if environment is not None:
-        (folder / "run.json").write_text(json.dumps(environment, indent=2) + "\n")
-    records = pd.DataFrame([found[key] for key in sorted(found)])
-    if "error" not in records:
-        records["error"] = None
+        write_whole(folder / "run.json", json.dumps(environment, indent=2) + "\n")
+    records = _table(found)
+    measures = [
+        name
+        for name, measure in MEASURES.items()
+        if measure.column in records and records[measure.column].notna().any()
+    ]
+    result = Report(_summary(records, measures), _pairs(records, measures), measures, _errors(records), _notes(records))
+    public = result.summary.drop(columns="subject")
+    write_whole(folder / "summary.csv", public.to_csv(index=False, float_format="%.6g"))
+    write_whole(folder / "pairs.csv", result.pairs.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
+    write_whole(folder / "summary.md", result.markdown())
+    if measures:  # There are none where nothing but errors was recorded.
+        write_whole(folder / "measures.png", rendered(measures_chart(result.summary, measures), ".png"))
+        write_whole(folder / "explanations.png", rendered(explanations_chart(records, measures), ".png"))
+    curves = curves_chart(records)
+    if curves is not None:
+        write_whole(folder / "curves.png", rendered(curves, ".png"))
+    return result
+
+
+def _table(found: Mapping[Key, Record]) -> pd.DataFrame:
+    """The records with the names of their rows, in the order in which models and methods came."""
+    several = with_several_percentiles(found)
+    order: dict[str, None] = {}
+    subjects: dict[str, None] = {}
+    rows = []
+    for key, record in found.items():
+        subject = f"{key.model}, {key.layer}{'' if key.weights == 'default' else f', weights {key.weights}'}"
+        subjects[subject], order[key.label(several)] = None, None
+        rows.append(record | {"subject": subject, "label": key.label(several)})
+    records = pd.DataFrame(rows)
+    for name in ("error", "note", "empty", "seconds"):
+        if name not in records:
+            records[name] = None
     if {"insertion", "deletion"} <= set(records):
         records["overall"] = records["insertion"] - records["deletion"]
-    # In the order in which models and methods were given, each method followed by its variants.
-    models = list(settings["models"])
-    names = list(settings["methods"])
-    order = sorted(
-        records["method"].unique(),
-        key=lambda label: (
-            max((names.index(name) for name in names if label == name or label.startswith(f"{name} ")), default=0),
-            len(label),
-            label,
-        ),
-    )
-    records["method"] = pd.Categorical(records["method"], order, ordered=True)
-    records["model"] = pd.Categorical(records["model"], models, ordered=True)
-    records = records.sort_values(["model", "method", "image", "requested"], ignore_index=True)
-    measures = [name for name, (column, _, _) in _MEASURES.items() if column in records]
-
-    summary = _summary(records, measures)
-    summary.to_csv(folder / "summary.csv", index=False, float_format="%.6g")
-    pairs = _pairs(records, measures)
-    pairs.to_csv(folder / "pairs.csv", index=False, float_format="%.6g")
-    text = _markdown(summary, pairs, measures)
-    (folder / "summary.md").write_text(text)
-    if measures:  # There are none where nothing but errors was recorded.
-        _draw_measures(folder / "measures.png", summary, measures)
-        _draw_explanations(folder / "explanations.png", records, measures)
-    if {"insertion_curve", "deletion_curve"} & set(records):
-        _draw_curves(folder / "curves.png", records)
-    _print(summary, measures)
-    return summary
-
-
-def _values(records: pd.DataFrame, measure: str) -> "pd.Series[float]":
-    column, scale, _ = _MEASURES[measure]
-    return records[column].dropna().astype(float) * scale
+    records["label"] = pd.Categorical(records["label"], list(order), ordered=True)
+    records["subject"] = pd.Categorical(records["subject"], list(subjects), ordered=True)
+    return records.sort_values(["subject", "label", "image", "requested"], ignore_index=True)
 
 
 def _summary(records: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     rows = []
-    for (model, method), group in records.groupby(["model", "method"], observed=True, sort=True):
+    for (subject, label), group in records.groupby(["subject", "label"], observed=True, sort=True):
+        key = key_of(group.iloc[0])
         row: dict[str, Any] = {
-            "model": model,
-            "method": method,
+            "subject": str(subject),
+            "model": key.model,
+            "weights": key.weights,
+            "layer": key.layer,
+            "method": str(label),
             "explanations": int(group["error"].isna().sum()),
             "errors": int(group["error"].notna().sum()),
         }
-        for measure in measures:
-            mean = mean_of(_values(group, measure).tolist())
-            row |= {measure: mean.mean, f"{measure}_standard_error": mean.standard_error}
-        seconds = mean_of(group["seconds"].dropna().tolist() if "seconds" in group else [])
+        for name in measures:
+            mean = mean_of((group[MEASURES[name].column].dropna().astype(float) * MEASURES[name].scale).tolist())
+            row |= {name: mean.mean, f"{name}_standard_error": mean.standard_error}
+        seconds = mean_of(group["seconds"].dropna().astype(float).tolist())
         rows.append(row | {"seconds": seconds.mean, "seconds_standard_error": seconds.standard_error})
     return pd.DataFrame(rows)
 
 
 def _pairs(records: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """For each model, measure and two methods: the mean difference over the pictures that both explained."""
-    rows = []
-    for model, of_model in records.groupby("model", observed=True):
-        for measure in measures:
-            values = of_model.assign(value=of_model[_MEASURES[measure][0]].astype(float) * _MEASURES[measure][1])
-            table = values.pivot(index=["image", "requested"], columns="method", values="value")
-            tested = []
-            for first, second in combinations(table.columns, 2):
-                both = table[[first, second]].dropna()
-                difference = both[first] - both[second]
-                if len(difference) == 0:
-                    continue
-                p_value = wilcoxon(difference).pvalue if difference.any() else 1.0
-                tested.append(
-                    {
-                        "model": model,
-                        "measure": measure,
-                        "first": first,
-                        "second": second,
-                        "explanations": len(difference),
-                        "mean_difference": difference.mean(),
-                        "p_value": p_value,
-                    }
-                )
-            adjusted = false_discovery_control([row["p_value"] for row in tested], method="by") if tested else []
-            rows += [row | {"adjusted_p_value": value} for row, value in zip(tested, adjusted, strict=True)]
-    columns = ["model", "measure", "first", "second", "explanations", "mean_difference", "p_value", "adjusted_p_value"]
-    return pd.DataFrame(rows, columns=columns)
+    tables = []
+    for subject, of_subject in records.groupby("subject", observed=True):
+        values = {
+            name: of_subject.assign(value=of_subject[MEASURES[name].column].astype(float) * MEASURES[name].scale).pivot(
+                index=["image", "requested"], columns="label", values="value"
+            )
+            for name in measures
+        }
+        key = key_of(of_subject.iloc[0])
+        pairs = pairs_of(values)
+        for place, (name, value) in enumerate(
+            [("subject", str(subject)), ("model", key.model), ("weights", key.weights), ("layer", key.layer)]
+        ):
+            pairs.insert(place, name, value)
+        tables.append(pairs)
+    return pd.concat(tables, ignore_index=True)
 
 
-def _as_good(pairs: pd.DataFrame, model: str, measure: str, best: str) -> set[str]:
-    """The methods that do not differ significantly from the best one."""
-    of_best = pairs[
-        (pairs["model"] == model)
-        & (pairs["measure"] == measure)
-        & ((pairs["first"] == best) | (pairs["second"] == best))
-        & (pairs["adjusted_p_value"] >= _SIGNIFICANT)
-    ]
-    return {*of_best["first"], *of_best["second"]} - {best}
+def _errors(records: pd.DataFrame) -> list[tuple[int, str, str]]:
+    failed = records[records["error"].notna()]
+    counts = Counter(failed["error"])
+    examples = dict(zip(failed["error"][::-1], failed["image"][::-1], strict=True))
+    return [(count, text, examples[text]) for text, count in counts.most_common()]
 
 
-def _cell(mean: float, error: float, measure: str) -> str:
-    digits = 1 if _MEASURES[measure][1] == 100 else 3
+def _notes(records: pd.DataFrame) -> list[str]:
+    """What a reader of the tables ought to know."""
+    notes = []
+    for (subject, label), group in records.groupby(["subject", "label"], observed=True):
+        empty = int((group["empty"] == True).sum())  # noqa: E712  (missing where there was an error)
+        if empty:
+            notes.append(
+                f"{subject}: {empty} of the {int(group['error'].isna().sum())} maps of {label} are empty: by them "
+                "nothing speaks for the class."
+            )
+    for subject, group in records[records["error"].isna()].groupby("subject", observed=True):
+        explained = [
+            set(zip(rows["image"], rows["requested"], strict=True)) for _, rows in group.groupby("label", observed=True)
+        ]
+        if on_different_pictures(explained):
+            notes.append(
+                f"{subject}: not all methods explained the same pictures, so that their means are of different ones; "
+                "the tests take those that two have in common."
+            )
+    pictures = records.drop_duplicates("image")
+    for note, count in Counter(pictures["note"].dropna()).items():
+        notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
+    return notes
+
+
+def _cell(row: "pd.Series[Any]", measure: str) -> str:
+    mean, error = row[measure], row[f"{measure}_standard_error"]
+    digits = 1 if MEASURES[measure].scale == 100 else 3
     if np.isnan(mean):
         return ""
     return f"{mean:.{digits}f}" if np.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def _markdown(summary: pd.DataFrame, pairs: pd.DataFrame, measures: Sequence[str]) -> str:
-    lines = []
-    for model, rows in summary.groupby("model", observed=True, sort=False):
-        lines += [f"## {model}", ""]
-        shown = [f"{measure.replace('_', ' ')} {'↑' if _MEASURES[measure][2] else '↓'}" for measure in measures]
-        lines += [f"| {' | '.join(['method', 'explanations', 'errors', *shown, 'seconds'])} |"]
-        lines += [f"| --- {'| ---: ' * (len(shown) + 3)}|"]
-        best, as_good = {}, {}
-        for measure in measures:
-            means = rows.set_index("method")[measure].dropna()
-            if len(means):
-                best[measure] = means.idxmax() if _MEASURES[measure][2] else means.idxmin()
-                as_good[measure] = _as_good(pairs, model, measure, best[measure])
-        for _, row in rows.iterrows():
-            cells = []
-            for measure in measures:
-                cell = _cell(row[measure], row[f"{measure}_standard_error"], measure)
-                if best.get(measure) == row["method"]:
-                    cell = f"**{cell}**"
-                elif row["method"] in as_good.get(measure, set()):
-                    cell += " ≈"
-                cells.append(cell)
-            start = [str(row["method"]), str(row["explanations"]), str(row["errors"])]
-            lines.append(f"| {' | '.join([*start, *cells, format(row['seconds'], '.2f')])} |")
-        lines.append("")
-    lines += [
-        "Means with their standard errors; average drop and increase and the pointing games in percent. Bold is the "
-        "best mean; ≈ marks those that do not differ from it significantly (Wilcoxon's signed-rank test of the paired "
-        f"values, adjusted by Benjamini and Yekutieli, {_SIGNIFICANT:g}). Seconds are those of one explanation.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _print(summary: pd.DataFrame, measures: Sequence[str]) -> None:
-    for model, rows in summary.groupby("model", observed=True, sort=False):
-        table = Table("method", "n", "errors", *(name.replace("_", " ") for name in measures), "seconds", title=model)
-        for _, row in rows.iterrows():
-            cells = [_cell(row[measure], row[f"{measure}_standard_error"], measure) for measure in measures]
-            start = [str(row[name]) for name in ("method", "explanations", "errors")]
-            table.add_row(*start, *cells, f"{row['seconds']:.2f}")
-        Console().print(table)
-
-
-def _draw_measures(file: Path, summary: pd.DataFrame, measures: Sequence[str]) -> None:
-    models = list(summary["model"].unique())
-    height = 0.9 + 0.26 * len(summary)
-    figure = Figure(figsize=(3.0 * len(measures) + 1.5, height), layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    labels = [
-        f"{row['model']} {row['method']}" if len(models) > 1 else str(row["method"]) for _, row in summary.iterrows()
-    ]
-    for axis, measure in zip(axes, measures, strict=True):
-        errors = summary[f"{measure}_standard_error"]
-        axis.errorbar(summary[measure], range(len(summary)), xerr=errors, fmt="o", markersize=4, capsize=2)
-        axis.grid(axis="x", linewidth=0.4)
-        axis.set_title(
-            f"{measure.replace('_', ' ')} ({'higher' if _MEASURES[measure][2] else 'lower'} is better)", size=9
-        )
-        axis.set_yticks(range(len(summary)), labels)
-    axes[0].invert_yaxis()
-    figure.savefig(file, dpi=110)
-
-
-def _draw_curves(file: Path, records: pd.DataFrame) -> None:
-    curves = [name for name in ("insertion_curve", "deletion_curve") if name in records]
-    models = list(records["model"].unique())
-    figure = Figure(figsize=(4.6 * len(curves) + 2.4, 3.4 * len(models)), layout="constrained")
-    axes = figure.subplots(len(models), len(curves), squeeze=False)
-    for line, model in zip(axes, models, strict=True):
-        for axis, curve in zip(line, curves, strict=True):
-            of_model = records[records["model"] == model]
-            for method, group in of_model.groupby("method", observed=True):
-                rows = group[curve].dropna().tolist()
-                if rows:
-                    mean = np.mean(rows, axis=0)
-                    axis.plot(np.linspace(0, 1, len(mean)), mean, label=method, linewidth=1.2)
-            done = "restored" if curve == "insertion_curve" else "removed"
-            axis.set(
-                xlabel=f"share of the pixels {done}",
-                ylabel="mean probability",
-                title=f"{model}: {curve.partition('_')[0]}",
-            )
-        handles, labels = line[-1].get_legend_handles_labels()
-        line[-1].legend(handles, labels, fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    figure.savefig(file, dpi=110)
-
-
-def _draw_explanations(file: Path, records: pd.DataFrame, measures: Sequence[str]) -> None:
-    """The explanations with the best and the worst values of the first measure that tells them apart."""
-    measure = next(name for name in ("overall", "average_drop", *measures) if name in measures)
-    column, _, higher = _MEASURES[measure]
-    judged = records.dropna(subset=[column, "map"])
-    ranked = judged.sort_values(column, ascending=not higher, kind="stable")
-    # Each picture once: by its best and by its worst explanation.
-    most, least = ranked.drop_duplicates("image"), ranked[::-1].drop_duplicates("image")
-    count = min(_SHOWN, ceil(len(most) / 2))
-    groups = (("most", most.head(count)), ("least", least.head(count)))
-    figure = Figure(figsize=(2.3 * count, 5.9), layout="constrained")
-    for line, (which, rows) in zip(figure.subplots(2, count, squeeze=False), groups, strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        for axis, (_, row) in zip(line, rows.iterrows(), strict=False):
-            values = np.frombuffer(base64.b64decode(row["map"]), dtype=np.uint8).astype(float)
-            side = round(len(values) ** 0.5)
-            photograph = _photograph(Path(row["file"]))
-            shown = np.asarray(
-                Image.fromarray(values.reshape(side, side).astype(np.float32)).resize(
-                    (224, 224), Image.Resampling.BILINEAR
-                )
-            )
-            caption = "\n".join(
-                [
-                    f"{which} faithful: {measure.replace('_', ' ')} {row[column]:.2f}",
-                    str(row["method"]),
-                    *textwrap.wrap(str(row["category"]), 28)[:1],
-                ]
-            )
-            visualization.visualize_image_attr(
-                shown[..., None] / 255,
-                photograph,
-                "blended_heat_map" if shown.any() else "original_image",
-                sign="positive",
-                cmap="turbo",
-                alpha_overlay=0.55,
-                outlier_perc=0,
-                plt_fig_axis=(figure, axis),
-                use_pyplot=False,
-            )
-            axis.set_title(caption, fontsize=7)
-    figure.savefig(file, dpi=110)
-
-
-def _photograph(file: Path) -> np.ndarray:
-    """The picture as the model sees it, or grey where the file is gone."""
-    try:
-        with Image.open(file) as image:
-            fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (224, 224))
-    except OSError:
-        return np.full((224, 224, 3), 0.5)
-    return np.asarray(fitted) / 255
+def _seconds(row: "pd.Series[Any]") -> str:
+    return "" if np.isnan(row["seconds"]) else f"{row['seconds']:.2f}"

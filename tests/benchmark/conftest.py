@@ -1,10 +1,17 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from captum_fusion.benchmark import Settings, _report, run
+
 MODEL = "tests.test_cli:small_net"
+OPTIONS: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["grad-cam", "fusion-cam"], "steps": 5}
+# What needs the fewest forward passes.
+QUICK: dict[str, Any] = OPTIONS | {"methods": ["grad-cam"], "metrics": ["confidence_drop"]}
 
 
 def save_picture(file: Path, seed: int) -> None:
@@ -13,9 +20,30 @@ def save_picture(file: Path, seed: int) -> None:
     Image.fromarray(pixels).resize((300, 240), Image.Resampling.BICUBIC).save(file)
 
 
+def bench(images: object, output: Path, **options: Any) -> Path:
+    return run(Settings(images=str(images), output=output, **options))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do not look at them: they take most of the time."""
+    monkeypatch.setattr(_report, "rendered", lambda *_: b"")
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of five pictures."""
     for index in range(5):
         save_picture(tmp_path / "pictures" / f"{index}.jpg", index)
     return tmp_path / "pictures"
+
+
+def made_up(method: str, image: str, **values: Any) -> dict[str, Any]:
+    """A record of nothing, with an empty map."""
+    base = {"model": "net", "weights": "default", "layer": "relu", "image": image, "requested": "predicted"}
+    base |= {"method": method, "percentile": None, "stage": None, "file": f"gone/{image}", "target": 0}
+    return base | {"category": "0", "frame": [0, 0, 9, 9], "map": "AAAA" * 3, "seconds": 1.0, "empty": True} | values

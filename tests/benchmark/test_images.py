@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
+from torchvision.models import get_model
 
-from captum_fusion._models import last_feature_map, load_classifier
-from captum_fusion.benchmark import run
-from captum_fusion.benchmark._images import find_pictures, labels_of_model
+from captum_fusion._models import Classifier, Preprocessing, last_feature_map, load_classifier
+from captum_fusion.benchmark._images import classes_of_labels, find_pictures
 from captum_fusion.metrics import pointing_game
-from tests.benchmark.conftest import MODEL, save_picture
+from tests.benchmark.conftest import MODEL, bench, records, save_picture
 from tests.conftest import SmallNet
 
 
@@ -26,10 +25,6 @@ def voc_net() -> nn.Module:
 def imagenet_net() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=1000)
-
-
-def explained(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records-00000.jsonl").open()]
 
 
 @pytest.fixture
@@ -56,44 +51,46 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_path: Path) -> None:
-    folder = run(
+    folder = bench(
         f"voc2007:{voc}",
         tmp_path / "out",
         models=["tests.benchmark.test_images:voc_net"],
         layers=["relu"],
         methods=["grad-cam"],
         metrics=["pointing_game", "energy_pointing_game"],
+        labels_by_order=True,
         target="label",
     )
-    records = explained(folder)
+    found = records(folder)
     # In the order of VOC's names, aeroplane first: car 6, chair 8, dog 11.
-    assert [(record["image"], record["target"]) for record in records] == [
+    assert [(record["image"], record["target"]) for record in found] == [
         ("000005.jpg", 8),
         ("000005.jpg", 11),
         ("000007.jpg", 6),
     ]
     # The chair's box is the whole picture.
-    assert records[0]["pointing_game"] == 1
-    assert records[0]["energy_pointing_game"] == pytest.approx(1)
+    assert found[0]["pointing_game"] == 1
+    assert found[0]["energy_pointing_game"] == pytest.approx(1)
     # 300 by 240 pixels become 320 by 256, of which 224 by 224 are seen: 48 are cut off to the left, 16 above.
     box = torch.tensor([[100 * 256 / 240 - 48, 100 * 256 / 240 - 16, 200 * 256 / 240 - 48, 200 * 256 / 240 - 16]])
-    classifier = load_classifier("tests.benchmark.test_images:voc_net", None, None, None, None)
+    classifier = load_classifier("tests.benchmark.test_images:voc_net")
     picture = Image.open(voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
     inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
     attributions = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, target=11)
-    assert records[1]["pointing_game"] == pointing_game(attributions, [box], (224, 224)).item()
+    assert found[1]["pointing_game"] == pointing_game(attributions, [box], (224, 224)).item()
 
 
 def test_a_class_that_is_not_in_the_picture_has_no_pointing_game(voc: Path, tmp_path: Path) -> None:
-    folder = run(
+    folder = bench(
         f"voc2007:{voc}",
         tmp_path / "out",
         models=["tests.benchmark.test_images:voc_net"],
         layers=["relu"],
         methods=["grad-cam"],
         metrics=["pointing_game"],
+        labels_by_order=True,
     )
-    for record in explained(folder):
+    for record in records(folder):
         present = {"000005.jpg": {8, 11}, "000007.jpg": {6}}[record["image"]]
         assert (record["pointing_game"] is None) == (record["target"] not in present)
 
@@ -109,7 +106,7 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
         "n01440764/ILSVRC2012_val_00000000.JPEG",
         "n01443537/ILSVRC2012_val_00000001.JPEG",
     ]
-    folder = run(
+    folder = bench(
         f"imagenet:{root}",
         tmp_path / "out",
         models=["tests.benchmark.test_images:imagenet_net"],
@@ -118,7 +115,7 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
         metrics=["confidence_drop"],
         target="label",
     )
-    assert [record["target"] for record in explained(folder)] == [0, 1]
+    assert [record["target"] for record in records(folder)] == [0, 1]
 
 
 def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Path) -> None:
@@ -128,7 +125,7 @@ def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Pat
     torch.manual_seed(7)
     tuned = SmallNet()
     torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
-    folder = run(
+    folder = bench(
         tmp_path / "leaves",
         tmp_path / "out",
         models=[MODEL],
@@ -137,9 +134,9 @@ def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Pat
         methods=["grad-cam"],
         metrics=["confidence_drop"],
         target="label",
+        labels_by_order=True,
     )
-    records = explained(folder)
-    assert [(record["image"], record["target"]) for record in records] == [
+    assert [(record["image"], record["target"]) for record in records(folder)] == [
         (f"{name}/{file}", index)
         for index, name in enumerate(["healthy", "rust", "scab"])
         for file in ("1.jpg", "more/2.png")
@@ -160,18 +157,42 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
-    for index, name in enumerate(["Tiger Cat", "goldfish"]):
+    for index, name in enumerate(["Tiger_Cat", "goldfish"]):
         save_picture(tmp_path / name / "1.jpg", index)
     source = find_pictures(str(tmp_path))
-    categories = ["goldfish", "hen", "tiger cat"]
-    assert labels_of_model(source, categories, 3) == [(2,), (0,)]
-    with pytest.raises(ValueError, match=r"none of its categories is 'goldfish'. Close: goldfinch"):
-        labels_of_model(source, ["tiger cat", "goldfinch", "hen"], 3)
+
+    def classifier(*categories: str) -> Classifier:
+        return Classifier("fish", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
+
+    assert classes_of_labels(source, classifier("goldfish", "hen", "tiger cat"), 3, False) == {0: 2, 1: 0}
+    # As many classes as the model, but in another order: names decide, whether or not order may.
+    for by_order in (False, True):
+        assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: 1, 1: 0}
+    with pytest.raises(ValueError, match=r"There is no category 'goldfish'. Close: goldfinch"):
+        classes_of_labels(source, classifier("tiger cat", "goldfinch"), 2, False)
+    with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
+        classes_of_labels(source, classifier(), 2, False)
+    assert classes_of_labels(source, classifier(), 2, True) == {0: 0, 1: 1}
+    with pytest.raises(ValueError, match="the model has 3 classes, the pictures have 2"):
+        classes_of_labels(source, classifier(), 3, True)
+
+
+def test_folders_named_by_index_or_wordnet_id(tmp_path: Path) -> None:
+    # Order would make 0, 1 and 2 of them.
+    for index, name in enumerate(["2", "n01443537", "n02123159"]):
+        save_picture(tmp_path / name / "1.jpg", index)
+    source = find_pictures(str(tmp_path))
+    imagenet = load_classifier("squeezenet1_1", "none")
+    assert imagenet.category(1) == "goldfish"
+    assert imagenet.category(282) == "tiger cat"
+    assert classes_of_labels(source, imagenet, 1000, False) == {0: 2, 1: 1, 2: 282}
 
 
 @pytest.mark.parametrize(
     ("name", "layer"), [("vgg16", "features"), ("resnet50", "layer4"), ("mobilenet_v2", "features")]
 )
 def test_default_layers_of_the_papers_networks(name: str, layer: str) -> None:
-    model = load_classifier(name, "none", None, None, None).model
-    assert last_feature_map(model, torch.zeros(1, 3, 64, 64)).startswith(layer)
+    # Without memory for their weights: which layer is the last does not depend on them.
+    with torch.device("meta"):
+        model = get_model(name, weights=None).eval()
+    assert last_feature_map(model, torch.zeros(1, 3, 64, 64, device="meta")).startswith(layer)

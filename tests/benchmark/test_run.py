@@ -1,11 +1,13 @@
 import json
 import os
-import signal
-import subprocess
+import resource
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import numpy as np
@@ -14,30 +16,30 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
+from torch import distributed
 
-from captum_fusion import LayerFusionCam
+from captum_fusion import LayerFusionCam, LayerXGradCam, cli
 from captum_fusion._models import load_classifier
-from captum_fusion.benchmark import report, run
+from captum_fusion.benchmark import NothingExplainedError, report
+from captum_fusion.benchmark._records import Shard
+from captum_fusion.benchmark._team import team
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
-from tests.benchmark.conftest import MODEL
+from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, records
+from tests.conftest import forked
 
 MEASURED = ["seconds", "seconds_standard_error"]
-OPTIONS: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["grad-cam", "fusion-cam"], "steps": 5}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
 
 
 def deterministic(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "summary.csv").drop(columns=MEASURED)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) -> None:
-    run(pictures, tmp_path / "out", **OPTIONS)
+    bench(pictures, tmp_path / "out", **OPTIONS)
     found = {(record["image"], record["method"]): record for record in records(tmp_path / "out")}
     assert len(found) == 10
-    classifier = load_classifier(MODEL, None, None, None, None)
+    classifier = load_classifier(MODEL)
     model, layer = classifier.model, classifier.model.relu
     for file in sorted(pictures.iterdir()):
         inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(file)))
@@ -57,7 +59,7 @@ def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) ->
 
 
 def test_summary(pictures: Path, tmp_path: Path) -> None:
-    run(pictures, tmp_path / "out", **OPTIONS)
+    bench(pictures, tmp_path / "out", **OPTIONS)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert list(summary.columns[-2:]) == MEASURED
     assert list(summary["method"]) == ["grad-cam", "fusion-cam"]
@@ -78,18 +80,13 @@ def test_summary(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_is_made_again_from_the_records(pictures: Path, tmp_path: Path) -> None:
-    folder = run(pictures, tmp_path / "out", **OPTIONS)
+    folder = bench(pictures, tmp_path / "out", **OPTIONS)
     names = ["summary.csv", "summary.md", "pairs.csv", "measures.png"]
     before = {name: (folder / name).read_bytes() for name in names}
     for name in names:
         (folder / name).unlink()
     report(folder)
     assert {name: (folder / name).read_bytes() for name in names} == before
-
-
-def command(pictures: Path, output: Path, *more: str) -> list[str]:
-    chosen = ["--model", MODEL, "--layer", "relu", "--methods", "grad-cam", "fusion-cam", "--steps", "5"]
-    return ["-m", "captum_fusion", "benchmark", "--images", str(pictures), "--output", str(output), *chosen, *more]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -99,42 +96,68 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+# Without gradients, which a forked process cannot have.
+FORKED: dict[str, Any] = QUICK | {"methods": ["score-cam"]}
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_killed_and_started_again_it_ends_with_the_same_table(pictures: Path, tmp_path: Path) -> None:
-    run(pictures, tmp_path / "whole", **OPTIONS)
+    bench(pictures, tmp_path / "whole", **FORKED)
     folder, shard = tmp_path / "killed", tmp_path / "killed" / "records-00000.jsonl"
-    process = subprocess.Popen([sys.executable, *command(pictures, folder)], stderr=subprocess.DEVNULL)
+    process = forked(partial(bench, pictures, folder, **FORKED))
     wait_for(lambda: shard.exists() and shard.read_bytes().count(b"\n") >= 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     # As if it had been killed in the middle of a line.
     with shard.open("ab") as stream:
         stream.write(b'{"model": "tests.te')
     finished = shard.read_bytes().rpartition(b"\n")[0]
-    run(pictures, folder, **OPTIONS)
+    bench(pictures, folder, **FORKED)
     assert shard.read_bytes().startswith(finished + b"\n")
     keys = [(record["image"], record["method"]) for record in records(folder)]
-    assert len(keys) == len(set(keys)) == 10
+    assert len(keys) == len(set(keys)) == 5
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "whole"))
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_nothing_is_computed_twice(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(pictures, tmp_path / "out", **OPTIONS)
+    bench(pictures, tmp_path / "out", **OPTIONS)
     before = records(tmp_path / "out")
     monkeypatch.setattr(LayerFusionCam, "attribute", None)
-    run(pictures, tmp_path / "out", **OPTIONS)
+    bench(pictures, tmp_path / "out", **OPTIONS)
     assert records(tmp_path / "out") == before
 
 
+def as_rank(rank: int, port: int, arguments: list[str]) -> None:
+    """What torchrun does."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(cli.run(arguments))
+
+
+def in_two_processes(pictures: Path, folder: Path, *more: str) -> None:
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    chosen = ["--model", MODEL, "--layer", "relu", "--methods", "score-cam", "--metrics", "confidence_drop"]
+    arguments = ["benchmark", "--images", str(pictures), "--output", str(folder), *chosen, *more]
+    processes = [forked(as_rank, rank, port, arguments) for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def images_of(shard: Path) -> list[str]:
+    return [json.loads(line)["image"] for line in shard.open()]
+
+
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_two_processes_give_the_table_of_one(pictures: Path, tmp_path: Path, batch_size: int) -> None:
-    more = ["--batch-size", str(batch_size)]
-    run(pictures, tmp_path / "one", **OPTIONS, batch_size=batch_size)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    bench(pictures, tmp_path / "one", **FORKED, batch_size=batch_size)
     folder = tmp_path / "two"
-    subprocess.run([*torchrun, *command(pictures, folder, *more)], check=True, env=environment, capture_output=True)
-    shards = [[json.loads(line)["image"] for line in file.open()] for file in sorted(folder.glob("records-*.jsonl"))]
-    assert [len(set(images)) for images in shards] in ([3, 2], [4, 1], [2, 3])
+    in_two_processes(pictures, folder, "--batch-size", str(batch_size))
+    shards = [images_of(file) for file in sorted(folder.glob("records-*.jsonl"))]
+    assert [len(set(images)) for images in shards] == [3, 2]
     assert not set(shards[0]) & set(shards[1])
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "one"), rtol=1e-4)
 
@@ -142,15 +165,51 @@ def test_two_processes_give_the_table_of_one(pictures: Path, tmp_path: Path, bat
     survivor, dead = sorted(folder.glob("records-*.jsonl"))
     kept, lost = survivor.read_bytes(), dead.read_bytes()
     dead.write_bytes(lost[: len(lost) // 2])
-    run(pictures, folder, **OPTIONS, batch_size=batch_size)
+    bench(pictures, folder, **FORKED, batch_size=batch_size)
     assert survivor.read_bytes().startswith(kept)
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "one"), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_what_is_left_is_shared(pictures: Path, tmp_path: Path) -> None:
+    bench(pictures, tmp_path / "out", **FORKED)
+    # All that the second of two processes would have done is lost: the pictures 1 and 3 of 0 to 4.
+    shard = tmp_path / "out" / "records-00000.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(line for line in lines if json.loads(line)["image"] not in ("1.jpg", "3.jpg")))
+    in_two_processes(pictures, tmp_path / "out")
+    assert images_of(shard)[3:] == ["1.jpg"]
+    assert images_of(tmp_path / "out" / "records-00001.jsonl") == ["3.jpg"]
+
+
+def with_little_patience(rank: int, meeting: str) -> None:
+    patience = timedelta(seconds=1)
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    with team() as us:
+        if rank == 0:
+            time.sleep(3)
+        us.wait()
+        assert us.from_first(lambda: 7) == 7
+        with pytest.raises(ValueError, match="no luck"):
+            us.from_first(unlucky)
+
+
+def unlucky() -> None:
+    raise ValueError("no luck")
+
+
+def test_who_is_done_waits_for_as_long_as_others_work(tmp_path: Path) -> None:
+    processes = [forked(with_little_patience, rank, f"file://{tmp_path}/meeting") for rank in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path) -> None:
     (pictures / "2.jpg").write_bytes((pictures / "2.jpg").read_bytes()[:500])
     (pictures / "3.jpg").write_text("no picture")
-    run(pictures, tmp_path / "out", **OPTIONS, batch_size=2)
+    bench(pictures, tmp_path / "out", **OPTIONS, batch_size=2)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary["explanations"].tolist() == [3, 3]
     assert summary["errors"].tolist() == [2, 2]
@@ -158,84 +217,82 @@ def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path
     assert errors.keys() == {"2.jpg", "3.jpg"}
     assert all(error.startswith("The picture cannot be read") for error in errors.values())
     with pytest.raises(ValueError, match=r"2\.jpg: The picture cannot be read"):
-        run(pictures, tmp_path / "strict", **OPTIONS, strict=True)
+        bench(pictures, tmp_path / "strict", **OPTIONS, strict=True)
 
 
-def test_a_method_that_fails_does_not_stop_the_others(pictures: Path, tmp_path: Path) -> None:
-    options = OPTIONS | {"methods": ["group-cam", "grad-cam"]}
-    run(pictures, tmp_path / "out", **options, batch_size=2)
+@pytest.mark.usefixtures("no_charts")
+def test_a_method_that_fails_does_not_stop_the_others(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr(LayerXGradCam, "attribute", fail)
+    options = QUICK | {"methods": ["x-grad-cam", "grad-cam"]}
+    bench(pictures, tmp_path / "out", **options, batch_size=2)
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary["errors"].tolist() == [5, 0]
     errors = {record["error"] for record in records(tmp_path / "out") if "error" in record}
-    assert len(errors) == 1
-    assert "groups is 32; expected at most 6" in errors.pop()
-    with pytest.raises(ValueError, match="groups is 32"):
-        run(pictures, tmp_path / "strict", **options, strict=True)
-    # Nothing but errors is a result as well.
-    run(pictures, tmp_path / "errors", **OPTIONS | {"methods": ["group-cam"]})
+    assert errors == {"ZeroDivisionError: no luck"}
+    with pytest.raises(RuntimeError, match=r"0\.jpg, 1\.jpg: ZeroDivisionError: no luck"):
+        bench(pictures, tmp_path / "strict", **options, batch_size=2, strict=True)
+    # Nothing but errors is a report as well, and said so.
+    with pytest.raises(NothingExplainedError, match="Nothing could be explained: 5 x ZeroDivisionError: no luck"):
+        bench(pictures, tmp_path / "errors", **options | {"methods": ["x-grad-cam"]})
     assert pd.read_csv(tmp_path / "errors" / "summary.csv")["errors"].tolist() == [5]
+    assert "| 5 | ZeroDivisionError: no luck | 0.jpg |" in (tmp_path / "errors" / "summary.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 6}, "with steps = 5, not 6"),
-        ({"methods": ["grad-cam"]}, r"methods = \['grad-cam', 'fusion-cam'\], not \['grad-cam'\]"),
-        ({"limit": 2}, "with images = "),
-        ({"layers": ["stem"]}, "with models = "),
-    ],
-)
-def test_other_settings_are_refused(pictures: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    run(pictures, tmp_path / "out", **OPTIONS)
-    before = records(tmp_path / "out")
-    with pytest.raises(ValueError, match=message):
-        run(pictures, tmp_path / "out", **OPTIONS | change)
-    assert records(tmp_path / "out") == before
-
-
+@pytest.mark.usefixtures("no_charts")
 def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
     options = OPTIONS | {"methods": ["score-cam", "union-cam", "fusion-cam:raw"], "limit": 2}
-    run(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
+    bench(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
     methods = pd.read_csv(tmp_path / "out" / "summary.csv")["method"].tolist()
     stages = ["gradient", "denoised", "region", "combined"]
     fused = [f"fusion-cam:raw {percentile}%" for percentile in (5, 20)]
     expected = ["score-cam", "union-cam 5%", "union-cam 20%", *fused]
     expected += [f"{label} {stage}" for label in fused for stage in stages]
     assert sorted(methods) == sorted(expected)
-    of = {(record["method"], record["image"]): record for record in records(tmp_path / "out")}
+    of = {
+        (record["method"], record["percentile"], record["stage"], record["image"]): record["map"]
+        for record in records(tmp_path / "out")
+    }
     for image in ("0.jpg", "1.jpg"):
-        assert of["fusion-cam:raw 5% region", image]["map"] == of["score-cam", image]["map"]
-        assert of["fusion-cam:raw 5% gradient", image]["map"] == of["fusion-cam:raw 20% gradient", image]["map"]
+        assert of["fusion-cam:raw", 5, "region", image] == of["score-cam", None, None, image]
+        assert of["fusion-cam:raw", 5, "gradient", image] == of["fusion-cam:raw", 20, "gradient", image]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_random_choice_of_pictures(pictures: Path, tmp_path: Path) -> None:
     chosen = []
     for seed in (0, 0, 1, None):
-        folder = run(
-            pictures, tmp_path / f"out{len(chosen)}", **OPTIONS | {"methods": ["grad-cam"]}, limit=3, seed=seed
-        )
+        folder = bench(pictures, tmp_path / f"out{len(chosen)}", **QUICK, limit=3, seed=seed)
         chosen.append(sorted({record["image"] for record in records(folder)}))
     assert chosen[0] == chosen[1] != chosen[2]
     assert chosen[3] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
+def on_a_full_disk(folder: Path) -> None:
+    shard = Shard(folder, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (shard.end + 40, shard.end + 40))
+    with pytest.raises(OSError, match="Errno 27"):
+        shard.append([{"image": "x" * 100}])
+
+
 def test_a_full_disk_leaves_earlier_records_whole(pictures: Path, tmp_path: Path) -> None:
-    folder = run(pictures, tmp_path / "out", **OPTIONS, limit=2)
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=2)
     shard = folder / "records-00000.jsonl"
     before = shard.read_bytes()
-    script = (
-        "import resource, sys; from pathlib import Path; from captum_fusion.benchmark._records import Shard;"
-        "shard = Shard(Path(sys.argv[1]), 0); limit = shard.end + 40;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)); shard.append([{'image': 'x' * 100}])"
-    )
-    result = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
-    assert "OSError: [Errno 27]" in result.stderr
+    process = forked(on_a_full_disk, folder)
+    process.join()
+    assert process.exitcode == 0
     assert shard.read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_charts")
 @pytest.mark.parametrize("precision", ["bfloat16"])
 def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> None:
-    folder = run(pictures, tmp_path / "out", **OPTIONS, limit=1, precision=precision)
+    folder = bench(pictures, tmp_path / "out", **OPTIONS, limit=1, precision=precision)
     assert all("error" not in record for record in records(folder))
 
 
@@ -250,21 +307,27 @@ def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> No
         ({"layers": ["rely"]}, "Close: relu"),
         ({"percentiles": [100]}, "percentile is 100"),
         ({"limit": 0}, "limit is 0; expected at least 1"),
-        ({"methods": []}, "at least one of each"),
+        ({"methods": []}, "methods is empty; expected at least one"),
         ({"layers": ["relu", "stem", "relu"]}, "3 layers were given for 1 models"),
+        ({"layers": ["head"]}, r"The layer 'head' gives shape \(2, 3\); expected a feature map"),
+        ({"steps": 5.5}, "steps is 5.5; expected a whole number"),
+        ({"limit": 2.0}, "limit is 2.0; expected a whole number"),
+        ({"batch_size": True}, "batch_size is True; expected a whole number"),
+        ({"device": "gpu"}, "device is 'gpu', which cannot be used"),
+        ({"models": [MODEL, MODEL]}, "with layer relu and weights default is given twice"),
         ({"metrics": ["pointing_game"]}, "The pointing games need boxes"),
     ],
 )
 def test_refuses_before_any_record(pictures: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(pictures, tmp_path / "out", **OPTIONS | change)
+        bench(pictures, tmp_path / "out", **OPTIONS | change)
     assert not list((tmp_path / "out").glob("records-*"))
 
 
 def test_refuses_a_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no picture; expected files ending in"):
-        run(tmp_path, tmp_path / "out", **OPTIONS)
+        bench(tmp_path, tmp_path / "out", **OPTIONS)
     with pytest.raises(ValueError, match="is not a folder; expected one of pictures"):
-        run(tmp_path / "missing", tmp_path / "out", **OPTIONS)
-    with pytest.raises(ValueError, match="holds no benchmark"):
+        bench(tmp_path / "missing", tmp_path / "out", **OPTIONS)
+    with pytest.raises(ValueError, match="holds no benchmark: there are no records"):
         report(tmp_path)

@@ -1,0 +1,9 @@
+"""The public names of the package."""
+
+from captum_fusion import attr
+from captum_fusion._views import spatial_view
+from captum_fusion.attr import *  # noqa: F403
+from captum_fusion.attr.fusion_cam import FusionCamStages
+
+__all__ = ["FusionCamStages", "spatial_view"]
+__all__ += attr.__all__

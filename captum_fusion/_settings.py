@@ -1,0 +1,121 @@
+"""What a benchmark is asked to do: one value for Python and for the command."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from cyclopts import Parameter, Token
+
+from captum_fusion._checks import check_percentile
+from captum_fusion._methods import METRICS, Method, Precision, Target, parse_method
+from captum_fusion._names import close_names
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """A whole number; the command line's own reading would round fractions."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"expected a whole number, not {tokens[0].value!r}") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+_Several = Parameter(consume_multiple=True, negative="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a benchmark does.
+
+    Args:
+        images: A folder of pictures, a folder with a folder of pictures for each class, or imagenet:ROOT, voc2007:ROOT
+            or voc2012:ROOT for a torchvision dataset that is on disk.
+        output: The folder for records and report; made if it does not exist.
+        models: One or more classifiers, named as for explain.
+        layers: The dotted name of a layer for each model, or one for all. Without it, the last one whose output is a
+            feature map.
+        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
+            it, the default weights.
+        labels: A JSON file with the class index of each picture of a plain folder, by its name.
+        labels_by_order: Take a folder's classes for the model's in their order, where names do not tell.
+        methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw.
+        metrics: Any of confidence_drop, confidence_increase, insertion, deletion, pointing_game,
+            energy_pointing_game. The pointing games need boxes.
+        percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
+        stages: Judge the stages of each fusion as well.
+        target: Explain the predicted class, or each label of a picture.
+        limit: How many pictures to take.
+        seed: Take a random choice of them instead of the first ones.
+        steps: Steps of insertion and deletion.
+        device: Where to compute. Without it, cuda if there is one, else cpu.
+        precision: float32, or bfloat16 or float16 for autocast.
+        batch_size: Pictures that are explained together.
+        strict: Stop at a picture that cannot be read or a method that fails, rather than record the error.
+    """
+
+    images: str | Path
+    output: str | Path
+    models: Annotated[Sequence[str], _Several, Parameter(name="--model")] = ("efficientnet-lite0",)
+    layers: Annotated[Sequence[str], _Several, Parameter(name="--layer")] = ()
+    weights: Annotated[Sequence[str], _Several] = ()
+    labels: str | Path | None = None
+    labels_by_order: Annotated[bool, Parameter(negative="")] = False
+    methods: Annotated[Sequence[str], _Several] = ("grad-cam", "score-cam", "fusion-cam")
+    metrics: Annotated[Sequence[str], _Several] = METRICS[:4]
+    percentiles: Annotated[Sequence[float], _Several, Parameter(name="--percentile")] = (10.0,)
+    stages: Annotated[bool, Parameter(negative="")] = False
+    target: Target = "predicted"
+    limit: Whole | None = None
+    seed: Whole | None = None
+    steps: Whole = 100
+    device: str | None = None
+    precision: Precision = "float32"
+    batch_size: Whole = 1
+    strict: Annotated[bool, Parameter(negative="")] = False
+
+    def check(self) -> None:
+        """Refuses what names nothing or is outside its range."""
+        for name in ("models", "layers", "weights", "methods", "metrics", "percentiles"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list of these")
+        for name in ("models", "methods", "metrics", "percentiles"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"{name} is empty; expected at least one of each: models, methods, metrics, percentiles"
+                )
+        self.parsed_methods()
+        choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
+        choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
+        for name, given, known in choices:
+            if given not in known:
+                raise ValueError(f"{name} is {given!r}.{close_names(given, known)} Expected {', '.join(known)}")
+        for percentile in self.percentiles:
+            check_percentile(percentile)
+        for name, least in (("limit", 1), ("seed", 0), ("steps", 1), ("batch_size", 1)):
+            number: Any = getattr(self, name)
+            if number is None and name in ("limit", "seed"):
+                continue
+            if type(number) is not int:
+                raise ValueError(f"{name} is {number!r}; expected a whole number")
+            if number < least:
+                raise ValueError(f"{name} is {number}; expected at least {least}")
+        for name in ("layers", "weights"):
+            self._one_each(name)
+
+    def parsed_methods(self) -> list[Method]:
+        """The methods, each once."""
+        return list(dict.fromkeys(parse_method(name) for name in self.methods))
+
+    def subjects(self) -> list[tuple[str, str | None, str | None]]:
+        """Each model with its weights and its layer, None where these are the default."""
+        weights = [None if given is None else str(given) for given in self._one_each("weights")]
+        return list(zip(self.models, weights, self._one_each("layers"), strict=True))
+
+    def _one_each(self, name: str) -> list[str | None]:
+        given, count = getattr(self, name), len(self.models)
+        if len(given) not in (0, 1, count):
+            raise ValueError(
+                f"{len(given)} {name} were given for {count} models; expected one for each, one for all, or none"
+            )
+        return list(given) * (count if len(given) == 1 else 1) if given else [None] * count

@@ -1,0 +1,283 @@
+"""What is to be done: a model with its pictures, and what its records say that they were made with."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as transforms
+from torchvision.tv_tensors import BoundingBoxes
+
+from captum_fusion._methods import Method
+from captum_fusion._models import ChosenLayer, Classifier, Frame, choose_layer, load_classifier
+from captum_fusion._names import one_line
+from captum_fusion._photograph import open_photograph
+from captum_fusion._settings import Settings
+from captum_fusion.benchmark._images import Box, Picture, Source, classes_of_labels
+from captum_fusion.benchmark._records import Key, Record, hash_of
+
+T = TypeVar("T")
+
+STAGES = ("gradient", "denoised", "region", "combined")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its percentile, and the stages that are judged as well."""
+
+    method: Method
+    percentile: float | None
+    stages: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[str | None, ...]:
+        """What is judged: the map itself, None, and the stages."""
+        return (None, *self.stages)
+
+
+def variants_of(settings: Settings) -> list[Variant]:
+    """Every method with each percentile that it is run with."""
+    return [
+        Variant(method, percentile, STAGES if settings.stages and method.components else ())
+        for method in settings.parsed_methods()
+        for percentile in (dict.fromkeys(settings.percentiles) if method.has_percentile else (None,))
+    ]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A picture and the target that is requested for it, None for the predicted class."""
+
+    picture: Picture
+    requested: int | None
+    hash: str
+
+
+class Seen(NamedTuple):
+    """A picture as the model sees it, where that is in the picture, and what had to be done to the picture."""
+
+    pixels: Tensor
+    frame: Frame
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model with its pictures."""
+
+    classifier: Classifier
+    weights: str
+    weights_hash: str
+    layer: ChosenLayer
+    place: torch.device
+    pieces: list[Piece]
+    boxes: dict[str, dict[int, list[Box]]]
+
+    @property
+    def subject(self) -> tuple[str, str, str]:
+        """What is explained: the model, its weights and its layer."""
+        return self.classifier.name, self.weights, self.layer.name
+
+    def key(self, piece: Piece, variant: Variant, part: str | None) -> Key:
+        """The key of a record."""
+        requested = "predicted" if piece.requested is None else str(piece.requested)
+        return Key(*self.subject, piece.picture.name, requested, variant.method.name, variant.percentile, part)
+
+    def keys(self, piece: Piece, variants: Iterable[Variant]) -> Iterator[Key]:
+        """The keys of all records of a picture."""
+        for variant in variants:
+            for part in variant.parts:
+                yield self.key(piece, variant, part)
+
+    def load(self, batches: list[list[Piece]]) -> Iterator[list[Seen | str]]:
+        """What the model sees of each batch's pictures, or what is wrong with them; on a GPU read ahead."""
+        on_gpu = self.place.type == "cuda"
+        dataset = _Pixels(self.classifier, [[piece.picture for piece in batch] for batch in batches])
+        loader = DataLoader(
+            dataset, batch_size=None, num_workers=4 if on_gpu else 0, pin_memory=on_gpu, collate_fn=_as_it_is
+        )
+        return iter(loader)
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
+
+
+class _Pixels(Dataset[list[Seen | str]]):
+    def __init__(self, classifier: Classifier, batches: list[list[Picture]]) -> None:
+        self.preprocessing = classifier.preprocessing
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[Seen | str]:
+        return [self._read(picture) for picture in self.batches[index]]
+
+    def _read(self, picture: Picture) -> Seen | str:
+        try:
+            photograph = open_photograph(picture.file)
+            pixels = self.preprocessing.crop(photograph.image)
+        except Exception as error:
+            # Without the file's name, so that equal reasons are counted together.
+            text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
+            return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
+        return Seen(pixels, self.preprocessing.frame(*photograph.image.size), photograph.note)
+
+
+def make_plans(
+    settings: Settings,
+    source: Source,
+    pictures: Sequence[Picture],
+    hash_of_file: Callable[[Path], str],
+    place: torch.device,
+) -> list[Plan]:
+    """A plan for each model.
+
+    Raises:
+        ValueError: If a model or its layer cannot be explained, if labels are not its classes, or if a model is given
+            twice.
+    """
+    hashes = {picture.name: hash_of_file(picture.file) for picture in pictures}
+    plans: list[Plan] = []
+    for name, weights, layer in settings.subjects():
+        plan = _make_plan(settings, source, pictures, hashes, place, (name, weights, layer))
+        if plan.subject in [other.subject for other in plans]:
+            raise ValueError(f"The model {name} with layer {plan.layer.name} and weights {plan.weights} is given twice")
+        plans.append(plan)
+    return plans
+
+
+def _make_plan(
+    settings: Settings,
+    source: Source,
+    pictures: Sequence[Picture],
+    hashes: Mapping[str, str],
+    place: torch.device,
+    subject: tuple[str, str | None, str | None],
+) -> Plan:
+    name, weights, layer = subject
+    classifier = load_classifier(name, weights)
+    classifier.model.to(place)
+    size = classifier.preprocessing.size
+    # Two rows, so that a model that returns one row for any batch is found before the first picture.
+    blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=place))
+    classes = classifier.scores(blank).shape[1]
+    chosen = choose_layer(classifier.model, blank, layer)
+    pieces = [Piece(picture, None, hashes[picture.name]) for picture in pictures]
+    boxes = {}
+    pointing = any(metric.endswith("pointing_game") for metric in settings.metrics)
+    if settings.target == "label" or pointing:
+        index_of = classes_of_labels(source, classifier, classes, settings.labels_by_order)
+        boxes = {picture.name: _boxes_as_seen(picture, classifier, index_of) for picture in pictures}
+    if settings.target == "label":
+        for picture in pictures:
+            if not picture.labels:
+                raise ValueError(
+                    f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
+                    "labels"
+                )
+        pieces = [
+            Piece(picture, index_of[label], hashes[picture.name]) for picture in pictures for label in picture.labels
+        ]
+    state = classifier.model.state_dict()
+    weights_hash = hash_of(
+        part
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+        for part in (key.encode(), value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    )
+    return Plan(classifier, weights or "default", weights_hash, chosen, place, pieces, boxes)
+
+
+def _boxes_as_seen(picture: Picture, classifier: Classifier, index_of: Mapping[int, int]) -> dict[int, list[Box]]:
+    """The boxes by the model's classes, in the pixels that it sees; those outside the crop are left out."""
+    if not picture.boxes:
+        return {}
+    try:
+        with Image.open(picture.file) as image:
+            width, height = image.size
+    except Exception:
+        return {}  # It cannot be explained either, which its record will say.
+    frame, size = classifier.preprocessing.frame(width, height), classifier.preprocessing.size
+    across, down = size / (frame.x2 - frame.x1), size / (frame.y2 - frame.y1)
+    seen: dict[int, list[Box]] = {}
+    for label, boxes in picture.boxes.items():
+        moved = [
+            ((x1 - frame.x1) * across, (y1 - frame.y1) * down, (x2 - frame.x1) * across, (y2 - frame.y1) * down)
+            for x1, y1, x2, y2 in boxes
+        ]
+        values: Any = BoundingBoxes(moved, format="XYXY", canvas_size=(size, size), dtype=torch.float32)
+        kept = [box for box in transforms.clamp_bounding_boxes(values).tolist() if box[0] < box[2] and box[1] < box[3]]
+        if kept:
+            seen[index_of[label]] = [(box[0], box[1], box[2], box[3]) for box in kept]
+    return seen
+
+
+def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
+    """What the values of a record depend on besides its key."""
+    curves = {"insertion", "deletion"} & set(settings.metrics)
+    return {
+        "weights_hash": plan.weights_hash,
+        "image_hash": piece.hash,
+        "target_kind": settings.target,
+        "steps": settings.steps if curves else None,
+        "precision": settings.precision,
+        "device": plan.place.type,
+        "batch_size": settings.batch_size,
+    }
+
+
+def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done: Mapping[Key, Record]) -> None:
+    """Refuses to add to records whose meaning that would change.
+
+    Raises:
+        ValueError: If the folder's records were made in another way, naming the argument; if a picture, a label or a
+            model's weights have changed since; or if they are of pictures that this run leaves out.
+    """
+    other = "expected the same, or another output folder"
+    hashes = {plan.subject: plan.weights_hash for plan in plans}
+    pieces = {plan.subject: {(piece.picture.name, piece.requested): piece for piece in plan.pieces} for plan in plans}
+    images = {piece.picture.name: piece.hash for plan in plans for piece in plan.pieces}
+    left_out: dict[str, None] = {}
+    given = made_with(settings, plans[0], plans[0].pieces[0])
+    for key, record in done.items():
+        if "error" in record:
+            continue  # It is done again.
+        if key[:3] in hashes and record.get("weights_hash") != hashes[key[:3]]:
+            raise ValueError(
+                f"The weights {key.weights} of {key.model} have changed since {folder} was written; {other}"
+            )
+        for field, argument in _ARGUMENTS.items():
+            kept, asked = record.get(field), given[field]
+            if kept != asked and not (field == "steps" and None in (kept, asked)):
+                raise ValueError(f"{folder} holds records made with {argument} = {kept!r}, not {asked!r}; {other}")
+        if key.image not in images:
+            left_out[key.image] = None
+        elif record.get("image_hash") != images[key.image]:
+            raise ValueError(f"The picture {key.image} has changed since {folder} was written; {other}")
+        elif key[:3] in pieces:
+            requested = None if key.requested == "predicted" else int(key.requested)
+            if (key.image, requested) not in pieces[key[:3]]:
+                raise ValueError(
+                    f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
+                    f"{other}"
+                )
+    if left_out:
+        raise ValueError(
+            f"{folder} holds records of {len(left_out)} pictures that this run leaves out, such as "
+            f"{next(iter(left_out))}; expected images, limit and seed that take these as well, or another output folder"
+        )
+
+
+_ARGUMENTS = {
+    "target_kind": "target",
+    "steps": "steps",
+    "precision": "precision",
+    "device": "device",
+    "batch_size": "batch_size",
+}

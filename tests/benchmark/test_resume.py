@@ -1,0 +1,270 @@
+"""What a run does with the records that are there: it adds what is missing, and refuses what would change them."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
+from captum_fusion.benchmark import _judge, _records
+from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
+from tests.conftest import SmallNet, forked
+
+pytestmark = pytest.mark.usefixtures("no_charts")
+
+
+def values(folder: Path, measure: str = "average_drop") -> dict[tuple[str, str], float]:
+    summary = pd.read_csv(folder / "summary.csv", keep_default_na=False)
+    return {(row["layer"], row["weights"]): row[measure] for _, row in summary.iterrows()}
+
+
+def test_one_model_with_two_layers_and_two_weights(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    file = str(tmp_path / "tuned.pt")
+    torch.save(SmallNet().state_dict(), file)
+    subjects = [("relu", "none"), ("stem", "none"), ("relu", file)]
+    layers, weights = zip(*subjects, strict=True)
+    options = QUICK | {"limit": 2}
+    bench(pictures, tmp_path / "all", **options | {"models": [MODEL] * 3, "layers": layers, "weights": weights})
+    alone = {}
+    for number, (layer, weight) in enumerate(subjects):
+        folder = bench(pictures, tmp_path / str(number), **options | {"layers": [layer], "weights": [weight]})
+        alone |= values(folder)
+    assert values(tmp_path / "all") == pytest.approx(alone)
+    table = (tmp_path / "all" / "summary.md").read_text()
+    for layer, weight in subjects:
+        assert f"## {MODEL}, {layer}, weights {weight}\n" in table
+
+
+def test_records_are_of_the_layer_that_they_were_made_with(pictures: Path, tmp_path: Path) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK)
+    # Nothing but the records is left of the first run.
+    for file in folder.iterdir():
+        if not file.name.startswith("records"):
+            file.unlink()
+    bench(pictures, folder, **QUICK | {"layers": ["stem"]})
+    assert set(values(folder)) == {("relu", "default"), ("stem", "default")}
+    assert (
+        values(folder)["stem", "default"]
+        == values(bench(pictures, tmp_path / "b", **QUICK | {"layers": ["stem"]}))["stem", "default"]
+    )
+
+
+def same_size_and_time(pictures: Path) -> None:
+    file = pictures / "1.jpg"
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 6}, "with steps = 5, not 6"),
+        ({"limit": 2}, "of 3 pictures that this run leaves out, such as 2.jpg; expected images, limit and seed"),
+        ({"batch_size": 2}, "with batch_size = 1, not 2"),
+        ({"precision": "bfloat16"}, "with precision = 'float32', not 'bfloat16'"),
+        ({"target": "label"}, "with target = 'predicted', not 'label'"),
+        (same_size_and_time, "The picture 1.jpg has changed since"),
+        ({"weights": None}, "The weights .*tuned.pt of .* have changed since"),
+    ],
+)
+def test_what_would_change_old_records_is_refused_by_name(
+    pictures: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({f"{index}.jpg": 0 for index in range(5)}))
+    torch.save(SmallNet().state_dict(), tmp_path / "tuned.pt")
+    options = QUICK | {"metrics": ["insertion"], "labels": str(labels), "weights": [str(tmp_path / "tuned.pt")]}
+    folder = bench(pictures, tmp_path / "out", **options)
+    before = records(folder)
+    if callable(change):
+        change(pictures)
+    elif "weights" in change:
+        torch.save(SmallNet().state_dict(), tmp_path / "tuned.pt")
+    else:
+        options |= change
+    with pytest.raises(ValueError, match=message):
+        bench(pictures, folder, **options)
+    assert records(folder) == before
+
+
+def test_changed_labels_are_refused(pictures: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    options = QUICK | {"labels": str(labels), "target": "label"}
+    labels.write_text(json.dumps({f"{index}.jpg": 0 for index in range(5)}))
+    folder = bench(pictures, tmp_path / "out", **options)
+    before = records(folder)
+    labels.write_text(json.dumps({f"{index}.jpg": int(index == 3) for index in range(5)}))
+    with pytest.raises(ValueError, match=r"The labels have changed: .* records of 3.jpg with the label 0"):
+        bench(pictures, folder, **options)
+    assert records(folder) == before
+
+
+def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: list[tuple[str, frozenset[str]]] = []
+    whole = _judge.Judge._explain
+
+    def counted(self: _judge.Judge, batch: Any, variant: Any, metrics: set[str]) -> Any:
+        label = variant.method.name + ("" if variant.percentile is None else f" {variant.percentile:g}")
+        explained.extend((f"{piece.picture.name} {label}", frozenset(metrics)) for piece in batch.pieces)
+        return whole(self, batch, variant, metrics)
+
+    monkeypatch.setattr(_judge.Judge, "_explain", counted)
+    drop, both = frozenset(["confidence_drop"]), frozenset(["confidence_drop", "deletion"])
+    options = QUICK | {"limit": 1}
+    folder = bench(pictures, tmp_path / "out", **options)
+    for change, missing in (
+        ({"limit": 2}, [("1.jpg grad-cam", drop)]),
+        (
+            {"methods": ["grad-cam", "union-cam"]},
+            [("0.jpg union-cam 10", drop), ("1.jpg union-cam 10", drop)],
+        ),
+        ({"percentiles": [10, 20]}, [("0.jpg union-cam 20", drop), ("1.jpg union-cam 20", drop)]),
+        (
+            {"metrics": ["confidence_drop", "deletion"]},
+            [
+                (f"{image} {label}", frozenset(["deletion"]))
+                for image in ("0.jpg", "1.jpg")
+                for label in ("grad-cam", "union-cam 10", "union-cam 20")
+            ],
+        ),
+        ({"methods": ["saliency"]}, [("0.jpg saliency", both), ("1.jpg saliency", both)]),
+    ):
+        explained.clear()
+        options |= change
+        bench(pictures, folder, **options)
+        assert explained == missing
+    # The same as if all had been asked at once.
+    options["methods"] = ["grad-cam", "union-cam", "saliency"]
+    at_once = pd.read_csv(bench(pictures, tmp_path / "at once", **options) / "summary.csv")
+    measured = ["seconds", "seconds_standard_error"]
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder / "summary.csv").drop(columns=measured), at_once.drop(columns=measured), check_exact=False
+    )
+
+
+def test_what_failed_is_tried_again(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = QUICK | {"methods": ["grad-cam", "grad-cam++"]}
+    content = (pictures / "2.jpg").read_bytes()
+    (pictures / "2.jpg").write_text("not yet copied")
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerGradCamPlusPlus, "attribute", None)
+        folder = bench(pictures, tmp_path / "out", **options)
+        assert pd.read_csv(folder / "summary.csv")["errors"].tolist() == [1, 5]
+        size = len(records(folder))
+        bench(pictures, folder, **options)
+        # Failing again in the same way adds nothing.
+        assert len(records(folder)) == size
+    (pictures / "2.jpg").write_bytes(content)
+    bench(pictures, folder, **options)
+    assert pd.read_csv(folder / "summary.csv")["errors"].tolist() == [0, 0]
+    assert pd.read_csv(folder / "summary.csv")["explanations"].tolist() == [5, 5]
+
+
+def test_results_inside_the_picture_folder_are_no_pictures(pictures: Path) -> None:
+    for name in ("first", "second", "first"):
+        folder = bench(pictures, pictures / "results" / name, **QUICK)
+        assert {record["image"] for record in records(folder)} == {f"{index}.jpg" for index in range(5)}
+    with pytest.raises(ValueError, match="the folder of the pictures itself"):
+        bench(pictures, pictures, **QUICK)
+
+
+def test_results_inside_a_folder_of_classes_are_no_class(tmp_path: Path) -> None:
+    for index in range(3):
+        save_picture(tmp_path / "pictures" / str(index) / "a.jpg", index)
+    for _ in range(2):
+        folder = bench(tmp_path / "pictures", tmp_path / "pictures" / "results", **QUICK | {"target": "label"})
+    assert [record["target"] for record in records(folder)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"{}\n",
+        lambda _: b"[]\n",
+        lambda _: b"\x00\xff\xfe\n",
+        lambda line: line[: len(line) // 2] + b"\n",
+        lambda line: line.replace(b'"confidence_drop": ', b'"confidence_drop": NaN, "x": '),
+        lambda line: line.replace(b'"map": "', b'"map": "?'),
+    ],
+)
+def test_damaged_lines_are_named_set_aside_and_done_again(
+    pictures: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=3)
+    shard = folder / "records-00000.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    broken = damage(lines[1])
+    shard.write_bytes(lines[0] + broken + lines[2])
+    with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; set aside in records-00000.damaged"):
+        bench(pictures, folder, **QUICK, limit=3)
+    after = shard.read_bytes().splitlines(keepends=True)
+    assert after[:2] == [lines[0], lines[2]]
+    again, first = json.loads(after[2]), json.loads(lines[1])
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert (folder / "records-00000.damaged").read_bytes() == broken
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"a": [1', '{"a": 3}', ""])
+def test_damaged_hashes_are_computed_again(pictures: Path, tmp_path: Path, content: str) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=1)
+    before = (folder / "hashes.json").read_text()
+    (folder / "hashes.json").write_text(content)
+    bench(pictures, folder, **QUICK, limit=1)
+    assert (folder / "hashes.json").read_text() == before
+
+
+def test_a_picture_is_hashed_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench(pictures, tmp_path / "out", **QUICK, limit=2)
+    monkeypatch.setattr(_records, "hash_of", None)
+    hashes = _records.Hashes(tmp_path / "out")
+    assert len({hashes.of(pictures / f"{index}.jpg") for index in range(2)}) == 2
+
+
+def hold(folder: Path, held: Any, done: Any) -> None:
+    with _records.locked(folder):
+        held.set()
+        done.wait()
+
+
+def test_another_run_in_the_folder_is_refused_until_it_ends(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    held, done = (multiprocessing.get_context("fork").Event() for _ in range(2))
+    process = forked(hold, tmp_path / "out", held, done)
+    assert held.wait(60)
+    with pytest.raises(ValueError, match=r"Another run is writing to .*out"):
+        bench(pictures, tmp_path / "out", **QUICK, limit=1)
+    # However it ends.
+    process.kill()
+    process.join()
+    bench(pictures, tmp_path / "out", **QUICK, limit=1)
+    assert len(records(tmp_path / "out")) == 1
+
+
+def test_a_report_that_cannot_be_written_is_found_before_computing(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "summary.md").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"summary.md is a folder; the report is to be written there"):
+        bench(pictures, tmp_path / "out", **QUICK)
+    assert not list((tmp_path / "out").glob("records-*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        bench(pictures, tmp_path / "file", **QUICK)
+
+
+def test_what_a_killed_run_had_begun_to_write_is_removed(pictures: Path, tmp_path: Path) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=1)
+    before = sorted(file.name for file in folder.iterdir())
+    (folder / ".summary.csv.123.draft").write_text("model,meth")
+    bench(pictures, folder, **QUICK, limit=1)
+    assert sorted(file.name for file in folder.iterdir()) == before

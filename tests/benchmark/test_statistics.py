@@ -1,0 +1,161 @@
+"""Significance, its correction and its signs, against independent computations and records of known truth."""
+
+import json
+from fractions import Fraction
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from captum_fusion.benchmark import report
+from captum_fusion.benchmark._statistics import signed_rank_p_value
+from tests.benchmark.conftest import made_up
+
+
+def by_enumeration(differences: list[int]) -> float:
+    """Wilcoxon's two-sided p value: the share of all ways to choose signs that are as extreme as those given."""
+    nonzero = [value for value in differences if value]
+    sizes = sorted(abs(value) for value in nonzero)
+    ranks = [
+        Fraction(sum(i + 1 for i, size in enumerate(sizes) if size == abs(v)), sizes.count(abs(v))) for v in nonzero
+    ]
+    middle = sum(ranks, Fraction(0)) / 2
+    given = abs(sum((rank for rank, value in zip(ranks, nonzero, strict=True) if value > 0), Fraction(0)) - middle)
+    ways = [
+        abs(sum((rank for rank, up in zip(ranks, signs, strict=True) if up), Fraction(0)) - middle) >= given
+        for signs in product([False, True], repeat=len(ranks))
+    ]
+    return sum(ways) / len(ways)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [1],
+        [3, 1, -2, 5, 4],
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, -1, 1, 0, 0],
+        [2, 2, -1, 3, -3, 7, 0, 5],
+        [-4, -3, -9, -1, -6, -6, 2, 2, -8, -1],
+    ],
+)
+def test_the_exact_p_value_counts_every_way_the_signs_could_fall(differences: list[int]) -> None:
+    assert signed_rank_p_value(np.array(differences, dtype=float)) == pytest.approx(by_enumeration(differences))
+
+
+def test_five_times_better_of_five_is_one_way_in_sixteen() -> None:
+    # All five up or all five down, of 32. The normal approximation would call it significant.
+    assert signed_rank_p_value(np.ones(5)) == 2 / 32
+    assert signed_rank_p_value(np.zeros(5)) == 1
+
+
+def test_without_ties_and_with_many_it_is_scipys() -> None:
+    random = np.random.default_rng(0)
+    for count in (7, 30, 50):
+        differences = random.normal(0.3, 1, count)
+        expected = wilcoxon(differences, method="exact").pvalue
+        assert signed_rank_p_value(differences) == pytest.approx(expected)
+    many = random.normal(0.1, 1, 400)
+    assert signed_rank_p_value(many) == pytest.approx(wilcoxon(many).pvalue)
+
+
+def benjamini_yekutieli(p_values: list[float]) -> list[float]:
+    """Each adjusted value is the least level of the step-up procedure that rejects it, as the paper defines that."""
+    count = len(p_values)
+    harmonic = sum(1 / (i + 1) for i in range(count))
+    order = sorted(range(count), key=p_values.__getitem__)
+    adjusted = [1.0] * count
+    for place, index in enumerate(order):
+        adjusted[index] = min(
+            1.0, min(p_values[order[later]] * count * harmonic / (later + 1) for later in range(place, count))
+        )
+    return adjusted
+
+
+# Average drops over twelve pictures: b is a with a little noise, c is worse on every picture, d on all but one, and e
+# was judged on other pictures.
+BASE = [0.10, 0.22, 0.31, 0.15, 0.27, 0.08, 0.19, 0.24, 0.12, 0.33, 0.05, 0.21]
+NOISE = [0.01, -0.02, 0.03, -0.04, 0.05, -0.06, 0.07, -0.05, 0.04, -0.02, 0.02, -0.01]
+DROPS = {
+    "a": BASE,
+    "b": [value + noise for value, noise in zip(BASE, NOISE, strict=True)],
+    "c": [value + 0.2 + index / 100 for index, value in enumerate(BASE)],
+    "d": [value + (0.1 + index / 50 if index else -0.03) for index, value in enumerate(BASE)],
+}
+
+
+def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
+    lines = [
+        made_up(method, f"{index}.jpg", confidence_drop=value)
+        for method, values in DROPS.items()
+        for index, value in enumerate(values)
+    ]
+    lines += [made_up("e", f"other {index}.jpg", confidence_drop=0.6) for index in range(12)]
+    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(tmp_path)
+
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    names = list(combinations("abcd", 2))
+    # e has no picture in common with any of them: no test.
+    assert list(zip(pairs["first"], pairs["second"], strict=True)) == names
+    differences = [[round(1000 * (x - y)) for x, y in zip(DROPS[m], DROPS[n], strict=True)] for m, n in names]
+    expected = [by_enumeration(values) for values in differences]
+    assert pairs["p_value"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert pairs["adjusted_p_value"].tolist() == pytest.approx(benjamini_yekutieli(expected), rel=1e-4)
+    assert pairs["mean_difference"].tolist() == pytest.approx([np.mean(v) / 10 for v in differences], rel=1e-3)
+
+    table = (tmp_path / "summary.md").read_text()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[3] for line in table.splitlines() if "±" in line}
+    best = min("abcd", key=lambda name: np.mean(DROPS[name]))
+    other = "a" if best == "b" else "b"
+    assert cells[best].startswith("**")
+    assert cells[best].endswith("**")
+    assert cells[other].endswith(" ≈")
+    for worse in "cd":
+        assert "≈" not in cells[worse]
+        assert "?" not in cells[worse]
+    # What was never tested is neither worse nor equal.
+    assert cells["e"].endswith(" ?")
+    assert "not all methods explained the same pictures" in table
+
+
+def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
+    # Seven pictures, all better: p = 2 / 128 = 0.0156, significant for one pair. Of 15 pairs that are all like this,
+    # each is 0.0156 (1 + 1/2 + ... + 1/15) = 0.0518.
+    def explained(methods: str) -> str:
+        for shard in tmp_path.glob("records-*"):
+            shard.unlink()
+        lines = [
+            made_up(method, f"{index}.jpg", confidence_drop=0.1 + (0.3 + index / 100) * place)
+            for place, method in enumerate(methods)
+            for index in range(7)
+        ]
+        (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        report(tmp_path)
+        return (tmp_path / "summary.md").read_text()
+
+    assert explained("ab").count("≈") == 1  # The sign is explained below the table, and given to none.
+    assert explained("abcdef").count("≈") == 6
+
+
+def test_equal_values_do_not_differ(tmp_path: Path) -> None:
+    lines = [made_up(method, f"{i}.jpg", confidence_increase=i % 2) for method in "ab" for i in range(9)]
+    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(tmp_path)
+    assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]
+    assert "| b | 9 | 0 | 44.4 ± 17.6 ≈ |" in (tmp_path / "summary.md").read_text()
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    # b is a but for rounding, always upwards, which must not make it significantly worse.
+    lines = [
+        made_up(method, f"{i}.jpg", confidence_drop=0.1 * (1 + 1e-8 * (method == "b")))
+        for method in "ab"
+        for i in range(9)
+    ]
+    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(tmp_path)
+    assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]
