@@ -312,6 +312,83 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
 
 
+def layer_cam_weights(gradients: Tensor) -> Tensor:
+    r"""Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943): w_k = ReLU(g), for each pixel its own.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> layer_cam_weights(torch.tensor([[[0.5, -1.0]]]))
+        tensor([[[0.5000, 0.0000]]])
+    """
+    return relu(as_float(gradients))
+
+
+def element_wise_weights(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""Element-wise Grad-CAM: w_k = g where g A_k is positive, else 0, so that w_k A_k = ReLU(g A_k).
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> element_wise_weights(torch.tensor([[[0.5, -1.0, -2.0]]]), torch.tensor([[[1.0, 2.0, -1.0]]]))
+        tensor([[[ 0.5000,  0.0000, -2.0000]]])
+    """
+    gradients, activations = as_float(gradients), as_float(activations)
+    return torch.where((gradients.sign() * activations.sign()) > 0, gradients, 0)
+
+
+def principal_component(channels: Tensor) -> Tensor:
+    r"""Eigen-CAM (https://arxiv.org/abs/2008.00299): each channel's share of the first principal component.
+
+    The pixels are points in the space of the channels, centred at their mean; v is the direction in which they vary
+    most. Its sign is such that the component correlates with the sum of the channels: v sums to something positive.
+
+    Args:
+        channels (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s): v_k (A_k - mean(A_k)), which sums over the channels to the component. Zeros where
+        every channel is constant, or is so but for rounding.
+
+    Examples::
+
+        >>> principal_component(torch.tensor([[[1.0, 3.0], [4.0, 4.0]]])).sum(dim=1)
+        tensor([[-1.,  1.]])
+    """
+    channels = as_float(channels)
+    values = channels.flatten(2)
+    points = values - values.mean(dim=2, keepdim=True)
+    rounding = _ROUNDING * torch.finfo(points.dtype).eps * values.abs().amax(dim=2, keepdim=True)
+    points = torch.where(points.abs().amax(dim=2, keepdim=True) > rounding, points, 0)
+    # In relation to the largest one, so that no square overflows or vanishes.
+    scale = _or_one(points.detach().abs().amax(dim=(1, 2), keepdim=True))
+    scaled = points / scale
+    with torch.no_grad():
+        vectors, sizes, _ = torch.linalg.svd(scaled, full_matrices=False)
+        directions, variances = vectors.mT, sizes.square().unsqueeze(2)
+        axis = directions[:, :1] * torch.where(directions[:, :1].sum(dim=2, keepdim=True) < 0, -1, 1)
+    # The axis is known without a graph, since the derivative of a decomposition is not defined where other directions
+    # vary alike. What is added is 0, and its derivative is that of the axis: (v I - S)^+ dS axis, for the scatter S.
+    pulled = (scaled * (scaled * axis.mT).sum(dim=1, keepdim=True)).sum(dim=2).unsqueeze(1)
+    change = pulled - pulled.detach()
+    along = (directions * change).sum(dim=2, keepdim=True)
+    gaps = variances[:, :1] - variances
+    within = (directions * torch.where(gaps > 0, along / _or_one(gaps), 0)).sum(dim=1, keepdim=True)
+    beyond = (change - (directions * along).sum(dim=1, keepdim=True)) / _or_one(variances[:, :1])
+    return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
+
+
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
     r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859): ReLU of sums of w_k A_k, where w_k = mean(g).
 
@@ -395,6 +472,11 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
             matrix = inputs.new_zeros(length, length).scatter_add(1, seen, kernel.expand(length, -1))
             inputs = (inputs.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
     return inputs
+
+
+def _or_one(values: Tensor) -> Tensor:
+    """Divisors, with 1 for 0."""
+    return torch.where(values == 0, 1, values)
 
 
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:

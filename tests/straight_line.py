@@ -100,6 +100,57 @@ def x_grad_cam(activations: Array, gradients: Array) -> Array:
     return total
 
 
+def layer_cam(activations: Array, gradients: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        for pixel in np.ndindex(channel.shape):
+            total[pixel] += max(gradient[pixel], 0) * channel[pixel]
+    return total
+
+
+def hi_res_cam(activations: Array, gradients: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        for pixel in np.ndindex(channel.shape):
+            total[pixel] += gradient[pixel] * channel[pixel]
+    return total
+
+
+def grad_cam_element_wise(activations: Array, gradients: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient in zip(activations, gradients, strict=True):
+        for pixel in np.ndindex(channel.shape):
+            total[pixel] += max(gradient[pixel] * channel[pixel], 0)
+    return total
+
+
+def principal_axes(channels: Array) -> tuple[Array, Array, Array]:
+    """The centred pixels, and the eigenvalues and eigenvectors of the channels' covariance."""
+    points = channels.reshape(len(channels), -1)
+    points = points - points.mean(1, keepdims=True)
+    scale = np.abs(points).max() or 1.0
+    return points, *np.linalg.eigh((points / scale) @ (points / scale).T)
+
+
+def has_a_principal_component(channels: Array) -> bool:
+    """Whether one direction varies more than all others, and whether its sign is sure; or nothing varies."""
+    points, variances, vectors = principal_axes(channels)
+    clear = len(variances) == 1 or variances[-1] - variances[-2] > 1e-6 * variances[-1]
+    still = np.abs(points).max() <= 1e-12 * np.abs(channels).max()
+    return bool(still or (clear and abs(vectors[:, -1].sum()) > 1e-6))
+
+
+def eigen_cam(activations: Array, _: Array) -> Array:
+    points, _, vectors = principal_axes(activations)
+    component = vectors[:, -1] @ points
+    sign = -1 if component @ points.sum(0) < 0 else 1
+    return sign * component.reshape(activations.shape[1:])
+
+
+def eigen_grad_cam(activations: Array, gradients: Array) -> Array:
+    return eigen_cam(activations * gradients, gradients)
+
+
 def blur(x: Tensor, kernel_size: int, sigma: float) -> Tensor:
     offsets = np.arange(kernel_size) - kernel_size // 2
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,6 +1,5 @@
 """What the gradient methods at the layer's resolution share."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +18,14 @@ from captum_fusion.functional import weighted
 
 @documented
 class GradientCam(LayerAttribution, GradientAttribution):
-    """A class activation map whose weights follow from the layer's gradients and activations."""
+    """A class activation map that follows from the layer's gradients and activations.
+
+    A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
+    """
 
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
 
-    @abstractmethod
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
         r"""Computes the weight of each channel.
 
@@ -35,6 +36,19 @@ class GradientCam(LayerAttribution, GradientAttribution):
         Returns:
             *Tensor* of shape (N, C), or (N, C, \*s) where each pixel has its own weight.
         """
+        raise NotImplementedError
+
+    def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        r"""Computes what each channel adds to the map, by default the channel by its weight.
+
+        Args:
+            gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
+            activations (Tensor): The layer's activations, shape (N, C, \*s).
+
+        Returns:
+            *Tensor* of shape (N, C, \*s).
+        """
+        return weighted(activations, self.channel_weights(gradients, activations))
 
     @logged
     def attribute(
@@ -47,7 +61,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         attr_dim_summation: bool = True,
         grad_kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        r"""Computes the attribution of the layer: sum_k w_k A_k, for channels A_k and their weights w_k.
+        r"""Computes the attribution of the layer.
 
         As ``captum.attr.LayerGradCam``'s, the attribution keeps its graph, so that it can be differentiated.
 
@@ -72,8 +86,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         call = Call(self.forward_func, inputs, target, additional_forward_args)
         where = (self.layer, self.device_ids, attribute_to_layer_input)
         with session(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as opened:
-            gradients, activations = opened.layer_gradients, opened.layer_value
-        attributions = weighted(activations, self.channel_weights(gradients, activations))
+            attributions = self.channel_maps(opened.layer_gradients, opened.layer_value)
         if attr_dim_summation:
             attributions = attributions.sum(dim=1, keepdim=True)
         return relu(attributions) if relu_attributions else attributions

@@ -1,14 +1,22 @@
-"""Grad-CAM++ and XGrad-CAM."""
+"""The class activation maps that follow from gradients and activations."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
+from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
 
-from captum_fusion import LayerGradCamPlusPlus, LayerXGradCam
+from captum_fusion import (
+    LayerEigenCam,
+    LayerEigenGradCam,
+    LayerGradCamElementWise,
+    LayerGradCamPlusPlus,
+    LayerHiResCam,
+    LayerLayerCam,
+    LayerXGradCam,
+)
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
@@ -16,6 +24,11 @@ from tests.conftest import SmallNet
 METHODS = [
     (LayerGradCamPlusPlus, straight_line.grad_cam_plus_plus),
     (LayerXGradCam, straight_line.x_grad_cam),
+    (LayerLayerCam, straight_line.layer_cam),
+    (LayerHiResCam, straight_line.hi_res_cam),
+    (LayerGradCamElementWise, straight_line.grad_cam_element_wise),
+    (LayerEigenCam, straight_line.eigen_cam),
+    (LayerEigenGradCam, straight_line.eigen_grad_cam),
 ]
 
 
@@ -76,10 +89,76 @@ def test_a_dead_layer_gives_zeros(algorithm: type[LayerAttribution], net: SmallN
 
 @pytest.mark.parametrize("algorithm", [algorithm for algorithm, _ in METHODS])
 def test_shape_of_grad_cam_and_its_options(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+    images = 3 * torch.randn_like(images)
     attributions = algorithm(net, net.features).attribute(images, target=0)
     assert attributions.shape == LayerGradCam(net, net.features).attribute(images, target=0).shape
-    assert attributions.lt(0).any()
+    assert attributions.lt(0).any() or algorithm is LayerGradCamElementWise
     rectified = algorithm(net, net.features).attribute(images, target=0, relu_attributions=True)
     assert torch.equal(rectified, attributions.relu())
     to_input = algorithm(net, net.features).attribute(images, target=0, attribute_to_layer_input=True)
     torch.testing.assert_close(to_input, algorithm(net, net.stem).attribute(images, target=0))
+
+
+def test_layer_cam_hi_res_cam_and_element_wise_grad_cam_worked_out_by_hand() -> None:
+    # The layer is the input, f = 2 a - b + c for channels [a, b] = [1, 3] and [c, d] = [-2, 5].
+    x = torch.tensor([[[1.0, 3.0], [-2.0, 5.0]]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        values = identity(inputs)
+        return 2 * values[:, 0, 0] - values[:, 0, 1] + values[:, 1, 0]
+
+    for algorithm, expected in [
+        (LayerLayerCam, [2.0 - 2.0, 0.0]),
+        (LayerHiResCam, [2.0 - 2.0, -3.0]),
+        (LayerGradCamElementWise, [2.0, 0.0]),
+    ]:
+        torch.testing.assert_close(algorithm(forward, identity).attribute(x), torch.tensor([[expected]]))
+
+
+def test_eigen_cams_worked_out_by_hand() -> None:
+    # Channels [0, 2, 4] and [0, -1, -2] vary along (2, -1) / sqrt(5) alone; the centred pixels lie at -sqrt(5), 0 and
+    # sqrt(5). f takes minus the second channel, so that g A is 0 and [0, 1, 2].
+    x = torch.tensor([[[0.0, 2.0, 4.0], [0.0, -1.0, -2.0]]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        return -identity(inputs)[:, 1].sum(dim=1)
+
+    along = torch.tensor([[[-1.0, 0.0, 1.0]]])
+    torch.testing.assert_close(LayerEigenCam(forward, identity).attribute(x), 5**0.5 * along)
+    torch.testing.assert_close(LayerEigenGradCam(forward, identity).attribute(x), along)
+
+
+@pytest.mark.parametrize("algorithm", [LayerEigenCam, LayerEigenGradCam])
+def test_the_sign_of_a_component_does_not_depend_on_chance(
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
+) -> None:
+    """Pixels in another order have the same covariance."""
+    for inputs in (images, images.flip(2), images.flip(3)):
+        maps = algorithm(net, net.features).attribute(inputs, target=0).flatten(1)
+        if algorithm is LayerEigenCam:
+            sums = net.features(net.stem(inputs)).sum(dim=1).flatten(1)
+        else:
+            sums = LayerHiResCam(net, net.features).attribute(inputs, target=0).flatten(1)
+        assert ((maps - maps.mean(1, True)) * (sums - sums.mean(1, True))).sum(1).gt(0).all()
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_component_of_channels_that_vary_alike_has_finite_gradients(requires_grad: bool) -> None:
+    """Where the derivative of a decomposition would be NaN: constant pixels, and directions of the same variance."""
+    x = torch.tensor([[[3.0, -3.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0, 0.0], [0.0] * 4 + [1.0, -1.0]]])
+    identity = nn.Identity()
+    attributions = LayerEigenCam(lambda x: identity(x).sum((1, 2)), identity).attribute(x.requires_grad_(requires_grad))
+    torch.testing.assert_close(attributions, x[:, :1])
+    if requires_grad:
+        (gradient,) = torch.autograd.grad(attributions.square().sum(), x)
+        assert gradient.isfinite().all()
+
+
+def test_hi_res_cam_is_captums_gradient_x_activation_summed(net: SmallNet, images: Tensor) -> None:
+    captums = LayerGradientXActivation(net, net.features).attribute(images, target=0)
+    ours = LayerHiResCam(net, net.features)
+    torch.testing.assert_close(ours.attribute(images, target=0), captums.sum(dim=1, keepdim=True))
+    element_wise = LayerGradCamElementWise(net, net.features).attribute(images, target=0)
+    torch.testing.assert_close(element_wise, captums.relu().sum(dim=1, keepdim=True))

@@ -1,0 +1,42 @@
+"""Eigen-CAM."""
+
+from torch import Tensor
+
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import principal_component
+
+
+@documented
+class LayerEigenCam(GradientCam):
+    r"""Computes Eigen-CAM for the chosen layer.
+
+    The map is the first principal component of the activations: pixels are points in the space of the channels, and
+    each is projected on the direction in which they vary most. In symbols, for that direction v and channels A_k:
+    L = sum_k v_k (A_k - mean(A_k)). It shows what stands out in the layer, whatever the class: the target selects a
+    score, as in all classes here, but the map does not depend on it.
+
+    A principal component has no sign of its own. This one's is such that it correlates with the sum of the channels.
+    The activations are centred, as principal components are defined and as pytorch-grad-cam does it; the formula in the
+    paper leaves that out.
+
+    More details can be found in the paper: https://arxiv.org/abs/2008.00299
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> eigen_cam = LayerEigenCam(model, model.layer4)
+        >>> eigen_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_maps(self, _: Tensor, activations: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.principal_component``."""
+        return principal_component(activations)

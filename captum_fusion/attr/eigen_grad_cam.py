@@ -1,0 +1,38 @@
+"""Eigen-Grad-CAM."""
+
+from torch import Tensor
+
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import principal_component
+
+
+@documented
+class LayerEigenGradCam(GradientCam):
+    r"""Computes Eigen-Grad-CAM for the chosen layer.
+
+    The map is the first principal component of the activations by their gradients: Eigen-CAM of what raises the
+    target's score. In symbols, for channels A_k, gradients g of that score, B_k = g_k A_k and the direction v in which
+    the pixels of B vary most: L = sum_k v_k (B_k - mean(B_k)).
+
+    A principal component has no sign of its own. This one's is such that it correlates with the sum of B_k, which is
+    HiResCAM. No paper defines the method; it comes from pytorch-grad-cam, which leaves the sign to chance.
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> eigen_grad_cam = LayerEigenGradCam(model, model.layer4)
+        >>> eigen_grad_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.principal_component``."""
+        return principal_component(gradients * activations)

@@ -1,0 +1,37 @@
+"""Element-wise Grad-CAM."""
+
+from torch import Tensor
+
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import element_wise_weights
+
+
+@documented
+class LayerGradCamElementWise(GradientCam):
+    r"""Computes element-wise Grad-CAM for the chosen layer.
+
+    As HiResCAM, but what lowers the score does not count: not in one channel against what raises it in another. In
+    symbols, for channels A_k and gradients g of the target's score: L = sum_k ReLU(g_k A_k).
+
+    It is the ``GradCAMElementWise`` of pytorch-grad-cam, and the positive part of Captum's ``LayerGradientXActivation``
+    summed over the channels.
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> element_wise = LayerGradCamElementWise(model, model.layer4)
+        >>> element_wise.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.element_wise_weights``."""
+        return element_wise_weights(gradients, activations)

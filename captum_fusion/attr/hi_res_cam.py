@@ -1,0 +1,38 @@
+"""HiResCAM."""
+
+from torch import Tensor
+
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+
+
+@documented
+class LayerHiResCam(GradientCam):
+    r"""Computes HiResCAM for the chosen layer.
+
+    Each pixel of a channel is weighted by its own gradient, so that the map shows where the activations raise the
+    score; Grad-CAM's mean over the pixels can move that elsewhere. In symbols, for channels A_k and gradients g of the
+    target's score: L = sum_k g_k A_k.
+
+    This is ``captum.attr.LayerGradientXActivation`` summed over the channels, in the form of ``LayerGradCam``.
+
+    More details can be found in the paper: https://arxiv.org/abs/2011.08891
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> hi_res_cam = LayerHiResCam(model, model.layer4)
+        >>> hi_res_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_weights(self, gradients: Tensor, _: Tensor) -> Tensor:
+        """The gradients themselves."""
+        return gradients

@@ -1,0 +1,37 @@
+"""Layer-CAM."""
+
+from torch import Tensor
+
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import layer_cam_weights
+
+
+@documented
+class LayerLayerCam(GradientCam):
+    r"""Computes Layer-CAM for the chosen layer.
+
+    Each pixel of a channel is weighted by its own gradient where that is positive, so that the map stays sharp in early
+    layers, too, where a mean over all pixels says little. In symbols, for channels A_k and gradients g of the target's
+    score: L = sum_k ReLU(g_k) A_k. The paper takes ReLU(L), which ``relu_attributions`` does.
+
+    More details can be found in the paper: https://doi.org/10.1109/TIP.2021.3089943
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> layer_cam = LayerLayerCam(model, model.layer4)
+        >>> layer_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def channel_weights(self, gradients: Tensor, _: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.layer_cam_weights``."""
+        return layer_cam_weights(gradients)
