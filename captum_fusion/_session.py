@@ -218,15 +218,20 @@ def sole_user(layer: Module) -> Iterator[None]:
             others.append(threading.get_ident())
 
     hook = layer.register_forward_pre_hook(note)
+    failure: Exception | None = None
     try:
         yield
+    except Exception as error:
+        failure = error
     finally:
         hook.remove()
     if others:
         raise RuntimeError(
             f"Another thread ran the layer {type(layer).__name__} while its values were recorded, which mixes up both. "
             "Give each thread a copy of the model, or let the threads take turns."
-        )
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 class _Memory:

@@ -103,7 +103,8 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         if not chosen.any():
             return inputs.new_zeros(())
         overlap = box_iou(found["boxes"][chosen], wanted.to(found["boxes"]))[:, 0]
-        return (found["scores"][chosen] * overlap).max()
+        best: Tensor = (found["scores"][chosen] * overlap).max()
+        return best
 
     def forward(inputs: Tensor, *args: Any) -> Tensor:
         detections = forward_func(inputs, *args)
