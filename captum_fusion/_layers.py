@@ -16,7 +16,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from captum_fusion._call import checked_inputs
 from captum_fusion._captum import eager
 from captum_fusion._outputs import scores_in
-from captum_fusion._state import PASSES, preserved
+from captum_fusion._state import in_turn, preserved
 from captum_fusion._views import Grid, PassShapes, first_of, spatial_view
 
 Form = Literal["channels first", "channels last", "tokens"]
@@ -100,7 +100,7 @@ def last_feature_map(
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with PASSES, eager(), state.watching():
+        with in_turn(), eager(), state.watching():
             places, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
         scores = _scores(output)
         if not scores:
