@@ -35,6 +35,12 @@ def check_percentile(percentile: float) -> None:
         raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
 
 
+def check_samples(samples: int) -> None:
+    """Refuses a number of samples below 1."""
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1")
+
+
 def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
     """Refuses a number of masks per evaluation below 1."""
     if perturbations_per_eval is not None and perturbations_per_eval < 1:

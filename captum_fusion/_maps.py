@@ -14,6 +14,12 @@ Sign = Literal["positive", "negative", "absolute_value", "all"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)
 
 
+def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
+    """What each channel adds to a layer's map, (N, C, *s), as Captum's layer attributions return it."""
+    attributions = channels.sum(dim=1, keepdim=True) if attr_dim_summation else channels
+    return relu(attributions) if relu_attributions else attributions
+
+
 def saliency_map(
     attributions: Tensor,
     size: tuple[int, ...],

@@ -312,6 +312,45 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
 
 
+def grad_cam_weights(gradients: Tensor) -> Tensor:
+    r"""Grad-CAM (https://arxiv.org/abs/1610.02391): w_k = mean over pixels of g.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C).
+
+    Examples::
+
+        >>> grad_cam_weights(torch.tensor([[[0.5, -1.5]]]))
+        tensor([[-0.5000]])
+    """
+    return as_float(gradients).flatten(2).mean(dim=2)
+
+
+def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
+    r"""Finer-CAM (https://arxiv.org/abs/2501.11309): y - gamma mean of the scores that are closest to y.
+
+    Args:
+        scores (Tensor): y, the target's score, shape (N,).
+        others (Tensor): The scores of the other classes, shape (N, K).
+        strength (float): gamma.
+        references (int): How many of the others count; all where there are fewer.
+
+    Returns:
+        *Tensor* of shape (N,), with the graph of its arguments.
+
+    Examples::
+
+        >>> finer_scores(torch.tensor([3.0]), torch.tensor([[5.0, 2.5, 0.0]]), 0.5, 2)
+        tensor([1.1250])
+    """
+    distances = (others - scores.unsqueeze(1)).detach().abs()
+    closest = distances.argsort(dim=1, stable=True)[:, :references]
+    return scores - strength * others.gather(1, closest).mean(dim=1)
+
+
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943): w_k = ReLU(g), for each pixel its own.
 
@@ -389,6 +428,83 @@ def principal_component(channels: Tensor) -> Tensor:
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
+def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
+    """Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360): w_k = (y - y_k) / |y|.
+
+    Args:
+        scores (Tensor): y, the target's score of each example as it is, shape (N,).
+        ablated_scores (Tensor): y_k, the score with channel k of the layer set to 0, shape (N, C).
+
+    Returns:
+        *Tensor* of shape (N, C). The paper divides by y, which for a negative score would turn every sign: a channel
+        without which the score falls would count against the class. Where y is 0, w_k = -y_k.
+
+    Examples::
+
+        >>> ablation_weights(torch.tensor([4.0, -4.0]), torch.tensor([[3.0, 6.0], [-5.0, -4.0]]))
+        tensor([[ 0.2500, -0.5000],
+                [ 0.2500,  0.0000]])
+    """
+    scores, ablated_scores = as_float(scores).unsqueeze(1), as_float(ablated_scores)
+    return (scores - ablated_scores) / _or_one(scores.abs())
+
+
+def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
+    r"""The masks of IS-CAM (https://arxiv.org/abs/2010.03023): (i / n) M for the step i = 1 ... n.
+
+    Args:
+        masks (Tensor): M, shape (N, 1, \*S).
+        steps (Tensor): i - 1, shape (N,).
+        count (int): n.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S).
+
+    Examples::
+
+        >>> integration_masks(torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 1]), 2)
+        tensor([[[0.0000, 0.5000]],
+                [[0.0000, 1.0000]]])
+    """
+    masks = as_float(masks)
+    return _like((steps + 1).to(masks) / count, masks) * masks
+
+
+def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""The masks of RISE (https://arxiv.org/abs/1806.07421): grids enlarged to one cell more, and cropped at random.
+
+    A cell is as long as the size over the grid's, rounded up, along each axis. The grid is brought to the length of one
+    cell more than it has, linearly as ``upsample`` does it, and cropped to the size from a pixel of the first cell on.
+
+    Args:
+        grids (Tensor): Values in [0, 1], shape (N, 1, \*s).
+        shifts (Tensor): Where in the first cell the crop begins, along each axis a share of the cell in [0, 1), shape
+            (N, axes).
+        size (tuple[int, ...]): The spatial shape S to reach.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> random_masks(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.5]]), (4,))
+        tensor([[[0.0000, 0.3333, 0.6667, 1.0000]]])
+    """
+    masks = as_float(grids)
+    # Autocast would interpolate in half precision.
+    with torch.autocast(masks.device.type, enabled=False):
+        for axis, length in enumerate(size, start=2):
+            cells = grids.shape[axis]
+            cell = ceil(length / cells)
+            pixels = torch.arange(length, device=masks.device) + (shifts[:, axis - 2 : axis - 1] * cell).floor()
+            places = ((pixels.to(masks.dtype) + 0.5) * cells / ((cells + 1) * cell) - 0.5).clamp(0, cells - 1)
+            # The weight of each cell of the grid in each pixel.
+            weights = relu(1 - (places.unsqueeze(2) - torch.arange(cells, device=masks.device)).abs())
+            moved = masks.movedim(axis, -1)
+            masks = (moved.flatten(1, -2) @ weights.mT).reshape(*moved.shape[:-1], length).movedim(-1, axis)
+    return masks
+
+
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
     r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859): ReLU of sums of w_k A_k, where w_k = mean(g).
 
@@ -407,7 +523,7 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
         tensor([[[4., 6.],
                  [0., 6.]]])
     """
-    weights = as_float(gradients).flatten(2).mean(dim=2)
+    weights = grad_cam_weights(gradients)
     parts = zip(activations.tensor_split(groups, dim=1), weights.tensor_split(groups, dim=1), strict=True)
     return relu(torch.cat([weighted_sum(*part) for part in parts], dim=1))
 

@@ -4,11 +4,11 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, logged
+from captum_fusion._maps import layer_attributions
 from captum_fusion._prose import documented
-from captum_fusion._scorer import Scorer
+from captum_fusion._scorer import Masks, Scorer
 from captum_fusion.attr._masked_cam import MaskedCam
 from captum_fusion.functional import normalize, weighted
 
@@ -106,10 +106,8 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
             activations = scorer.session.layer_value
             scores = self._channel_scores(scorer, activations, show_progress)
-        attributions = weighted(activations, scores.softmax(dim=1))
-        if attr_dim_summation:
-            attributions = attributions.sum(dim=1, keepdim=True)
-        return relu(attributions) if relu_attributions else attributions
+        channels = weighted(activations, scores.softmax(dim=1))
+        return layer_attributions(channels, attr_dim_summation, relu_attributions)
 
     def _channel_scores(self, scorer: Scorer, activations: Tensor, show_progress: bool) -> Tensor:
         """s: the score of each channel of each example, (N, C), minus infinity where a channel is not scored."""
@@ -124,10 +122,16 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         def masks(rows: Tensor, position: int) -> Tensor:
             return normalize(scorer.upsample(channels[examples[rows], live[rows]].unsqueeze(1), position))
 
-        row_scores = scorer.scores(examples, masks, f"{self.get_name()} attribution" if show_progress else None)
+        row_scores = self._row_scores(
+            scorer, examples, masks, f"{self.get_name()} attribution" if show_progress else None
+        )
         scores = row_scores.new_zeros(channels.shape[:2])
         scores[examples, live] = row_scores
         return torch.where(constant, scores[:, -1:], scores[:, :-1]).masked_fill(~scored, -torch.inf)
+
+    def _row_scores(self, scorer: Scorer, examples: Tensor, masks: Masks, description: str | None) -> Tensor:
+        """The score of each row's mask; methods that score several masks in its place override this."""
+        return scorer.scores(examples, masks, description)
 
 
 def _covering_channels(activations: Tensor, coverage: float) -> Tensor:
