@@ -77,6 +77,12 @@ def saliency_map(
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
 
 
+def ranks(maps: Tensor) -> Tensor:
+    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(maps.shape)
+
+
 def saliency_maps(
     inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
 ) -> dict[int, Tensor]:

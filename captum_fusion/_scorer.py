@@ -175,11 +175,7 @@ class Scorer:
                 mask = torch.cat([mask.new_ones(1, 1, *self.size_of(position)), mask])
             else:
                 mask = masks(rows - int(control), position).to(tensor)
-            # lerp(b, x, m) is m x + (1 - m) b.
-            masked = torch.lerp(
-                _rows(self.call.baselines[position], own), _rows(tensor, own), mask, out=buffers[position][: len(rows)]
-            )
-            row_inputs.append(masked)
+            row_inputs.append(self._masked(position, own, mask, buffers[position][: len(rows)]))
         output = self._run(tuple(row_inputs), examples)
         if len(output) != len(rows):
             raise ValueError(
@@ -187,6 +183,12 @@ class Scorer:
                 f"any number of inputs. {_FIXED}"
             )
         return self.call.select(output, examples).reshape(-1)
+
+    def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+        """The masked rows of an input, in the memory that is given."""
+        tensor, baseline = self.inputs[position], self.call.baselines[position]
+        # lerp(b, x, m) is m x + (1 - m) b.
+        return torch.lerp(_rows(baseline, examples), _rows(tensor, examples), mask, out=out)
 
     def _run(self, row_inputs: tuple[Tensor, ...], examples: Tensor) -> Tensor:
         arguments = self.call.arguments(examples)

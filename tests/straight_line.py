@@ -327,3 +327,23 @@ def fusion_cam(
         "region_contribution": c_r,
         "combined_contribution": c_c,
     }
+
+
+def impute(values: Array, kept: NDArray[np.bool_]) -> Array:
+    """Each removed pixel's equation, one after the other, and a dense solver."""
+    pixels = list(np.ndindex(values.shape))
+    places = {pixel: place for place, pixel in enumerate(pixels)}
+    matrix, right = np.eye(len(pixels)), np.zeros(len(pixels))
+    for pixel in pixels:
+        if kept[pixel]:
+            right[places[pixel]] = values[pixel]
+            continue
+        shares = {}
+        for offset in np.ndindex(*(3,) * values.ndim):
+            steps = [part - 1 for part in offset]
+            near = tuple(int(index + step) for index, step in zip(pixel, steps, strict=True))
+            if any(steps) and near in places:
+                shares[near] = 0.5 ** sum(map(abs, steps))
+        for near, share in shares.items():
+            matrix[places[pixel], places[near]] = -share / sum(shares.values())
+    return np.linalg.solve(matrix, right).reshape(values.shape)
