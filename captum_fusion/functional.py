@@ -682,8 +682,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
     def ranked(values: Tensor) -> Tensor:
         _, row_of, counts = torch.unique(values, return_inverse=True, return_counts=True)
-        last = counts.cumsum(dim=0)
-        return (last - (counts - 1).double() / 2)[row_of]
+        middle: Tensor = counts.cumsum(dim=0) - (counts - 1).double() / 2
+        return middle[row_of]
 
     ranks = (torch.stack([ranked(row) for row in part]) for part in (first, second))
     return correlation(*ranks).to(as_float(first).dtype)
