@@ -50,7 +50,7 @@ class Call:
         self.device = self.inputs[0].device
         self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
         self.given_target = target
-        self.target = target
+        self.target = target.to(self.device) if isinstance(target, Tensor) else target
         if isinstance(target, list) and len(target) == self.examples > 1 and {type(index) for index in target} == {int}:
             # Selected without a loop.
             self.target = torch.tensor(target, device=self.device)
@@ -64,6 +64,23 @@ class Call:
             value[examples.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
             for value in self.additional_forward_args
         )
+
+    def alike(self) -> Tensor:
+        """Runs of consecutive examples that differ in their targets at most, (runs, longest).
+
+        A shorter run has its first example again in the places that are left.
+        """
+        rows = [tensor.detach() for tensor in self.inputs]
+        rows += [value for value in self.additional_forward_args if isinstance(value, Tensor) and value.dim()]
+        rows += [baseline for baseline in self.baselines if len(baseline) > 1]
+        first = torch.ones(self.examples, dtype=torch.bool)
+        first[1:] = torch.stack(
+            [(value[1:] != value[:-1]).reshape(self.examples - 1, value[0].numel()).any(dim=1).cpu() for value in rows]
+        ).any(dim=0)
+        starts = first.nonzero()
+        lengths = starts.diff(dim=0, append=torch.tensor([[self.examples]]))
+        places = torch.arange(int(lengths.max()))
+        return (starts + torch.where(places < lengths, places, 0)).to(self.device)
 
     def select(self, output: Tensor, examples: Tensor | None = None) -> Tensor:
         """The target's score in each row of an output, after the activation, float32 or wider, in memory of its own.

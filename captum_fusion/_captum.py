@@ -38,6 +38,9 @@ class ProgressBar(Protocol):
     def update(self, n: float) -> object:
         """Moves on by n."""
 
+    def set_postfix_str(self, s: str) -> object:
+        """Shows something after the numbers."""
+
     def close(self) -> None:
         """Ends the bar."""
 

@@ -41,6 +41,12 @@ def check_samples(samples: int) -> None:
         raise ValueError(f"samples is {samples}; expected at least 1")
 
 
+def check_tolerance(tolerance: float) -> None:
+    """Refuses a tolerance outside [0, 1), and what is no number."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance!r}; expected a number in [0, 1)")
+
+
 def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
     """Refuses a number of masks per evaluation below 1."""
     if perturbations_per_eval is not None and perturbations_per_eval < 1:

@@ -373,7 +373,7 @@ def find_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(name)
-        torch.empty(0, device=place)
+        torch.zeros(1, device=place).item()
     except Exception as error:
         raise ValueError(f"device is {name!r}, which cannot be used: {reason(error)}") from error
     return place
@@ -392,7 +392,7 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None) -> ChosenLa
     Raises:
         ValueError: If there is no such layer, or if it gives no feature map, naming those that do.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules: dict[str, nn.Module] = {layer: module for layer, module in model.named_modules() if layer}
     if name is None:
         name = last_feature_map(model, inputs)
         return ChosenLayer(name, modules[name])
@@ -400,7 +400,7 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None) -> ChosenLa
     maps = [f"{layer} {tuple(output.shape[1:])}" for layer, output in outputs.items() if _is_feature_map(output)]
     shown = ", ".join(maps[-_NAMED:]) + (f" and {len(maps) - _NAMED} before these" if len(maps) > _NAMED else "")
     there_are = f"The feature maps that there are: {shown}" if maps else "There are no feature maps"
-    if not name or name not in modules:
+    if name not in modules:
         raise ValueError(f"The model has no layer {name!r}.{close_names(name, modules)} {there_are}")
     if name not in outputs:
         raise ValueError(f"The layer {name!r} does not run in a forward pass. {there_are}")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._call import Call, checked_inputs
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, progress_bar, run_forward
+from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, progress_bar, run_forward
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
 from captum_fusion._session import VIEW_HINT, Session, session
@@ -61,6 +61,7 @@ class Scorer:
         )
         # Convolutions on a CPU gain by it.
         self._channels_last = self.call.device.type == "cpu"
+        self._passed = False
         for position in self.masked:
             if not self.inputs[position].is_floating_point():
                 raise TypeError(
@@ -81,24 +82,27 @@ class Scorer:
         """U: maps at the size of an input, by default the first masked one."""
         return upsample(maps, self.size if position is None else self.size_of(position), self.interpolate_mode)
 
-    def scores(self, examples: Tensor, masks: Masks, description: str | None = None) -> Tensor:
+    def scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row.
 
         Args:
-            examples (Tensor): The example that each row masks, shape (rows,).
+            examples (Tensor): The example that each row masks, shape (rows,), or several that differ in their targets
+                at most, (rows, targets): their masked input is scored once for all of their targets.
             masks (Callable): Gives the masks of some rows for one of the inputs.
-            description (str or None): Shows a progress bar with this description. Default: None
+            progress (str, ProgressBar or None): Shows a progress bar with this description, or moves one on.
+                Default: None
 
         Returns:
-            *Tensor* of shape (rows,), float32 or wider.
+            *Tensor* of the shape of ``examples``, float32 or wider.
 
         Raises:
             RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
         """
-        total = len(examples)
-        # The first row of the first chunk with several is the first example as it is: where it scores otherwise than
-        # alone, scores depend on the other rows.
-        control = min(self._rows, total) > 1 and not self.session.state.controlled
+        total, shape = len(examples), examples.shape
+        examples = examples.reshape(total, -1)
+        # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
+        # rows, on chance or on the memory format.
+        control = total > 1 and not self.session.state.controlled
         if control:
             examples = torch.cat([examples[:1], examples])
         buffers: dict[int, Tensor] = {}
@@ -111,25 +115,32 @@ class Scorer:
             # Where a number of rows is asked for, every forward pass has it: the last row is repeated.
             last = start + most if self.perturbations_per_eval else stop
             rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
-            return self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
+            chunk = self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
+            if control and start == 0 and self._differs(chunk[0, 0], examples[0, 0]):
+                if self._channels_last:
+                    self._channels_last, buffers = False, {}
+                    return score(start, stop, most)
+                alone = self.session.unmasked_scores[examples[0, 0]]
+                self.session.state.warn_of_other_rows(float(alone), float(chunk[0, 0]))
+            self.session.state.controlled |= control
+            return chunk
 
-        bar = progress_bar(description, len(examples)) if description else None
+        bar = progress_bar(progress, len(examples)) if isinstance(progress, str) else progress
         try:
             scores = in_chunks(score, len(examples), self._rows, self.call.device, bar)
         finally:
-            if bar:
+            if bar and bar is not progress:
                 bar.close()
-        not_finite = int((~scores.isfinite()).sum())
+        not_finite = int((~scores.isfinite()).any(dim=1).sum())
         if not_finite:
             raise RuntimeError(
                 f"forward_func gave scores that are not finite for {not_finite} of {total} masked inputs. "
                 "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
             )
         if control:
-            self._check_control(scores[0], examples[0])
             examples, scores = examples[1:], scores[1:]
-        self._check_saturation(scores, examples)
-        return scores
+        self._check_saturation(scores.flatten(), examples.flatten())
+        return scores.reshape(shape)
 
     def scores_of_maps(self, maps: Tensor) -> Tensor:
         r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
@@ -165,8 +176,9 @@ class Scorer:
         self, examples: Tensor, rows: Tensor, masks: Masks, control: bool, buffers: dict[int, Tensor]
     ) -> Tensor:
         row_inputs = []
+        masked_examples = examples[:, 0]
         for position, tensor in enumerate(self.inputs):
-            own = examples.to(tensor.device)
+            own = masked_examples.to(tensor.device)
             if position not in self.masked:
                 row_inputs.append(tensor[own])
                 continue
@@ -176,13 +188,13 @@ class Scorer:
             else:
                 mask = masks(rows - int(control), position).to(tensor)
             row_inputs.append(self._masked(position, own, mask, buffers[position][: len(rows)]))
-        output = self._run(tuple(row_inputs), examples)
+        output = self._run(tuple(row_inputs), masked_examples)
         if len(output) != len(rows):
             raise ValueError(
                 f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
                 f"any number of inputs. {_FIXED}"
             )
-        return self.call.select(output, examples).reshape(-1)
+        return torch.stack([self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)], dim=1)
 
     def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
         """The masked rows of an input, in the memory that is given."""
@@ -210,25 +222,20 @@ class Scorer:
         return self._pass(tuple(part.contiguous() for part in row_inputs), arguments)
 
     def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
-        with PASSES:
+        # The first one may run other modules than the unmasked pass, such as those for several rows.
+        known = self._passed or hasattr(self.call.forward_func, "_orig_mod")
+        watching = nullcontext() if known else self.session.state.watching()
+        self._passed = True
+        with PASSES, watching:
             output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
         return output
 
-    def _check_control(self, score: Tensor, example: Tensor) -> None:
-        """Warns where the first example scores otherwise among masked inputs than on its own."""
-        state, alone = self.session.state, self.session.unmasked_scores[example]
-        state.controlled = True
+    def _differs(self, score: Tensor, example: Tensor) -> bool:
+        """Whether an example scores otherwise among masked inputs than on its own, by more than rounding."""
         exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
         rounding = 1e-3 if exact and self.session.output.dtype in (torch.float32, torch.float64) else 0.05
         scale = 1 if self.call.activation else self.session.output[example].abs().max()
-        if not state.warned and (score - alone).abs() > rounding * scale:
-            state.warned = True
-            warn(
-                f"An input scores {float(alone):.4g} as it is, but {float(score):.4g} in a batch of masked ones, which "
-                "means that scores depend on the other rows or on chance. Look for BatchNorm with "
-                "track_running_stats=False and for functional dropout. An example that is explained alone is kept "
-                "apart by perturbations_per_eval=1."
-            )
+        return bool((score - self.session.unmasked_scores[example]).abs() > rounding * scale)
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""

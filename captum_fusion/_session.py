@@ -60,6 +60,16 @@ _current: ContextVar[Session | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
+def unshared() -> Iterator[None]:
+    """Lets the methods inside run the model anew, since something else might have changed it in between."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
 def session(
     call: Call,
     layer: Module | None = None,
@@ -107,16 +117,17 @@ def _run(
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
     inputs = tuple(tensor.clone() for tensor in call.inputs)
+    arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in call.additional_forward_args)
     given: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
     with PASSES, eager(), state.watching() as draws, _memory(inputs) as memory:
         if layer is None:
             with torch.no_grad():
-                run_forward(observed, inputs, call.additional_forward_args)
+                run_forward(observed, inputs, arguments)
         else:
             devices = device_ids or getattr(call.forward_func, "device_ids", None)
-            where = (call.additional_forward_args, devices, attribute_to_layer_input)
+            where = (arguments, devices, attribute_to_layer_input)
             try:
                 with sole_user(layer), _checked(layer, attribute_to_layer_input, runs):
                     if with_gradients:
@@ -211,15 +222,20 @@ def sole_user(layer: Module) -> Iterator[None]:
             others.append(threading.get_ident())
 
     hook = layer.register_forward_pre_hook(note)
+    failure: Exception | None = None
     try:
         yield
+    except Exception as error:
+        failure = error
     finally:
         hook.remove()
     if others:
         raise RuntimeError(
             f"Another thread ran the layer {type(layer).__name__} while its values were recorded, which mixes up both. "
             "Give each thread a copy of the model, or let the threads take turns."
-        )
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 class _Memory:

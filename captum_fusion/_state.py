@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
@@ -24,14 +26,20 @@ PASSES = threading.RLock()
 
 def warn(message: str) -> None:
     """Warns about the line that called this package, or Captum, which called this package."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("captum", "captum_fusion"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    frame: FrameType | None = sys._getframe()
+    level = outermost = 0
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] in ("captum", "captum_fusion"):
+            outermost = level
+        frame = frame.f_back
+    warnings.warn(message, stacklevel=outermost + 1)
 
 
 class _Draws(TorchDispatchMode):
     """Notes whether this thread draws random numbers."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
@@ -77,7 +85,8 @@ class Preserved:
     def _keep(self, module: Module) -> None:
         self._seen.add(module)
         for name, buffer in module._buffers.items():
-            self._buffers.append((module, name, buffer, None if buffer is None else buffer.clone()))
+            if buffer is None or _is_plain(buffer):
+                self._buffers.append((module, name, buffer, None if buffer is None else buffer.clone()))
         # A frozen scripted module has no mode.
         if getattr(module, "training", False) and isinstance(module, (_BatchNorm, _DropoutNd, StochasticDepth)):
             self.unstable.add(type(module).__name__)
@@ -89,6 +98,16 @@ class Preserved:
             warn(
                 f"The model is in training mode and holds {', '.join(sorted(self.unstable))}, so that scores depend on "
                 "chance or on the rest of the batch. Call model.eval() before explaining it."
+            )
+
+    def warn_of_other_rows(self, alone: float, score: float) -> None:
+        """Warns once that an input scores otherwise among others."""
+        if not self.warned:
+            self.warned = True
+            warn(
+                f"An input scores {alone:.4g} as it is, but {score:.4g} in a batch of masked ones, which means that "
+                "scores depend on the other rows or on chance. Look for BatchNorm with track_running_stats=False and "
+                "for functional dropout. An example that is explained alone is kept apart by perturbations_per_eval=1."
             )
 
     def warn_of_chance(self) -> None:
@@ -112,12 +131,23 @@ class Preserved:
             _set_random_state(device, self._random_states[device])
         with torch.no_grad():
             for module, name, buffer, value in self._buffers:
-                # Version counters miss the statistics of batch normalization. What has not changed is not written,
-                # since a backward pass of the caller may still need it as it is.
+                # Without a trace in the version counter: a backward pass of the caller may still need the buffer.
                 if buffer is not None and value is not None and not torch.equal(buffer, value):
-                    buffer.copy_(value)
-                if not isinstance(module, ScriptModule) and getattr(module, name, None) is not buffer:
+                    buffer.data.copy_(value)
+                now = getattr(module, name, None)
+                # A scripted module gives a new tensor each time.
+                if now is not buffer and not (isinstance(module, ScriptModule) and _equal(now, value)):
                     setattr(module, name, buffer)
+
+
+def _is_plain(buffer: Tensor) -> bool:
+    """Whether a buffer can be compared and copied; sparse, quantized, nested and uninitialized ones are left alone."""
+    strided = buffer.layout == torch.strided and not (buffer.is_quantized or buffer.is_nested or buffer.is_meta)
+    return strided and not is_lazy(buffer)
+
+
+def _equal(first: object, second: object) -> bool:
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
 
 
 _outermost: ContextVar[Preserved | None] = ContextVar("_outermost", default=None)

@@ -3,17 +3,21 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Conv2d, Conv3d, Identity, Module
+from torch.nn import Conv1d, Conv2d, Conv3d, Identity, Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 Grid = tuple[int, ...]
 ToMap = Callable[[Any], Tensor]
 FromMap = Callable[[Tensor, Any], Any]
+
+# Where the grid is known, so many tokens are too many in front: class and register tokens are at most 8.
+_REGISTERS = 9
 
 
 class _View:
@@ -31,29 +35,47 @@ class _View:
 
 
 class _Shapes:
-    """The spatial shapes from which the grid of tokens follows: of the images taken in, and of what is convolved."""
+    """The shapes from which the grid of tokens follows: of the images taken in, and of what convolutions gave."""
 
     def __init__(self) -> None:
-        self.images: list[tuple[int, Grid]] = []
+        self.images: dict[int, set[Grid]] = {}
         self.convolved: set[Grid] = set()
+        self.sequences: set[tuple[int, ...]] = set()
 
-    def grids(self, tokens: int) -> set[Grid]:
+    def grids(self, tokens: int, channels: int) -> set[Grid]:
         """Each grid that so many tokens may have, with others in front.
 
         That of a convolution, which is how most networks cut patches, is exact whatever its stride and padding.
-        Otherwise a whole number divides the image, if need be rounded down or up.
+        Otherwise a whole number divides the image, or divides it with rounding and without any token in front.
         """
-        patches = [(size, patch) for size in {size for _, size in self.images} for patch in range(1, max(size) + 1)]
-        ways: list[Iterable[Grid]] = [
-            self.convolved,
-            (tuple(side // patch for side in size) for size, patch in patches if not any(s % patch for s in size)),
-            (tuple((side + up) // patch for side in size) for size, patch in patches for up in (0, patch - 1)),
-        ]
-        for grids in ways:
-            fitting = {grid for grid in grids if min(grid) and _fits(tokens, grid)}
-            if fitting:
-                return fitting
-        return set()
+        if (tokens, channels) in self.sequences:  # (N, C, T)
+            return set()
+        convolved = {grid for grid in self.convolved if prod(grid) > 1 and _fits(tokens, grid, _REGISTERS)}
+        exact = convolved or {grid for grid in self._divided(exactly=True) if _fits(tokens, grid)}
+        if exact:
+            return exact
+        rounded = {grid for grid in self._divided() if _fits(tokens, grid)}
+        return rounded if any(prod(grid) == tokens for grid in rounded) else set()
+
+    def has_map(self, grid: Grid) -> bool:
+        """Whether a feature map of the image may have this grid: no finer one than convolutions gave, if any did."""
+        finest = max(map(prod, self.convolved), default=prod(grid))
+        divided = prod(grid) <= finest and any(grid[-2:] == divided[-2:] for divided in self._divided())
+        return divided or grid in self.convolved
+
+    def _divided(self, exactly: bool = False) -> set[Grid]:
+        return {grid for sizes in self.images.values() for size in sizes for grid in _divided(size, exactly)}
+
+
+@lru_cache(maxsize=64)
+def _divided(size: Grid, exactly: bool) -> set[Grid]:
+    """A size divided by each whole number, rounded down and up, or only by those that divide it exactly."""
+    return {
+        tuple((side + up) // patch for side in size)
+        for patch in range(1, max(size) + 1)
+        for up in (0, patch - 1)
+        if not exactly or not any(side % patch for side in size)
+    }
 
 
 class PassShapes(threading.local):
@@ -65,6 +87,8 @@ class PassShapes(threading.local):
 
     def __init__(self) -> None:
         self._depth = 0
+        # Whether no module with weights has run, so that what modules take in may be the image.
+        self._raw = True
         self._call = _Shapes()
         self._calls = _Shapes()
         self._done = False
@@ -82,13 +106,25 @@ class PassShapes(threading.local):
             for hook in hooks:
                 hook.remove()
 
-    def grid(self, tokens: int) -> Grid:
-        """The grid of a layer that runs now and gives so many tokens."""
+    def grids(self, tokens: int, channels: int) -> set[Grid]:
+        """Each grid that so many tokens of a layer that runs now may have."""
         self._done = True
-        grids = self._call.grids(tokens) or self._calls.grids(tokens)
+        return self._call.grids(tokens, channels) or self._calls.grids(tokens, channels)
+
+    def convolved(self, tokens: int) -> bool:
+        """Whether a convolution of this pass gave so many tokens, but for some in front."""
+        return any(_fits(tokens, grid, _REGISTERS) for grid in self._call.convolved)
+
+    def has_map(self, grid: Grid) -> bool:
+        """Whether a feature map of this pass may have this grid."""
+        return self._call.has_map(grid)
+
+    def grid(self, tokens: int, channels: int) -> Grid:
+        """The one grid of so many tokens."""
+        grids = self.grids(tokens, channels)
         if len(grids) == 1:
             return grids.pop()
-        sizes = {size for _, size in self._call.images or self._calls.images}
+        sizes = set().union(*(self._call.images or self._calls.images).values())
         raise ValueError(
             f"The grid of {tokens} tokens "
             + (f"may be {_any_of(grids)}" if grids else "does not follow from the input")
@@ -99,31 +135,37 @@ class PassShapes(threading.local):
 
     def _enter(self, _: Module, args: tuple[Any, ...]) -> None:
         if self._depth == 0:
-            self._call = _Shapes()
+            self._call, self._raw = _Shapes(), True
             if self._done:
                 self._calls, self._done = _Shapes(), False
-        for value in args:
+        for value in args if self._raw else ():
             if isinstance(value, Tensor) and 4 <= value.dim() <= 5:
                 channels, size = value.shape[1], tuple(value.shape[2:])
-                # Further in, attention has four dimensions too; an image that is resized keeps its channels.
-                if self._depth == 0 or any(channels == known for known, _ in self._call.images):
-                    self._call.images.append((channels, size))
-                    self._calls.images.append((channels, size))
+                # Further in, an image that was resized has as many channels as it had.
+                if self._depth == 0 or channels in self._call.images:
+                    for shapes in (self._call, self._calls):
+                        shapes.images.setdefault(channels, set()).add(size)
         self._depth += 1
 
     def _leave(self, module: Module, _: tuple[Any, ...], output: Any) -> None:
         self._depth -= 1
-        if isinstance(module, (Conv2d, Conv3d)) and isinstance(output, Tensor):
-            self._call.convolved.add(tuple(output.shape[2:]))
-            self._calls.convolved.add(tuple(output.shape[2:]))
+        if next(module.parameters(recurse=False), None) is not None:
+            self._raw = False
+        if isinstance(module, (Conv1d, Conv2d, Conv3d)) and isinstance(output, Tensor):
+            for shapes in (self._call, self._calls):
+                if isinstance(module, Conv1d):
+                    shapes.sequences.add(tuple(output.shape[1:]))
+                else:
+                    shapes.convolved.add(tuple(output.shape[2:]))
 
 
 def _any_of(shapes: Iterable[Grid]) -> str:
     return " or ".join(map(str, sorted(shapes)))
 
 
-def _fits(tokens: int, grid: Grid) -> bool:
-    return 0 <= tokens - prod(grid) < max(grid)
+def _fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
+    """Whether so many tokens hold a grid and fewer others in front than its longest side has, or than allowed."""
+    return min(grid) > 0 and 0 <= tokens - prod(grid) < max(in_front, *grid)
 
 
 @contextmanager
@@ -142,15 +184,15 @@ def spatial_view(
 
     Without ``to_map`` and ``from_map``, an output of three dimensions is tokens (N, T, C), those of the grid in row
     order after any class or register tokens, which the view leaves out (ViT, DeiT); an output of four or five is a
-    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks).
+    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, the first entry is viewed.
 
     Args:
         layer (torch.nn.Module): The layer to view. Where only a part of the tokens reaches the model's output, as after
             the last attention of a ViT, all others have no gradient: choose an earlier layer, such as the
             normalization before the last attention.
         grid (tuple[int, ...], optional): The spatial shape s of the tokens, one to three axes. Default: None, which
-            means the one grid that follows from the shape of the input or of the convolution that cuts it into patches,
-            with fewer tokens in front of it than its longest side has
+            means the one grid that follows from the convolution that cuts the input into patches, or from the shape of
+            the input
         to_map (Callable, optional): Takes the layer's output and gives its view, (N, C, \*s). Default: None
         from_map (Callable, optional): Takes such a view and the layer's output, and gives an output that holds the
             view's values. Given together with ``to_map``. Default: None
@@ -199,7 +241,13 @@ def spatial_view(
         )
 
 
+def first_of(output: Any) -> Any:
+    """The first entry of a tuple, or anything else as it is."""
+    return output[0] if type(output) in (tuple, list) and output else output
+
+
 def _to_map(output: Any, grid: Grid | None, shapes: PassShapes) -> Tensor:
+    output = first_of(output)
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
@@ -211,17 +259,19 @@ def _to_map(output: Any, grid: Grid | None, shapes: PassShapes) -> Tensor:
             raise ValueError(f"grid is {grid}, but the viewed layer gave a map {tuple(output.shape)}; expected None")
         return output.movedim(-1, 1)
     tokens = output.shape[1]
-    shape = shapes.grid(tokens) if grid is None else grid
-    if not _fits(tokens, shape):
+    shape = shapes.grid(tokens, output.shape[2]) if grid is None else grid
+    if not _fits(tokens, shape, _REGISTERS):
         raise ValueError(
-            f"{tokens} tokens do not fit the grid {shape}; expected those of the grid and fewer than {max(shape)} in "
-            "front. Give the grid, or to_map and from_map."
+            f"{tokens} tokens do not fit the grid {shape}; expected those of the grid and fewer than "
+            f"{max(_REGISTERS, *shape)} in front. Give the grid, or to_map and from_map."
         )
     maps = output[:, tokens - prod(shape) :].movedim(-1, 1)
     return maps.reshape(*maps.shape[:2], *shape)
 
 
-def _from_map(viewed: Tensor, output: Tensor) -> Tensor:
+def _from_map(viewed: Tensor, output: Any) -> Any:
+    if type(output) in (tuple, list):
+        return type(output)([_from_map(viewed, output[0]), *output[1:]])
     if output.dim() > 3:
         return viewed.movedim(1, -1)
     tokens = viewed.flatten(2).movedim(1, -1)

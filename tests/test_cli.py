@@ -164,6 +164,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--size", "0"], "size is 0; expected at least 1"),
         (["explain", "--mean", "0", "0", "nan"], "mean is (0.0, 0.0, nan); expected numbers"),
         (["explain", "--device", "gpu"], "device is 'gpu', which cannot be used"),
+        (["explain", "--device", "meta"], "device is 'meta', which cannot be used"),
         (
             ["explain", "--layer", "nope"],
             "no layer 'nope'. The feature maps that there are: stem (4, 12, 12), ",

@@ -27,7 +27,7 @@ def test_names() -> None:
         ("LayerGradCamPlusPlus", "grad-cam++"),
         ("Score_CAM", "score-cam"),
         ("integrated gradients", "integrated-gradients"),
-        ("LayerGradientXActivation", "layer-gradient-x-activation"),
+        ("LayerGradientXActivation", "gradient-x-activation"),
         ("FusionCAM:RAW", "fusion-cam:raw"),
         ("Fusion(XGradCAM, Group-CAM):Released", "fusion(x-grad-cam,group-cam):released"),
     ],

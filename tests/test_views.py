@@ -143,8 +143,8 @@ def test_a_grid_that_is_given(in_front: int) -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ((4, 4), r"11 tokens do not fit the grid \(4, 4\); expected those of the grid and fewer than 4 in front"),
-        ((2, 2), r"11 tokens do not fit the grid \(2, 2\)"),
+        ((4, 4), r"11 tokens do not fit the grid \(4, 4\); expected those of the grid and fewer than 9 in front"),
+        ((1, 2), r"11 tokens do not fit the grid \(1, 2\); expected those of the grid and fewer than 9 in front"),
         ((3, 3), None),
     ],
 )

@@ -12,10 +12,8 @@ from torch.nn import Module
 from captum_fusion._captum import ForwardFunc, eager
 from captum_fusion._maps import saliency_map
 from captum_fusion._scorer import Scorer
-from captum_fusion._session import sole_user
+from captum_fusion._session import sole_user, unshared
 from captum_fusion._state import PASSES
-
-_DEFAULT_MODE = ("interpolate_mode", "bilinear")
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
@@ -53,19 +51,21 @@ def component_map(
     # Again, since forward_func may have been set since.
     check_component(name, method, call.forward_func)
     options = {
-        "target": call.given_target,
+        "target": call.target,
         "additional_forward_args": call.additional_forward_args or None,
         "baselines": call.given_baselines,
         "attribute_to_layer_input": scorer.session.attribute_to_layer_input or None,
-        "interpolate_mode": scorer.interpolate_mode,
+        # As the component has it unless another one is asked for.
+        "interpolate_mode": None if scorer.interpolate_mode == "bilinear" else scorer.interpolate_mode,
         "perturbations_per_eval": scorer.perturbations_per_eval,
         "show_progress": show_progress or None,
     }
     given = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
     with ExitStack() as stack:
         if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
-            # Our methods do the same themselves.
+            # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
             stack.enter_context(scorer.session.state.watching())
+            stack.enter_context(unshared())
         if not isinstance(method, PerturbationAttribution):
             # One pass with gradients needs hooks; many masked passes may run compiled.
             stack.enter_context(PASSES)
@@ -94,7 +94,7 @@ def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[s
         return {option: options[option] for option in options.keys() & parameters} | _accepted(name, inner, options)
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         # A wrapper that says nothing gets what the user gave, and refuses what it cannot pass on.
-        return {option: value for option, value in options.items() if (option, value) != _DEFAULT_MODE}
+        return options
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         lost = [option for option in ("target", "additional_forward_args") if option in options.keys() - parameters]
         if lost:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import ForwardFunc
+from captum_fusion._captum import ForwardFunc, ProgressBar
 from captum_fusion._checks import check_samples
 from captum_fusion._scorer import Masks, Scorer
-from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.attr.score_cam import ChannelRows, LayerScoreCam
 
 
 class SampledScoreCam(LayerScoreCam):
@@ -32,11 +32,24 @@ class SampledScoreCam(LayerScoreCam):
             *Tensor* of shape (rows, 1, \*S).
         """
 
-    def _row_scores(self, scorer: Scorer, examples: Tensor, masks: Masks, description: str | None) -> Tensor:
-        count = len(examples)
+    def _rows(self, scorer: Scorer, description: str | None) -> ChannelRows:
+        return _SampledRows(self, scorer, description)
+
+
+class _SampledRows(ChannelRows):
+    """Channels that are scored by the mean over several versions of their masks."""
+
+    def __init__(self, method: SampledScoreCam, scorer: Scorer, description: str | None) -> None:
+        super().__init__(scorer, description)
+        self._method = method
+
+    def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
+        """The mean score of the versions of each row's mask."""
+        count, samples = len(examples), self._method.samples
 
         def sampled(rows: Tensor, position: int) -> Tensor:
-            return self.sampled_masks(masks(rows % count, position), torch.div(rows, count, rounding_mode="floor"))
+            versions = torch.div(rows, count, rounding_mode="floor")
+            return self._method.sampled_masks(masks(rows % count, position), versions)
 
-        scores = scorer.scores(examples.repeat(self.samples), sampled, description)
-        return scores.reshape(self.samples, count).mean(dim=0)
+        scores = self.scorer.scores(examples.repeat(samples, 1), sampled, progress)
+        return scores.reshape(samples, *examples.shape).mean(dim=0)

@@ -97,6 +97,7 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
                     f"{which} faithful: {measure.replace('_', ' ')} {row[column]:.2f}",
                     ", ".join([str(row["label"]), *remarks]),
                     *textwrap.wrap(str(row["category"]), 28)[:1],
+                    *(textwrap.wrap(str(row["subject"]), 28) if records["subject"].nunique() > 1 else []),
                 ]
             )
             axis.set_title(caption, fontsize=7)

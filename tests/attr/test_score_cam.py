@@ -1,11 +1,14 @@
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerScoreCam
+from captum_fusion import LayerFusionCam, LayerScoreCam, LayerUnionCam
+from captum_fusion.functional import normalize
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
@@ -83,43 +86,144 @@ def test_progress_counts_every_masked_input(net: SmallNet, images: Tensor, capsy
     assert re.search(r"\b(18/18|19/19)\b", capsys.readouterr().err)
 
 
-def test_coverage_scores_the_fewest_channels_that_hold_the_share() -> None:
-    # Total activations 1, 6, 3 and 0 (a constant): six tenths need the second channel, more needs the third as well.
-    x = torch.tensor([[[0.0, 1.0], [-6.0, 0.0], [1.0, 2.0], [0.0, 0.0]]])
-    identity = nn.Identity()
-    seen: list[Tensor] = []
+class Rows:
+    """A forward function that counts its rows."""
 
-    def forward(inputs: Tensor) -> Tensor:
-        seen.extend(identity(inputs).clone())
-        return inputs[:, 2, 0] - inputs[:, 1, 0]
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+        self.count = 0
 
-    def masked_rows(coverage: float) -> int:
-        seen.clear()
-        LayerScoreCam(forward, identity, coverage=coverage).attribute(x)
-        return sum(not torch.equal(row, x[0]) for row in seen)
-
-    assert [masked_rows(coverage) for coverage in (0.1, 0.6, 0.61, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 4]
-    # The scores of the second and third channel alone: mask [0, 1] leaves 0, mask [0, 1] leaves 0.
-    attributions = LayerScoreCam(forward, identity, coverage=0.9).attribute(x)
-    torch.testing.assert_close(attributions, torch.tensor([[[-2.5, 1.0]]]))
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.count += len(inputs[0])
+        return self.forward(*inputs)
 
 
-def test_coverage_is_of_each_example(net: SmallNet, images: Tensor) -> None:
-    together = LayerScoreCam(net, net.features, coverage=0.5).attribute(images, target=0)
-    for example in range(3):
-        alone = LayerScoreCam(net, net.features, coverage=0.5).attribute(images[example : example + 1], target=0)
+@pytest.fixture
+def wide() -> SmallNet:
+    """A network whose layer has many channels."""
+    return SmallNet(channels=150).eval()
+
+
+def final(attributions: Tensor) -> Tensor:
+    return normalize(attributions.relu())
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.2])
+def test_within_the_tolerance_in_fewer_passes(wide: SmallNet, images: Tensor, tolerance: float) -> None:
+    exact = LayerScoreCam(wide, wide.features).attribute(images, target=0)
+    rows = Rows(wide)
+    attributions, errors = LayerScoreCam(rows, wide.features, tolerance=tolerance).attribute(
+        images, target=0, return_error_estimate=True
+    )
+    assert attributions.shape == exact.shape
+    assert errors.shape == (3,)
+    assert errors.le(tolerance).all()
+    assert (final(attributions) - final(exact)).abs().flatten(1).amax(1).le(tolerance).all()
+    assert rows.count < 3 * 149 / 2
+
+
+def test_tolerance_zero_is_exact_and_says_so(net: SmallNet, images: Tensor) -> None:
+    exact = LayerScoreCam(net, net.features).attribute(images, target=0)
+    attributions, errors = LayerScoreCam(net, net.features, tolerance=0).attribute(
+        images, target=0, return_error_estimate=True
+    )
+    assert torch.equal(attributions, exact)
+    assert torch.equal(errors, torch.zeros(3))
+
+
+def test_a_tolerance_that_takes_every_channel_is_exact(images: Tensor) -> None:
+    # Five live channels are fewer than the first batch.
+    model = SmallNet().eval()
+    exact = LayerScoreCam(model, model.features).attribute(images, target=0)
+    attributions, errors = LayerScoreCam(model, model.features, tolerance=0.05).attribute(
+        images, target=0, return_error_estimate=True
+    )
+    torch.testing.assert_close(attributions, exact)
+    assert torch.equal(errors, torch.zeros(3))
+
+
+def test_within_a_tolerance_each_example_stops_on_its_own(wide: SmallNet, images: Tensor) -> None:
+    score_cam = LayerScoreCam(wide, wide.features, tolerance=0.05)
+    together = score_cam.attribute(images, target=[0, 1, 2])
+    for example, target in enumerate([0, 1, 2]):
+        alone = score_cam.attribute(images[example : example + 1], target=target)
         torch.testing.assert_close(together[example : example + 1], alone)
 
 
-def test_coverage_of_a_layer_without_activation(net: SmallNet, images: Tensor) -> None:
-    with torch.no_grad():
-        net.features.weight.zero_()
-        net.features.bias.zero_()
-    images = torch.cat([images, images])
-    assert LayerScoreCam(net, net.features, coverage=0.5).attribute(images, target=0).eq(0).all()
+def test_within_a_tolerance_the_same_map_every_time(wide: SmallNet, images: Tensor) -> None:
+    score_cam = LayerScoreCam(wide, wide.features, tolerance=0.05)
+    first = score_cam.attribute(images, target=0)
+    torch.manual_seed(5)
+    torch.rand(7)
+    assert torch.equal(score_cam.attribute(images, target=0), first)
 
 
-@pytest.mark.parametrize("coverage", [0.0, -0.5, 1.01, float("nan")])
-def test_refuses_coverage_out_of_range(net: SmallNet, coverage: float) -> None:
-    with pytest.raises(ValueError, match=r"coverage is .*; expected a number in \(0, 1\]"):
-        LayerScoreCam(net, net.features, coverage=coverage)
+def test_progress_tells_the_passes_and_the_error(
+    wide: SmallNet, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Rows(wide)
+    _, errors = LayerScoreCam(rows, wide.features, tolerance=0.1).attribute(
+        images, target=0, show_progress=True, return_error_estimate=True
+    )
+    shown = capsys.readouterr().err
+    passes = [int(number) for number in re.findall(r"(\d+)/447", shown)]
+    # All but the images as they are and the blank; one row may be a check.
+    assert passes[-1] in (rows.count - 6, rows.count - 7)
+    assert f"error {errors.max():.2g}" in shown
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.0, 1.5, float("nan"), True, "0.1", None])
+def test_refuses_a_tolerance_out_of_range(net: SmallNet, tolerance: Any) -> None:
+    with pytest.raises(ValueError, match=r"tolerance is .*; expected a number in \[0, 1\)"):
+        LayerScoreCam(net, net.features, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("method", [LayerFusionCam, LayerUnionCam])
+def test_the_region_map_of_a_fusion_within_a_tolerance(method: Any, wide: SmallNet, images: Tensor) -> None:
+    exact, quick = Rows(wide), Rows(wide)
+    expected = method(exact, wide.features).attribute(images, target=0)
+    attributions = method(
+        quick, wide.features, region_method=LayerScoreCam(quick, wide.features, tolerance=0.02)
+    ).attribute(images, target=0)
+    assert quick.count < exact.count / 2
+    assert (attributions - expected).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1])
+def test_several_classes_of_one_image_share_its_passes(wide: SmallNet, images: Tensor, tolerance: float) -> None:
+    rows = Rows(wide)
+    score_cam = LayerScoreCam(rows, wide.features, tolerance=tolerance)
+    image, targets = images[:1], [2, 0, 1, 0]
+    attributions, _ = score_cam.attribute(image.expand(4, -1, -1, -1), target=targets, return_error_estimate=True)
+    together, rows.count = rows.count, 0
+    alone = torch.cat([LayerScoreCam(rows, wide.features).attribute(image, target=target) for target in targets])
+    # The image is there four times in the first pass; otherwise the rows are those of one class.
+    assert together <= 4 + rows.count / 4 + 1
+    if tolerance:
+        assert together < rows.count / 8
+        assert (final(attributions) - final(alone)).abs().flatten(1).amax(1).le(tolerance).all()
+    else:
+        torch.testing.assert_close(attributions, alone)
+
+
+def test_what_differs_in_more_than_its_target_shares_nothing() -> None:
+    model = SmallNet(channels=20).eval()
+
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return model(x) * scale[:, None]
+
+    image, other = torch.rand(2, 1, 3, 12, 10).unbind(0)
+    images = torch.cat([image, image, image, other, image])
+    scales, baselines = torch.tensor([1.0, 1.0, 0.5, 0.5, 0.5]), torch.rand(5, 3, 12, 10)
+    baselines[1] = baselines[0]
+    targets = [0, 1, 1, 2, 2]
+    score_cam = LayerScoreCam(forward, model.features)
+    together = score_cam.attribute(images, targets, scales, baselines=baselines)
+    for example in range(5):
+        own = slice(example, example + 1)
+        alone = score_cam.attribute(images[own], targets[example], scales[own], baselines=baselines[own])
+        torch.testing.assert_close(together[own], alone)
+    rows = Rows(forward)
+    LayerScoreCam(rows, model.features).attribute(images, targets, scales)
+    # Four groups: the first two examples differ in their targets only.
+    assert rows.count in (5 + 4 * 20, 5 + 4 * 20 + 1)

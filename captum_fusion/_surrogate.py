@@ -1,0 +1,286 @@
+r"""Score-CAM's weights from the scores of a few channels: the regression, what to score next, and when to stop.
+
+Nothing here knows of models: activations and scores come in, weights and an error estimate come out.
+"""
+
+from math import pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, relu
+
+# The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
+# scores the pair stays. These constants and those below were chosen on half of the pictures of
+# benchmarks/results/tolerance.md.
+_BIAS = 10.0
+_SLOPES = (1.5, 6.0, 24.0)
+_NOISES = (1e-3, 1e-2)
+_MOST_FITTED = 512
+# How many draws there are of the scores, and of how many units the random networks are that they are made of.
+_DRAWS = 256
+_UNITS = 512
+# The first batch of channels; the least of a later one, and the most as a share of the scores that are known.
+_FIRST = 8
+_FEWEST = 4
+_GROWTH = 0.2
+# The error estimate is this quantile over the draws, times a factor, since the draws are too sure of themselves.
+_QUANTILE = 0.9
+_CAUTION = 1.5
+# Masks and final maps are told apart by 64 pixels at most: so many along each of one, two or three spatial axes.
+_LONGEST = {1: 64, 2: 8, 3: 4}
+
+
+class Surrogate:
+    r"""The scores of one example's channels for T targets: some are known, the others are inferred.
+
+    The score is taken for a smooth function of the mask. Prior: a Gaussian process with ``kernel``; the slope, the
+    noise, the mean and the variance are the likeliest ones. Posterior: draws by Matheron's rule, that is draws from
+    the prior, here random networks, corrected so that they agree with the known scores. The weights are the mean over
+    the draws of softmax(s). The error of a target's final map (ReLU, then min-max) is estimated by a high quantile,
+    over the draws, of the largest difference between the draw's final map and that of the weights.
+
+    Args:
+        activations (Tensor): A of one example, (C, \*s), float32 or wider.
+        blank (Tensor): The scores of the mask of zeros, (T,), which are those of constant channels too.
+        whole (Tensor): The scores of the mask of ones, (T,).
+        tolerance (float): How large the errors may be, above 0.
+    """
+
+    weights: Tensor
+    """w, (T, C)."""
+    errors: Tensor
+    """Estimates of how far each target's final map is from the exact one, (T,); 0 where every score is known."""
+
+    def __init__(self, activations: Tensor, blank: Tensor, whole: Tensor, tolerance: float) -> None:
+        flat = activations.flatten(1)
+        lowest, highest = torch.aminmax(flat, dim=1)
+        self._tolerance = tolerance
+        self._shape = tuple(activations.shape[1:])
+        self._live = lowest < highest
+        # All constant channels are one with their mean map, whose weight is that of all of them.
+        self._constant = (~self._live).sum()
+        self._maps = torch.cat([flat[self._live], flat[~self._live].sum(0, keepdim=True) / self._constant.clamp(min=1)])
+        self._constant_score = blank.to(flat) + self._constant.to(flat).log()
+        # The last two masks are the blank and the whole.
+        self._features = features(activations[self._live])
+        count, width = self._features.shape
+        self._scores = torch.cat([blank.new_zeros(count - 2, len(blank)), torch.stack([blank, whole])]).double()
+        self._known = torch.tensor([count - 2, count - 1], device=flat.device)
+        self._likeliest = (_SLOPES[0], _NOISES[0])
+        generator = torch.Generator().manual_seed(0)
+
+        def standard_normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(flat)
+
+        self._inner = self._features.to(flat) @ standard_normal(width, _UNITS)
+        self._biases = _BIAS**0.5 * standard_normal(_UNITS)
+        self._outer = standard_normal(_UNITS, _DRAWS) / _UNITS**0.5
+        self._noise = standard_normal(count, _DRAWS)
+        self._networks: dict[float, Tensor] = {}
+        self._infer()
+
+    @property
+    def done(self) -> bool:
+        """Whether all errors are within the tolerance."""
+        return bool((self.errors <= self._tolerance).all())
+
+    def propose(self) -> Tensor:
+        """The channels to score next."""
+        known = len(self._known) - 2
+        # Errors fall about as one over the number of known scores; half of what is missing, not to score too many.
+        missing = known * (float(self.errors.max()) / self._tolerance - 1) / 2
+        count = max(_FEWEST, min(int(missing), int(_GROWTH * known), _DRAWS // 2)) if known else _FIRST
+        rows = self._unknown
+        if count < len(rows):
+            rows = rows[most_telling(self._draws, self._final_maps, count)]
+        return self._live.nonzero().squeeze(1)[rows]
+
+    def observe(self, channels: Tensor, scores: Tensor) -> None:
+        """Takes in the scores of n more channels, (n, T)."""
+        rows = self._live.cumsum(0)[channels] - 1
+        self._scores[rows] = scores.double()
+        self._known = torch.cat([self._known, rows])
+        self._infer()
+
+    def _infer(self) -> None:
+        """What the known scores tell: the weights, the errors, and draws of scores and final maps to choose from."""
+        unknown = torch.ones(len(self._features), dtype=torch.bool, device=self._known.device)
+        unknown[self._known] = False
+        self._unknown = unknown.nonzero().squeeze(1)
+        scores = self._scores[:-2].T.to(self._maps)
+        if not len(self._unknown):
+            exact = [self._softmax(*each)[0] for each in zip(scores.unsqueeze(1), self._constant_score, strict=True)]
+            self.weights, self.errors = self._of_all_channels(torch.stack(exact)), scores.new_zeros(len(scores))
+            return
+        mean, deviation = self._posterior()
+        weights, errors, final_maps = [], [], []
+        for target, constant_score in enumerate(self._constant_score):
+            drawn = scores[target].repeat(_DRAWS, 1)
+            drawn[:, self._unknown] = mean[target] + deviation[target] * self._draws
+            drawn = self._softmax(drawn, constant_score)
+            weights.append(drawn.mean(dim=0))
+            maps = final(drawn @ self._maps)
+            distances = (maps - final(weights[-1] @ self._maps)).abs().amax(dim=1)
+            # The blank and the whole alone, and scores that are all the same, do not tell how far others may be.
+            told = (deviation[target] > 0) & (len(self._known) > 2)
+            errors.append(torch.where(told, _CAUTION * distances.quantile(_QUANTILE), 1).clamp(max=1))
+            if errors[-1] > self._tolerance:
+                final_maps.append(pooled(maps.reshape(_DRAWS, *self._shape)))
+        self.weights, self.errors = self._of_all_channels(torch.stack(weights)), torch.stack(errors)
+        self._final_maps = torch.cat(final_maps, dim=1) if final_maps else maps
+
+    def _posterior(self) -> tuple[Tensor, Tensor]:
+        """The mean of the unknown scores, (T, U), and their scale, (T,), in which draws, (_DRAWS, U), are kept."""
+        known, values = self._features[self._known], self._scores[self._known]
+        pairs = [(slope, noise) for slope in _SLOPES for noise in _NOISES]
+        if not 2 < len(known) <= _MOST_FITTED:
+            pairs = [self._likeliest]
+        best = max((fit(known, values, *pair) for pair in pairs), key=lambda each: each.likelihood)
+        slope, noise = self._likeliest = best.slope, best.noise
+        if slope not in self._networks:
+            self._networks[slope] = torch.erf(slope**0.5 * self._inner + self._biases) @ self._outer
+        prior = self._networks[slope] + noise**0.5 * self._noise
+        covariance = kernel(known, self._features[self._unknown], slope)
+        # Rows of inv(L) k(known, unknown), so that k(unknown, known) inv(K) y is their product with inv(L) y.
+        whitened = torch.linalg.solve_triangular(best.factor, covariance, upper=False)
+        explained = torch.linalg.solve_triangular(best.factor, prior[self._known].double(), upper=False).T @ whitened
+        self._draws = prior[self._unknown].T - explained.to(prior)
+        mean = best.mean[:, None] + best.residual.T @ whitened
+        same = (values == values[0]).all(dim=0)
+        return mean.to(prior), torch.where(same, 0, best.variance.sqrt()).to(prior)
+
+    @staticmethod
+    def _softmax(scores: Tensor, constant_score: Tensor) -> Tensor:
+        """The softmax over the live channels, (rows, live), and all constant ones as the last column."""
+        return torch.cat([scores, constant_score.expand(len(scores)).unsqueeze(1)], dim=1).softmax(dim=1)
+
+    def _of_all_channels(self, weights: Tensor) -> Tensor:
+        everywhere = (weights[:, -1:] / self._constant.clamp(min=1)).repeat(1, len(self._live))
+        everywhere[:, self._live] = weights[:, :-1]
+        return everywhere
+
+
+class Fit(NamedTuple):
+    """A Gaussian process fitted to n scores: K + noise = L L', y the scores less their mean."""
+
+    slope: float
+    noise: float
+    factor: Tensor
+    """L, (n, n)."""
+    mean: Tensor
+    """(T,)."""
+    residual: Tensor
+    """inv(L) y, (n, T)."""
+    variance: Tensor
+    """The scale of the process, (T,)."""
+    likelihood: float
+    """Its logarithm but for a constant, with the likeliest mean and variance."""
+
+
+def fit(features: Tensor, scores: Tensor, slope: float, noise: float) -> Fit:
+    """Fits the mean and the variance of a Gaussian process to scores, (n, T), with one kernel for all targets."""
+    covariance = kernel(features, features, slope)
+    covariance.diagonal().add_(noise)
+    factor = torch.linalg.cholesky(covariance)
+    ones = torch.ones_like(scores[:, :1])
+    whitened = torch.linalg.solve_triangular(factor, torch.cat([ones, scores], dim=1), upper=False)
+    one, rest = whitened[:, :1], whitened[:, 1:]
+    mean = (one * rest).sum(dim=0) / one.square().sum()
+    residual = rest - one * mean
+    variance = residual.square().mean(dim=0)
+    likelihood = -len(scores) / 2 * variance.log().sum() - scores.shape[1] * factor.diagonal().log().sum()
+    return Fit(slope, noise, factor, mean, residual, variance, float(likelihood))
+
+
+def features(activations: Tensor) -> Tensor:
+    r"""phi(m) = C^(1/4) sqrt(m) of each channel's mask, of the mask of zeros and of that of ones, (K + 2, pixels).
+
+    C = sum_k A_k A_k' stresses the pixels where the layer is active; the square root, that a network sees what a mask
+    dims. The channels' features have a mean square length of 1.
+
+    Args:
+        activations (Tensor): A of channels that are not constant, (K, \*s).
+
+    Returns:
+        *Tensor* in float64, of at most 64 pixels.
+    """
+    maps = activations.flatten(1).double()
+    lowest, highest = torch.aminmax(maps, dim=1, keepdim=True)
+    masks = pooled(((maps - lowest) / (highest - lowest)).reshape(activations.shape))
+    maps = pooled(maps.reshape(activations.shape))
+    values, vectors = torch.linalg.eigh(maps.T @ maps)
+    stress = (vectors * values.clamp(min=0) ** 0.25) @ vectors.T
+    ends = masks.new_tensor([[0.0], [1.0]]).expand(2, masks.shape[1])
+    given: Tensor = torch.cat([masks, ends]).sqrt() @ stress
+    return given / given[:-2].square().sum(dim=1).mean().sqrt()
+
+
+def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
+    """The kernel of a wide network with one layer (Williams, 1998, "Computation with infinite neural networks").
+
+    k(a, b) = 2/pi asin(2 <a, b> / sqrt((1 + 2 <a, a>) (1 + 2 <b, b>))), <a, b> = bias + slope a'b: the covariance of
+    erf(u'b + bias) over random u. Such functions saturate, as scores do between the blank and the whole.
+
+    Args:
+        first (Tensor): Features, (n, d).
+        second (Tensor): Features, (m, d).
+        slope (float): The variance of u.
+
+    Returns:
+        *Tensor* of shape (n, m).
+    """
+    rows, columns = (1 + 2 * (_BIAS + slope * given.square().sum(dim=1)) for given in (first, second))
+    products = 2 * (_BIAS + slope * (first @ second.T))
+    return torch.asin(products / torch.outer(rows, columns).sqrt()) * (2 / pi)
+
+
+def most_telling(draws: Tensor, maps: Tensor, count: int) -> Tensor:
+    r"""The channels whose scores, once known, lower the variance of the final maps most.
+
+    Over the draws, knowing s_k lowers the variance of the maps by sum over pixels p of cov(s_k, map_p)^2 / var(s_k).
+    The channel that lowers it most is taken, what it explains is taken out of all draws, and so on.
+
+    Args:
+        draws (Tensor): Scores of K channels, (draws, K).
+        maps (Tensor): Final maps, (draws, pixels).
+        count (int): How many channels, fewer than there are draws.
+
+    Returns:
+        *Tensor* of shape (count,), indices into K.
+    """
+    scores = (draws - draws.mean(dim=0)).T
+    maps = maps - maps.mean(dim=0)
+    covariance = scores @ maps
+    variance = scores.square().sum(dim=1)
+    # What rounding leaves of a variance that is explained explains nothing.
+    least = 1e-4 * variance
+    directions = scores.new_empty(count, scores.shape[1])
+    chosen: list[Tensor] = []
+    for turn in range(count):
+        gains = covariance.square().sum(dim=1) / variance.maximum(least)
+        if chosen:
+            gains[torch.stack(chosen)] = -1
+        chosen.append(gains.argmax())
+        before = directions[:turn]
+        direction = scores[chosen[-1]] - before.T @ (before @ scores[chosen[-1]])
+        directions[turn] = direction / direction.norm()
+        along = scores @ directions[turn]
+        covariance -= torch.outer(along, directions[turn] @ maps)
+        variance = variance - along.square()
+    return torch.stack(chosen)
+
+
+def final(maps: Tensor) -> Tensor:
+    """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
+    maps = relu(maps)
+    lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)
+    return ((maps - lowest) / (highest - lowest)).nan_to_num()
+
+
+def pooled(maps: Tensor) -> Tensor:
+    r"""Maps of shape (rows, \*s) averaged to at most 64 pixels, (rows, pixels)."""
+    axes = maps.dim() - 1
+    size = tuple(min(length, _LONGEST[axes]) for length in maps.shape[1:])
+    averaged: Tensor = interpolate(maps.unsqueeze(1), size, mode="area")
+    return averaged.flatten(1)

@@ -1,0 +1,118 @@
+"""Forward functions for targets that no class index names: a region of a segmentation, a box of a detector.
+
+Each wraps a model and is given as ``forward_func``; the layer is one of the model's, as always.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.ops import box_iou
+
+from captum_fusion._outputs import scores_in
+
+__all__ = ["box_score", "region_scores"]
+
+
+def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[..., Tensor]:
+    r"""The mean score of each class over a region, for a model that segments.
+
+    A mean stays in the range of the model's scores, where their sum over thousands of pixels saturates a softmax, so
+    that every mask keeps the class's probability at 1.
+
+    Args:
+        forward_func (Callable): A model that gives the scores of each pixel, (N, K, \*S), alone or in a dictionary or
+            ``ModelOutput`` as ``out`` or ``logits``.
+        region (Tensor): The pixels that count, \*S, as a boolean mask or as weights. Where the model gives another
+            size, its scores are interpolated to this one.
+
+    Returns:
+        *Callable* that gives scores of shape (N, K), whose ``target`` is a class.
+
+    Raises:
+        ValueError: If the region is empty, or, when the model runs, if it has other axes than the scores.
+
+    Examples::
+
+        >>> from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+        >>> model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None).eval()
+        >>> image = torch.rand(1, 3, 64, 64)
+        >>> cat = model(image)["out"][0].argmax(dim=0) == 8
+        >>> cat[:32] = True  # Random weights know no cats.
+        >>> region_scores(model, cat)(image).shape
+        torch.Size([1, 21])
+    """
+    weights = region.float()
+    if not weights.sum() > 0:
+        raise ValueError("The region is empty; expected at least one pixel")
+
+    def forward(*args: Any) -> Tensor:
+        scores = scores_in(forward_func(*args))
+        if not isinstance(scores, Tensor) or scores.dim() != region.dim() + 2:
+            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"forward_func returned {given} for a region of shape {tuple(region.shape)}; expected scores of each "
+                "pixel, (N, K, *S)"
+            )
+        if scores.shape[2:] != region.shape:
+            mode = ("linear", "bilinear", "trilinear")[region.dim() - 1]
+            scores = interpolate(scores, size=tuple(region.shape), mode=mode, align_corners=False)
+        shares = (weights / weights.sum()).to(scores)
+        return (scores * shares).flatten(2).sum(dim=2)
+
+    return forward
+
+
+def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, label: int) -> Callable[..., Tensor]:
+    """How well a detector finds a box: the largest product of a detection's score and its overlap with the box.
+
+    The overlap is the intersection over union. That is the similarity of D-RISE (https://arxiv.org/abs/2006.03204)
+    for one class.
+
+    Args:
+        forward_func (Callable): A detector that gives a dictionary of "boxes" (D, 4), "labels" (D,) and "scores" (D,)
+            for each example, as torchvision's do.
+        box (Sequence[float] or Tensor): The box that is explained: x1, y1, x2, y2.
+        label (int): Its label.
+
+    Returns:
+        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected. Explain it with
+        ``target=None``, and with ``activation=None`` where a method has an activation.
+
+    Raises:
+        ValueError: If the box has no area.
+        TypeError: When the model runs, if it gives no detections.
+
+    Examples::
+
+        >>> def detector(images):
+        ...     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]])
+        ...     found = {"boxes": boxes, "labels": torch.tensor([1, 1]), "scores": torch.tensor([0.5, 0.8])}
+        ...     return [found for _ in images]
+        >>> box_score(detector, [0, 0, 4, 4], label=1)(torch.rand(2, 3, 8, 8))
+        tensor([0.5000, 0.5000])
+    """
+    wanted = torch.as_tensor(box, dtype=torch.float32).reshape(1, -1)
+    if wanted.shape[1] != 4 or not (wanted[:, 2:] > wanted[:, :2]).all():
+        raise ValueError(f"box is {wanted[0].tolist()}; expected x1 < x2 and y1 < y2 as x1, y1, x2, y2")
+
+    def score(found: Any, inputs: Tensor) -> Tensor:
+        chosen = found["labels"] == label
+        if not chosen.any():
+            return inputs.new_zeros(())
+        overlap = box_iou(found["boxes"][chosen], wanted.to(found["boxes"]))[:, 0]
+        best: Tensor = (found["scores"][chosen] * overlap).max()
+        return best
+
+    def forward(inputs: Tensor, *args: Any) -> Tensor:
+        detections = forward_func(inputs, *args)
+        if not isinstance(detections, (list, tuple)) or not all("boxes" in found for found in detections):
+            raise TypeError(
+                f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
+                "labels and scores for each example. A detector in training mode gives losses: call model.eval()."
+            )
+        return torch.stack([score(found, inputs) for found in detections])
+
+    return forward
