@@ -116,6 +116,10 @@ class Call:
             output = output.sigmoid()
         return select_targets(output, target).clone()
 
+    def explained(self, output: Tensor) -> Tensor:
+        """What gradients are taken of: the target's score of each example, before any activation."""
+        return select_targets(output, self.target)
+
     def checked_scores(self, output: object) -> Tensor:
         """The score of each example, from an output that is checked against the target."""
         if not isinstance(output, Tensor):

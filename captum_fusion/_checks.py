@@ -35,6 +35,12 @@ def check_percentile(percentile: float) -> None:
         raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
 
 
+def check_samples(samples: int) -> None:
+    """Refuses a number of samples below 1."""
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1")
+
+
 def check_tolerance(tolerance: float) -> None:
     """Refuses a tolerance outside [0, 1), and what is no number."""
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:

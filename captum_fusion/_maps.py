@@ -14,6 +14,12 @@ Sign = Literal["positive", "negative", "absolute_value", "all"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)
 
 
+def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
+    """What each channel adds to a layer's map, (N, C, *s), as Captum's layer attributions return it."""
+    attributions = channels.sum(dim=1, keepdim=True) if attr_dim_summation else channels
+    return relu(attributions) if relu_attributions else attributions
+
+
 def saliency_map(
     attributions: Tensor,
     size: tuple[int, ...],
@@ -69,6 +75,12 @@ def saliency_map(
     maps = normalize(upsampled)
     keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (upsampled.flatten(1).amin(dim=1) > 0)
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
+
+
+def ranks(maps: Tensor) -> Tensor:
+    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(maps.shape)
 
 
 def saliency_maps(

@@ -4,7 +4,16 @@ from captum_fusion import attr
 from captum_fusion._layers import FeatureMap, last_feature_map
 from captum_fusion._views import spatial_view
 from captum_fusion.attr import *  # noqa: F403
+from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
+from captum_fusion.attr.fused_attributions import FusedAttributions
 from captum_fusion.attr.fusion_cam import FusionCamStages
 
-__all__ = ["FeatureMap", "FusionCamStages", "last_feature_map", "spatial_view"]
+__all__ = [
+    "AugmentationTunnel",
+    "FeatureMap",
+    "FusedAttributions",
+    "FusionCamStages",
+    "last_feature_map",
+    "spatial_view",
+]
 __all__ += attr.__all__

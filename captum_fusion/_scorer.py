@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._call import Call
+from captum_fusion._call import Call, checked_inputs
 from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, progress_bar, run_forward
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
@@ -55,8 +55,6 @@ class Scorer:
         self.masked = _masked_positions(self.inputs, opened.layer_value) if masked is None else masked
         self.interpolate_mode = interpolate_mode
         self.perturbations_per_eval = perturbations_per_eval
-        self.size = self.size_of(self.masked[0])
-        """The spatial shape S of the first masked input."""
         budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
         self._rows = (perturbations_per_eval or 0) * self.call.examples or max(
             1, budget * self.call.examples // opened.live_bytes
@@ -70,6 +68,11 @@ class Scorer:
                     f"Input {position} holds {self.inputs[position].dtype} values, which cannot be masked; expected "
                     "floating-point values, scaled as the model needs them"
                 )
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The spatial shape S of the first masked input."""
+        return self.size_of(self.masked[0])
 
     def size_of(self, position: int) -> tuple[int, ...]:
         """The spatial shape of an input."""
@@ -184,11 +187,7 @@ class Scorer:
                 mask = torch.cat([mask.new_ones(1, 1, *self.size_of(position)), mask])
             else:
                 mask = masks(rows - int(control), position).to(tensor)
-            # lerp(b, x, m) is m x + (1 - m) b.
-            masked = torch.lerp(
-                _rows(self.call.baselines[position], own), _rows(tensor, own), mask, out=buffers[position][: len(rows)]
-            )
-            row_inputs.append(masked)
+            row_inputs.append(self._masked(position, own, mask, buffers[position][: len(rows)]))
         output = self._run(tuple(row_inputs), masked_examples)
         if len(output) != len(rows):
             raise ValueError(
@@ -197,6 +196,12 @@ class Scorer:
             )
         scores = [self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)]
         return torch.stack(scores, dim=1).to(self.call.device)
+
+    def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+        """The masked rows of an input, in the memory that is given."""
+        tensor, baseline = self.inputs[position], self.call.baselines[position]
+        # lerp(b, x, m) is m x + (1 - m) b.
+        return torch.lerp(_rows(baseline, examples), _rows(tensor, examples), mask, out=out)
 
     def _run(self, row_inputs: tuple[Tensor, ...], examples: Tensor) -> Tensor:
         arguments = self.call.arguments(examples)
@@ -284,6 +289,20 @@ def scoring(
 def _rows(values: Tensor, examples: Tensor) -> Tensor:
     """The value of each row; one value for all is broadcast rather than repeated."""
     return values if len(values) == 1 else values[examples]
+
+
+def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
+    """The positions of the inputs to mask where no layer tells: those with the first one's number of spatial axes."""
+    tensors = checked_inputs(inputs)
+    axes = [tensor.dim() if tensor.is_floating_point() and 3 <= tensor.dim() <= 5 else 0 for tensor in tensors]
+    first = next(filter(None, axes), 0)
+    if not first:
+        raise ValueError(
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]} and hold "
+            f"{[str(tensor.dtype) for tensor in tensors]} values; expected one with one to three spatial axes, "
+            "(N, C, *S), and floating-point values"
+        )
+    return tuple(position for position, count in enumerate(axes) if count == first)
 
 
 def _masked_positions(inputs: tuple[Tensor, ...], layer_value: Tensor) -> tuple[int, ...]:

@@ -34,6 +34,8 @@ class Session:
     r"""A, (N, C, \\*s), float32 or wider, with its graph where gradients were asked for."""
     layer_gradients: Tensor
     r"""The gradients of the targets' scores with respect to A, (N, C, \\*s)."""
+    layer_runs: int
+    """How often the layer ran; its value is that of the last run."""
     live_bytes: int
     """The most memory that what the modules gave took at once."""
     state: Preserved
@@ -110,7 +112,7 @@ def _run(
         nonlocal output, scores, passed
         given = call.forward_func(*arguments)
         scores, output, passed = call.checked_scores(given), given.detach().clone(), True
-        return given
+        return call.explained(given) if with_gradients else given
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
     inputs = tuple(tensor.clone() for tensor in call.inputs)
@@ -128,7 +130,7 @@ def _run(
             try:
                 with sole_user(layer), _checked(layer, attribute_to_layer_input, runs):
                     if with_gradients:
-                        gradients, given = layer_gradients(observed, layer, inputs, call.target, *where, grad_kwargs)
+                        gradients, given = layer_gradients(observed, layer, inputs, None, *where, grad_kwargs)
                     else:
                         given = layer_value(observed, layer, inputs, *where)
             except AssertionError:
@@ -141,7 +143,9 @@ def _run(
     if draws.any:
         state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (given, gradients))
-    return Session(call, layer, attribute_to_layer_input, output, scores, value, gradient, memory.most, state)
+    return Session(
+        call, layer, attribute_to_layer_input, output, scores, value, gradient, len(runs), memory.most, state
+    )
 
 
 _EXPECTED = r"expected a single tensor (N, C, *s) with one to three spatial axes"

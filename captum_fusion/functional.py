@@ -21,6 +21,12 @@ WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 # Differences of up to so many units in the last place are taken for rounding.
 _ROUNDING = 100
 
+# How exactly the equations of imputed pixels are solved, in relation to what they begin with.
+_IMPUTED = 1e-5
+
+MapFusion = Literal["mean", "maximum", "product"]
+MAP_FUSIONS: tuple[MapFusion, ...] = get_args(MapFusion)
+
 InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]
 INTERPOLATE_MODES: tuple[InterpolateMode, ...] = get_args(InterpolateMode)
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -230,6 +236,27 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
     return normalize(similarity * torch.maximum(a, b) + (1 - similarity) * (a + b) / 2)
 
 
+def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
+    r"""Several maps of each example as one: N of their mean, maximum or product.
+
+    Args:
+        maps (Tensor): m, shape (N, K, \*S), with values in [0, 1].
+        fusion (str): "mean", "maximum" or "product".
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> fuse_maps(torch.tensor([[[0.0, 0.5, 1.0], [0.0, 1.0, 0.5]]]), "product")
+        tensor([[[0., 1., 1.]]])
+    """
+    maps = as_float(maps)
+    if fusion == "mean":
+        return normalize(maps.mean(dim=1, keepdim=True))
+    return normalize(maps.amax(dim=1, keepdim=True) if fusion == "maximum" else maps.prod(dim=1, keepdim=True))
+
+
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     r"""The class activation map of channel weights: L = sum_k w_k A_k.
 
@@ -312,6 +339,45 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
 
 
+def grad_cam_weights(gradients: Tensor) -> Tensor:
+    r"""Grad-CAM (https://arxiv.org/abs/1610.02391): w_k = mean over pixels of g.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C).
+
+    Examples::
+
+        >>> grad_cam_weights(torch.tensor([[[0.5, -1.5]]]))
+        tensor([[-0.5000]])
+    """
+    return as_float(gradients).flatten(2).mean(dim=2)
+
+
+def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
+    r"""Finer-CAM (https://arxiv.org/abs/2501.11309): y - gamma mean of the scores that are closest to y.
+
+    Args:
+        scores (Tensor): y, the target's score, shape (N,).
+        others (Tensor): The scores of the other classes, shape (N, K).
+        strength (float): gamma.
+        references (int): How many of the others count; all where there are fewer.
+
+    Returns:
+        *Tensor* of shape (N,), with the graph of its arguments.
+
+    Examples::
+
+        >>> finer_scores(torch.tensor([3.0]), torch.tensor([[5.0, 2.5, 0.0]]), 0.5, 2)
+        tensor([1.1250])
+    """
+    distances = (others - scores.unsqueeze(1)).detach().abs()
+    closest = distances.argsort(dim=1, stable=True)[:, :references]
+    return scores - strength * others.gather(1, closest).mean(dim=1)
+
+
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943): w_k = ReLU(g), for each pixel its own.
 
@@ -389,6 +455,83 @@ def principal_component(channels: Tensor) -> Tensor:
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
+def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
+    """Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360): w_k = (y - y_k) / |y|.
+
+    Args:
+        scores (Tensor): y, the target's score of each example as it is, shape (N,).
+        ablated_scores (Tensor): y_k, the score with channel k of the layer set to 0, shape (N, C).
+
+    Returns:
+        *Tensor* of shape (N, C). The paper divides by y, which for a negative score would turn every sign: a channel
+        without which the score falls would count against the class. Where y is 0, w_k = -y_k.
+
+    Examples::
+
+        >>> ablation_weights(torch.tensor([4.0, -4.0]), torch.tensor([[3.0, 6.0], [-5.0, -4.0]]))
+        tensor([[ 0.2500, -0.5000],
+                [ 0.2500,  0.0000]])
+    """
+    scores, ablated_scores = as_float(scores).unsqueeze(1), as_float(ablated_scores)
+    return (scores - ablated_scores) / _or_one(scores.abs())
+
+
+def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
+    r"""The masks of IS-CAM (https://arxiv.org/abs/2010.03023): (i / n) M for the step i = 1 ... n.
+
+    Args:
+        masks (Tensor): M, shape (N, 1, \*S).
+        steps (Tensor): i - 1, shape (N,).
+        count (int): n.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S).
+
+    Examples::
+
+        >>> integration_masks(torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([0, 1]), 2)
+        tensor([[[0.0000, 0.5000]],
+                [[0.0000, 1.0000]]])
+    """
+    masks = as_float(masks)
+    return _like((steps + 1).to(masks) / count, masks) * masks
+
+
+def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""The masks of RISE (https://arxiv.org/abs/1806.07421): grids enlarged to one cell more, and cropped at random.
+
+    A cell is as long as the size over the grid's, rounded up, along each axis. The grid is brought to the length of one
+    cell more than it has, linearly as ``upsample`` does it, and cropped to the size from a pixel of the first cell on.
+
+    Args:
+        grids (Tensor): Values in [0, 1], shape (N, 1, \*s).
+        shifts (Tensor): Where in the first cell the crop begins, along each axis a share of the cell in [0, 1), shape
+            (N, axes).
+        size (tuple[int, ...]): The spatial shape S to reach.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1].
+
+    Examples::
+
+        >>> random_masks(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.5]]), (4,))
+        tensor([[[0.0000, 0.3333, 0.6667, 1.0000]]])
+    """
+    masks = as_float(grids)
+    # Autocast would interpolate in half precision.
+    with torch.autocast(masks.device.type, enabled=False):
+        for axis, length in enumerate(size, start=2):
+            cells = grids.shape[axis]
+            cell = ceil(length / cells)
+            pixels = torch.arange(length, device=masks.device) + (shifts[:, axis - 2 : axis - 1] * cell).floor()
+            places = ((pixels.to(masks.dtype) + 0.5) * cells / ((cells + 1) * cell) - 0.5).clamp(0, cells - 1)
+            # The weight of each cell of the grid in each pixel.
+            weights = relu(1 - (places.unsqueeze(2) - torch.arange(cells, device=masks.device)).abs())
+            moved = masks.movedim(axis, -1)
+            masks = (moved.flatten(1, -2) @ weights.mT).reshape(*moved.shape[:-1], length).movedim(-1, axis)
+    return masks
+
+
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
     r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859): ReLU of sums of w_k A_k, where w_k = mean(g).
 
@@ -407,7 +550,7 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
         tensor([[[4., 6.],
                  [0., 6.]]])
     """
-    weights = as_float(gradients).flatten(2).mean(dim=2)
+    weights = grad_cam_weights(gradients)
     parts = zip(activations.tensor_split(groups, dim=1), weights.tensor_split(groups, dim=1), strict=True)
     return relu(torch.cat([weighted_sum(*part) for part in parts], dim=1))
 
@@ -436,6 +579,136 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
     kept = relu(torch.where(gradients >= _like(threshold, gradients), gradients, 0))
     totals = _like(kept.flatten(2).sum(dim=2), kept)
     return weighted_sum(activations, _quotient(kept, totals, totals))
+
+
+def impute(inputs: Tensor, kept: Tensor) -> Tensor:
+    r"""The linear imputation of ROAD (https://arxiv.org/abs/2202.00449): a removed pixel is the mean of its neighbours.
+
+    The neighbours along and across the axes count half as much for each axis along which they differ: in a picture 1/6
+    for each of the four next to the pixel and 1/12 for each of the four at its corners. Beyond a border there are none.
+    Removed neighbours are imputed themselves, so that the equations of all removed pixels are solved together, by
+    conjugate gradients.
+
+    Args:
+        inputs (Tensor): Shape (N, C, \*S).
+        kept (Tensor): Which pixels are kept, of dtype bool, shape (N, 1, \*S).
+
+    Returns:
+        *Tensor* of the inputs' shape, with their values where they are kept. Where nothing is kept, zeros.
+
+    Examples::
+
+        >>> impute(torch.tensor([[[1.0, 9.0, 9.0, 4.0]]]), torch.tensor([[[True, False, False, True]]]))
+        tensor([[[1., 2., 3., 4.]]])
+    """
+    inputs = as_float(inputs)
+    known = torch.where(kept, inputs, 0)
+    count = _or_one(_neighbours(torch.ones_like(inputs[:1, :1])))
+
+    def residual(values: Tensor) -> Tensor:
+        """What the equations of the removed pixels miss: their matrix is symmetric and positive definite."""
+        return torch.where(kept, 0, count * values - _neighbours(values))
+
+    # By conjugate gradients, each scaled by the number of neighbours, for every channel on its own.
+    found = torch.zeros_like(inputs)
+    missing = torch.where(kept, 0, _neighbours(known))
+    enough = _IMPUTED**2 * missing.flatten(2).square().sum(dim=2)
+    scaled = missing / count
+    direction, size = scaled, (missing * scaled).flatten(2).sum(dim=2)
+    for _ in range(inputs[0, 0].numel()):
+        unsolved = missing.flatten(2).square().sum(dim=2) > enough
+        if not unsolved.any():
+            break
+        moved = residual(direction)
+        step = _like(unsolved * size / _or_one((direction * moved).flatten(2).sum(dim=2)), inputs)
+        found, missing = found + step * direction, missing - step * moved
+        scaled = missing / count
+        last, size = size, (missing * scaled).flatten(2).sum(dim=2)
+        direction = scaled + _like(size / _or_one(last), inputs) * direction
+    return torch.where(kept, inputs, found)
+
+
+def _neighbours(values: Tensor) -> Tensor:
+    """The sum of the neighbours, each by a half for each axis along which it differs."""
+    total = values
+    for axis in range(2, values.dim()):
+        before, after = (torch.zeros_like(total) for _ in range(2))
+        length = values.shape[axis]
+        before.narrow(axis, 1, length - 1).copy_(total.narrow(axis, 0, length - 1))
+        after.narrow(axis, 0, length - 1).copy_(total.narrow(axis, 1, length - 1))
+        total = total + (before + after) / 2
+    return total - values
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation of two values for each pixel.
+
+    Args:
+        first (Tensor): Shape (N, pixels).
+        second (Tensor): Shape (N, pixels).
+
+    Returns:
+        *Tensor* of shape (N,) with values in [-1, 1]. Where one is constant: 1 if both are the same, else 0.
+
+    Examples::
+
+        >>> correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 5.0, 7.0]]))
+        tensor([1.])
+    """
+    first, second = as_float(first), as_float(second)
+    same = (first == second).all(dim=1)
+    first, second = (normalize(part.unsqueeze(1)).squeeze(1) for part in (first, second))
+    first, second = (part - part.mean(dim=1, keepdim=True) for part in (first, second))
+    norms = (first.square().sum(dim=1) * second.square().sum(dim=1)).sqrt()
+    found = (first * second).sum(dim=1) / _or_one(norms)
+    return found.clamp(-1, 1).masked_fill(same, 1)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's correlation of two values for each pixel: Pearson's of their ranks, equal values sharing theirs.
+
+    Args:
+        first (Tensor): Shape (N, pixels).
+        second (Tensor): Shape (N, pixels).
+
+    Returns:
+        *Tensor* of shape (N,) with values in [-1, 1]. Where one is constant: 1 if both are, else 0.
+
+    Examples::
+
+        >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.0, 0.1, 0.2]]))
+        tensor([1.])
+    """
+
+    def ranked(values: Tensor) -> Tensor:
+        _, row_of, counts = torch.unique(values, return_inverse=True, return_counts=True)
+        middle: Tensor = counts.cumsum(dim=0) - (counts - 1).double() / 2
+        return middle[row_of]
+
+    ranks = (torch.stack([ranked(row) for row in part]) for part in (first, second))
+    return correlation(*ranks).to(as_float(first).dtype)
+
+
+def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
+    """ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
+
+    Args:
+        drop (Tensor): Shape (N,), in [0, 1].
+        coherency (Tensor): Shape (N,), in [0, 1].
+        complexity (Tensor): Shape (N,), in [0, 1].
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is.
+
+    Examples::
+
+        >>> adcc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]))
+        tensor([0.7500, 0.0000])
+    """
+    parts = torch.stack([1 - as_float(drop), as_float(coherency), 1 - as_float(complexity)])
+    none = (parts <= 0).any(dim=0)
+    mean: Tensor = 3 / parts.masked_fill(parts <= 0, 1).reciprocal().sum(dim=0)
+    return mean.masked_fill(none, 0)
 
 
 def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:

@@ -10,9 +10,24 @@ from torch import Tensor, nn
 
 from captum_fusion import attr
 
+
+class LayerSSCam(attr.LayerSSCam):
+    """With few samples, as the small networks of the tests need no more."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func, layer, device_ids, samples=2)
+
+
+class LayerISCam(attr.LayerISCam):
+    """Likewise."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func, layer, device_ids, samples=2)
+
+
 METHODS: list[type[LayerAttribution]] = [
     method
-    for method in (getattr(attr, name) for name in attr.__all__)
+    for method in (globals().get(name, getattr(attr, name)) for name in attr.__all__)
     if isinstance(method, type) and issubclass(method, LayerAttribution)
 ]
 

@@ -48,7 +48,10 @@ def probability(model: nn.Module, target: int) -> Score:
     return lambda x: model(x).softmax(1)[0, target].item()
 
 
-def activations_and_gradients(model: nn.Module, layer: nn.Module, x: Tensor, target: int) -> tuple[Array, Array]:
+def activations_and_gradients(
+    model: nn.Module, layer: nn.Module, x: Tensor, target: int, others: list[float] | None = None
+) -> tuple[Array, Array]:
+    """Of the target's score, or of the sum of all scores by their weights."""
     kept = []
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
@@ -56,7 +59,8 @@ def activations_and_gradients(model: nn.Module, layer: nn.Module, x: Tensor, tar
         return output.clone()  # The next layer may work in place.
 
     hook = layer.register_forward_hook(keep)
-    logit = model(x.clone().requires_grad_())[0, target]
+    scores = model(x.clone().requires_grad_())[0]
+    logit = scores[target] if others is None else sum(w * s for w, s in zip(others, scores, strict=True))
     hook.remove()
     (gradient,) = torch.autograd.grad(logit, kept[-1])
     return kept[-1][0].detach().double().numpy(), gradient[0].double().numpy()
@@ -72,11 +76,65 @@ def grad_cam(activations: Array, gradients: Array) -> Array:
 def score_cam(activations: Array, score: Score, x: Tensor, baseline: Tensor) -> Array:
     size = tuple(x.shape[2:])
     scores = [masked_score(score, x, normalize(upsample(channel, size)), baseline) for channel in activations]
+    return by_softmax(activations, scores)
+
+
+def by_softmax(activations: Array, scores: list[float]) -> Array:
     exponentials = [np.exp(value - max(scores)) for value in scores]
     total = np.zeros(activations.shape[1:])
     for channel, exponential in zip(activations, exponentials, strict=True):
         total += exponential / sum(exponentials) * channel
     return total
+
+
+def is_cam(activations: Array, score: Score, x: Tensor, baseline: Tensor, samples: int) -> Array:
+    scores = []
+    for channel in activations:
+        mask = normalize(upsample(channel, tuple(x.shape[2:])))
+        steps = [masked_score(score, x, step / samples * mask, baseline) for step in range(1, samples + 1)]
+        scores.append(sum(steps) / samples)
+    return by_softmax(activations, scores)
+
+
+def ss_cam(activations: Array, score: Score, x: Tensor, baseline: Tensor, noises: list[Array]) -> Array:
+    scores = []
+    for channel in activations:
+        mask = normalize(upsample(channel, tuple(x.shape[2:])))
+        noisy = [masked_score(score, x, mask + noise, baseline) for noise in noises]
+        scores.append(sum(noisy) / len(noisy))
+    return by_softmax(activations, scores)
+
+
+def ablation_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: int, activations: Array) -> Array:
+    """By a layer whose channel is gone."""
+    whole = logit(model, target)(x)
+    total = np.zeros(activations.shape[1:])
+    for k, channel in enumerate(activations):
+
+        def without(_: nn.Module, __: object, output: Tensor, k: int = k) -> Tensor:
+            kept = torch.ones(output.shape[1]).to(output)
+            kept[k] = 0
+            return output * kept.reshape(-1, *(1,) * (output.dim() - 2))
+
+        hook = layer.register_forward_hook(without)
+        lost = whole - logit(model, target)(x)
+        hook.remove()
+        total += lost / (abs(whole) or 1) * channel
+    return total
+
+
+def enlarge_and_crop(grid: Array, shift: Array, size: tuple[int, ...]) -> Array:
+    cells = [-(-length // count) for length, count in zip(size, grid.shape, strict=True)]
+    enlarged = upsample(grid, tuple((count + 1) * cell for count, cell in zip(grid.shape, cells, strict=True)))
+    starts = [floor(share * cell) for share, cell in zip(shift, cells, strict=True)]
+    return enlarged[tuple(slice(start, start + length) for start, length in zip(starts, size, strict=True))]
+
+
+def rise(masks: list[Array], probability: float, score: Score, x: Tensor, baseline: Tensor) -> Array:
+    total = np.zeros(tuple(x.shape[2:]))
+    for mask in masks:
+        total += masked_score(score, x, mask, baseline) * mask
+    return total / (probability * len(masks))
 
 
 def grad_cam_plus_plus(activations: Array, gradients: Array) -> Array:
@@ -269,3 +327,23 @@ def fusion_cam(
         "region_contribution": c_r,
         "combined_contribution": c_c,
     }
+
+
+def impute(values: Array, kept: NDArray[np.bool_]) -> Array:
+    """Each removed pixel's equation, one after the other, and a dense solver."""
+    pixels = list(np.ndindex(values.shape))
+    places = {pixel: place for place, pixel in enumerate(pixels)}
+    matrix, right = np.eye(len(pixels)), np.zeros(len(pixels))
+    for pixel in pixels:
+        if kept[pixel]:
+            right[places[pixel]] = values[pixel]
+            continue
+        shares = {}
+        for offset in np.ndindex(*(3,) * values.ndim):
+            steps = [part - 1 for part in offset]
+            near = tuple(int(index + step) for index, step in zip(pixel, steps, strict=True))
+            if any(steps) and near in places:
+                shares[near] = 0.5 ** sum(map(abs, steps))
+        for near, share in shares.items():
+            matrix[places[pixel], places[near]] = -share / sum(shares.values())
+    return np.linalg.solve(matrix, right).reshape(values.shape)

@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_fusion import (
+    LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFinerCam,
     LayerFusionCam,
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerGroupCam,
     LayerHiResCam,
+    LayerISCam,
     LayerLayerCam,
     LayerScoreCam,
     LayerUnionCam,
     LayerXGradCam,
+    Rise,
 )
 from tests import straight_line
 
@@ -225,3 +229,69 @@ def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: fl
         for channel in attribution:
             np.testing.assert_allclose(channel, expected, atol=1e-5)
         torch.testing.assert_close(union_cam.attribute(x, target=target, percentile=percentile)[0], attribution)
+
+
+@FEWER
+@given(cases())
+def test_ablation_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
+    network, inputs, targets = case
+    attributions = LayerAblationCam(network, network[1]).attribute(inputs, target=targets)
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
+        with torch.no_grad():
+            expected = straight_line.ablation_cam(network, network[1], x, target, activations)
+            score = abs(straight_line.logit(network, target)(x))
+        # Differences of scores, which rounding makes, are divided by the score.
+        scale = np.abs(activations).max() / min(score or 1.0, 1.0)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-7 * max(1, scale), rtol=1e-5)
+        alone = LayerAblationCam(network, network[1]).attribute(x, target=target)
+        np.testing.assert_allclose(alone[0], attribution, atol=1e-7 * max(1, scale), rtol=1e-5)
+
+
+@FEWER
+@given(cases(), st.integers(1, 3))
+def test_is_cam(case: tuple[nn.Sequential, Tensor, list[int]], samples: int) -> None:
+    network, inputs, targets = case
+    attributions = LayerISCam(network, network[1], samples=samples).attribute(inputs, target=targets)
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
+        with torch.no_grad():
+            score = straight_line.logit(network, target)
+            expected = straight_line.is_cam(activations, score, x, torch.zeros_like(x), samples)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
+
+
+@FEWER
+@given(cases(), st.floats(0, 2), st.integers(1, 3))
+def test_finer_cam(case: tuple[nn.Sequential, Tensor, list[int]], strength: float, references: int) -> None:
+    network, inputs, targets = case
+    finer_cam = LayerFinerCam(network, network[1], strength=strength, references=references)
+    attributions = finer_cam.attribute(inputs, target=targets).detach()
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        with torch.no_grad():
+            scores = network(x)[0].tolist()
+        others = sorted({0, 1, 2} - {target}, key=lambda k: abs(scores[k] - scores[target]))
+        near, far = (abs(scores[k] - scores[target]) for k in others)
+        # Rounding may decide which of two classes is closer.
+        assume(references > 1 or far - near > 1e-9 * far)
+        weights = [0.0, 0.0, 0.0]
+        weights[target] = 1.0
+        for other in others[:references]:
+            weights[other] = -strength / len(others[:references])
+        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target, weights)
+        expected = straight_line.grad_cam(activations, gradients)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
+
+
+@FEWER
+@given(cases(), st.integers(1, 8), st.integers(1, 4))
+def test_rise(case: tuple[nn.Sequential, Tensor, list[int]], samples: int, grid: int) -> None:
+    """Maps are finite, bounded by the mean of the masks over p, and the same alone as in a batch."""
+    network, inputs, targets = case
+    rise = Rise(network, samples=samples, grid=grid)
+    attributions = rise.attribute(inputs, target=targets)
+    assert attributions.shape == inputs.shape
+    assert attributions.ge(0).all()
+    assert attributions.le(2 + 1e-9).all()
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        torch.testing.assert_close(rise.attribute(x, target=target)[0], attribution)

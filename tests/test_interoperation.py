@@ -8,7 +8,18 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor
 
-from captum_fusion import LayerFusionCam, LayerGradCamPlusPlus, LayerXGradCam
+from captum_fusion import (
+    LayerAblationCam,
+    LayerEigenCam,
+    LayerEigenGradCam,
+    LayerFinerCam,
+    LayerFusionCam,
+    LayerGradCamElementWise,
+    LayerGradCamPlusPlus,
+    LayerHiResCam,
+    LayerLayerCam,
+    LayerXGradCam,
+)
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion, saliency_map
 from tests import cases
 from tests.conftest import SmallNet
@@ -115,7 +126,14 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "peer"), [(LayerGradCamPlusPlus, "GradCAMPlusPlus"), (LayerXGradCam, "XGradCAM")]
+    ("algorithm", "peer"),
+    [
+        (LayerGradCamPlusPlus, "GradCAMPlusPlus"),
+        (LayerXGradCam, "XGradCAM"),
+        (LayerLayerCam, "LayerCAM"),
+        (LayerHiResCam, "HiResCAM"),
+        (LayerGradCamElementWise, "GradCAMElementWise"),
+    ],
 )
 def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -> None:
     import pytorch_grad_cam
@@ -128,6 +146,69 @@ def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -
         theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
     for example in range(len(images)):
         assert correlation(ours[example].numpy(), theirs[example]) > 0.999
+
+
+@pytest.mark.parametrize(("algorithm", "peer"), [(LayerEigenCam, "EigenCAM"), (LayerEigenGradCam, "EigenGradCAM")])
+def test_pytorch_grad_cam_agrees_on_components_but_for_their_signs(
+    algorithm: type[LayerAttribution], peer: str
+) -> None:
+    """It leaves the sign to the decomposition, which has none."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS).detach()
+    with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
+        theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
+    for example in range(len(images)):
+        maps = [algorithm.interpolate(map_.relu(), images.shape[2:], "bilinear")[example] for map_ in (ours, -ours)]
+        assert max(correlation(map_.numpy(), theirs[example]) for map_ in maps) > 0.999
+
+
+def test_pytorch_grad_cam_agrees_on_ablation_cam() -> None:
+    """For a score above 0, by which it divides, and after a ReLU: elsewhere it puts -1e7 where the paper puts 0."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    with torch.no_grad():
+        targets = model(images).argmax(1).tolist()
+        assert model(images).amax(1).gt(0).all()
+        activations = model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(images)))))
+    ours = LayerAblationCam(model, layer).attribute(images, target=targets, attr_dim_summation=False)
+    chosen = [ClassifierOutputTarget(target) for target in targets]
+    with pytorch_grad_cam.AblationCAM(model, [layer], batch_size=32) as cam:
+        weights = cam.get_cam_weights(images, layer, chosen, activations.numpy(), None)
+    theirs = weights[:, :, None, None] * activations.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+    ("method", "peer"), [(None, "GradCAM"), (LayerGradCamPlusPlus, None), (LayerLayerCam, "LayerCAM")]
+)
+def test_torchcam_agrees_on_finer_cam(method: type[LayerAttribution] | None, peer: str | None) -> None:
+    """But over its Grad-CAM++, which differs; pytorch-grad-cam weights the other classes by their softmax."""
+    import torchcam.methods
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    ours = LayerFinerCam(model, layer, method=method)
+    maps = ours.attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
+    base = getattr(torchcam.methods, peer or "GradCAMpp")
+    with torchcam.methods.FinerCAM(model, layer, base_method=base) as extractor:
+        theirs = extractor(cases.TARGETS, model(images))[0]
+    agree = [correlation(maps[example].numpy(), theirs[example].numpy()) > 0.999 for example in range(len(images))]
+    assert all(agree) if peer else not all(agree)
+
+
+def test_torchcam_agrees_on_layer_cam() -> None:
+    import torchcam.methods
+
+    model, layer, images, _, _ = cases.case("resnet18")
+    ours = LayerLayerCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
+    with torchcam.methods.LayerCAM(model, layer) as extractor:
+        theirs = extractor(cases.TARGETS, model(images))[0]
+    for example in range(len(images)):
+        assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999
 
 
 def test_torchcam_agrees_on_x_grad_cam() -> None:

@@ -164,7 +164,9 @@ def test_captums_attacks_run_through_a_map(algorithm: type[LayerAttribution], im
 
     def loss(inputs: Tensor) -> Tensor:
         # Captum's FGSM takes gradients below 1e-6 for zero.
-        return 1e6 * attribution.attribute(inputs, target=1).square().flatten(1).sum(dim=1, keepdim=True)
+        # With its weights differentiated as well: otherwise a step along the gradient may lower it.
+        maps = attribution.attribute(inputs, target=1, grad_kwargs={"create_graph": True})
+        return 1e6 * maps.square().flatten(1).sum(dim=1, keepdim=True)
 
     def of_outputs(outputs: Tensor, _: object) -> Tensor:
         return outputs.sum(dim=1)

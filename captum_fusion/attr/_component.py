@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from inspect import Parameter, signature
 from typing import Any
 
-from captum.attr import Attribution, NoiseTunnel, PerturbationAttribution
+from captum.attr import Attribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,11 +16,11 @@ from captum_fusion._session import sole_user, unshared
 from captum_fusion._state import in_turn
 
 
-def check_component(name: str, method: object, forward_func: ForwardFunc) -> None:
+def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
     """Refuses what is no attribution, and attributions of a model that shares no module with ``forward_func``."""
     if not isinstance(method, Attribution):
         raise TypeError(f"{name} is {method!r}; expected an instance of captum.attr.Attribution")
-    explained = (method.attribution_method if isinstance(method, NoiseTunnel) else method).forward_func
+    explained = getattr(method, "attribution_method", method).forward_func
     if (
         isinstance(explained, Module)
         and isinstance(forward_func, Module)
@@ -62,8 +62,8 @@ def component_map(
     }
     given = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
     with ExitStack() as stack:
-        if not type(method).__module__.startswith("captum_fusion."):
-            # Ours watch themselves, and change nothing that the forward pass that they share depends on.
+        if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
+            # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
             stack.enter_context(scorer.session.state.watching())
             stack.enter_context(unshared())
         if not isinstance(method, PerturbationAttribution):
@@ -88,12 +88,14 @@ def component_map(
 def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the component takes."""
     parameters = dict(signature(method.attribute).parameters)
-    if isinstance(method, NoiseTunnel):
-        parameters |= signature(method.attribution_method.attribute).parameters
-    elif any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    inner = getattr(method, "attribution_method", None)
+    if isinstance(inner, Attribution):
+        # A tunnel passes on what its method takes.
+        return {option: options[option] for option in options.keys() & parameters} | _accepted(name, inner, options)
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
         # A wrapper that says nothing gets what the user gave, and refuses what it cannot pass on.
         return options
-    elif any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         lost = [option for option in ("target", "additional_forward_args") if option in options.keys() - parameters]
         if lost:
             raise TypeError(

@@ -6,11 +6,11 @@ from typing import Any
 from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import relu
 
 from captum_fusion._call import Call
 from captum_fusion._captum import ForwardFunc, TargetType, logged
 from captum_fusion._checks import check_gradients_allowed, check_layer
+from captum_fusion._maps import layer_attributions
 from captum_fusion._prose import documented
 from captum_fusion._session import session
 from captum_fusion.functional import weighted
@@ -83,10 +83,12 @@ class GradientCam(LayerAttribution, GradientAttribution):
         """
         check_gradients_allowed(type(self).__name__)
         check_layer(self.layer)
-        call = Call(self.forward_func, inputs, target, additional_forward_args)
+        call = self._call(inputs, target, additional_forward_args)
         where = (self.layer, self.device_ids, attribute_to_layer_input)
         with session(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as opened:
-            attributions = self.channel_maps(opened.layer_gradients, opened.layer_value)
-        if attr_dim_summation:
-            attributions = attributions.sum(dim=1, keepdim=True)
-        return relu(attributions) if relu_attributions else attributions
+            channels = self.channel_maps(opened.layer_gradients, opened.layer_value)
+        return layer_attributions(channels, attr_dim_summation, relu_attributions)
+
+    def _call(self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> Call:
+        """What is explained, by default the target's score."""
+        return Call(self.forward_func, inputs, target, additional_forward_args)

@@ -7,12 +7,12 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
 from captum_fusion._checks import check_tolerance
+from captum_fusion._maps import layer_attributions
 from captum_fusion._prose import documented
-from captum_fusion._scorer import Scorer
+from captum_fusion._scorer import Masks, Scorer
 from captum_fusion._surrogate import Surrogate
 from captum_fusion.attr._masked_cam import MaskedCam
 from captum_fusion.functional import normalize, weighted
@@ -150,21 +150,20 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
         with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
             activations = scorer.session.layer_value
-            rows = _ChannelRows(scorer, f"{self.get_name()} attribution" if show_progress else None)
+            rows = self._rows(scorer, f"{self.get_name()} attribution" if show_progress else None)
             if self.tolerance:
                 weights, errors = _inferred_weights(rows, self.tolerance)
             else:
                 weights = _channel_scores(rows).softmax(dim=1)
                 errors = weights.new_zeros(len(weights))
-        attributions = weighted(activations, weights)
-        if attr_dim_summation:
-            attributions = attributions.sum(dim=1, keepdim=True)
-        if relu_attributions:
-            attributions = relu(attributions)
+        attributions = layer_attributions(weighted(activations, weights), attr_dim_summation, relu_attributions)
         return (attributions, errors) if return_error_estimate else attributions
 
+    def _rows(self, scorer: Scorer, description: str | None) -> "ChannelRows":
+        return ChannelRows(scorer, description)
 
-class _ChannelRows:
+
+class ChannelRows:
     """Inputs masked by channels; examples that differ in their targets at most are one group, masked once for all.
 
     Args:
@@ -190,10 +189,14 @@ class _ChannelRows:
             maps = self.channels[masking[rows], live[rows]].unsqueeze(1)
             return normalize(self.scorer.upsample(maps, position))
 
-        return self.scorer.scores(self.groups[masking], masks, progress)
+        return self.mean_scores(self.groups[masking], masks, progress)
+
+    def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
+        """The score of each row's mask; methods that score several masks in its place override this."""
+        return self.scorer.scores(examples, masks, progress)
 
 
-def _channel_scores(rows: _ChannelRows) -> Tensor:
+def _channel_scores(rows: ChannelRows) -> Tensor:
     """s: the score of each channel of each example, (N, C)."""
     masking, live = torch.cat([~rows.constant, rows.constant.any(dim=1, keepdim=True)], dim=1).nonzero(as_tuple=True)
     row_scores = rows.scores(masking, live, rows.description)
@@ -205,7 +208,7 @@ def _channel_scores(rows: _ChannelRows) -> Tensor:
     return of_examples
 
 
-def _inferred_weights(rows: _ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
+def _inferred_weights(rows: ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
     """w, (N, C), and the estimates of the errors, (N,), from the scores of as few channels as are enough."""
     everyone = torch.arange(len(rows.groups), device=rows.groups.device)
     blank = rows.scores(everyone, torch.full_like(everyone, rows.channels.shape[1] - 1))

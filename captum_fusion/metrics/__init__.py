@@ -1,19 +1,27 @@
 """The metrics of the class activation map papers, in the form of Captum's."""
 
 from captum_fusion._maps import saliency_map
+from captum_fusion.metrics.coherency import adcc, coherency, complexity
 from captum_fusion.metrics.confidence import confidence_drop, confidence_increase
 from captum_fusion.metrics.curves import deletion, insertion
 from captum_fusion.metrics.localization import energy_pointing_game, pointing_game
 from captum_fusion.metrics.means import DatasetMeans, Mean
+from captum_fusion.metrics.randomization import weight_randomization
+from captum_fusion.metrics.road import road
 
 __all__ = [
     "DatasetMeans",
     "Mean",
+    "adcc",
+    "coherency",
+    "complexity",
     "confidence_drop",
     "confidence_increase",
     "deletion",
     "energy_pointing_game",
     "insertion",
     "pointing_game",
+    "road",
     "saliency_map",
+    "weight_randomization",
 ]

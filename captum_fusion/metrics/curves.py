@@ -5,7 +5,7 @@ from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._checks import Activation
-from captum_fusion._maps import Sign, saliency_maps
+from captum_fusion._maps import Sign, ranks, saliency_maps
 from captum_fusion._prose import documented
 from captum_fusion._scorer import scoring
 
@@ -190,7 +190,7 @@ def _area_under_curve(
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
-    ranks = {position: _ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
+    ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
     with scoring(
         forward_func,
         inputs,
@@ -198,7 +198,7 @@ def _area_under_curve(
         additional_forward_args,
         baselines=baselines,
         activation=activation,
-        masked=tuple(ranks),
+        masked=tuple(ranked_maps),
         blur=(_KERNEL_SIZE, _SIGMA) if restores else None,
         perturbations_per_eval=perturbations_per_eval,
     ) as scorer:
@@ -207,22 +207,16 @@ def _area_under_curve(
         step = torch.arange(steps + 1, device=device).repeat(scorer.call.examples)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            ranked = ranks[position][examples[rows]]
+            ranked = ranked_maps[position][examples[rows]]
             changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
             return changed if restores else ~changed
 
         probabilities = scorer.scores(examples, masks, description)
     probabilities = probabilities.reshape(-1, steps + 1)
-    pixels = ranks[scorer.masked[0]][0].numel()
+    pixels = ranked_maps[scorer.masked[0]][0].numel()
     fractions = _pixels(torch.arange(steps + 1, device=device), steps, pixels).to(probabilities.dtype) / pixels
     area = torch.trapezoid(probabilities, fractions, dim=1)
     return (area, fractions, probabilities) if return_curve else area
-
-
-def _ranks(maps: Tensor) -> Tensor:
-    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1).reshape(maps.shape)
 
 
 def _pixels(step: Tensor, steps: int, pixels: int) -> Tensor:

@@ -1,0 +1,55 @@
+"""Score-CAM for which each channel is scored by several masks."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._captum import ForwardFunc, ProgressBar
+from captum_fusion._checks import check_samples
+from captum_fusion._scorer import Masks, Scorer
+from captum_fusion.attr.score_cam import ChannelRows, LayerScoreCam
+
+
+class SampledScoreCam(LayerScoreCam):
+    """Score-CAM whose channels are scored by the mean over several versions of their masks."""
+
+    def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None, samples: int) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        check_samples(samples)
+        self.samples = samples
+
+    @abstractmethod
+    def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
+        r"""Computes one version of each mask.
+
+        Args:
+            masks (Tensor): Shape (rows, 1, \*S), in [0, 1].
+            samples (Tensor): Which version, from 0 to samples - 1, shape (rows,).
+
+        Returns:
+            *Tensor* of shape (rows, 1, \*S).
+        """
+
+    def _rows(self, scorer: Scorer, description: str | None) -> ChannelRows:
+        return _SampledRows(self, scorer, description)
+
+
+class _SampledRows(ChannelRows):
+    """Channels that are scored by the mean over several versions of their masks."""
+
+    def __init__(self, method: SampledScoreCam, scorer: Scorer, description: str | None) -> None:
+        super().__init__(scorer, description)
+        self._method = method
+
+    def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
+        """The mean score of the versions of each row's mask."""
+        count, samples = len(examples), self._method.samples
+
+        def sampled(rows: Tensor, position: int) -> Tensor:
+            versions = torch.div(rows, count, rounding_mode="floor")
+            return self._method.sampled_masks(masks(rows % count, position), versions)
+
+        scores = self.scorer.scores(examples.repeat(samples, 1), sampled, progress)
+        return scores.reshape(samples, *examples.shape).mean(dim=0)

@@ -1,0 +1,124 @@
+"""Attributions averaged over flips and scales of the input."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_fusion._call import checked_inputs
+from captum_fusion._captum import TensorOrTupleOfTensorsGeneric, logged
+
+
+class AugmentationTunnel(Attribution):
+    r"""Averages the attributions of any method over mirror images and scaled values of the input.
+
+    What a map owes to the side on which an object lies, or to the exposure of the picture, averages out. It is the "aug
+    smooth" of pytorch-grad-cam around any attribution, Captum's included, and it is used as ``captum.attr.NoiseTunnel``
+    is. In symbols, for the method E, the mirror image F x along the last axis and K factors c:
+    the mean over c of (E(c x) + F E(c F x)) / 2.
+
+    Args:
+        attribution_method (Attribution): Any attribution of Captum or of this package.
+
+    Raises:
+        TypeError: If the method is not an attribution.
+    """
+
+    def __init__(self, attribution_method: Attribution) -> None:
+        if not isinstance(attribution_method, Attribution):
+            raise TypeError(
+                f"attribution_method is {attribution_method!r}; expected an instance of captum.attr.Attribution"
+            )
+        super().__init__(attribution_method.forward_func)
+        self.attribution_method = attribution_method
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """Whether the method does."""
+        return bool(self.attribution_method.multiplies_by_inputs)
+
+    @logged
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        *,
+        flip: bool = True,
+        factors: Sequence[float] = (0.9, 1.0, 1.1),
+        **kwargs: Any,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Computes the mean of the attributions.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As for the method. Those that hold floating-point values and have one
+                to three spatial axes, (N, C, \*S), are mirrored and scaled together; the others are given as they are.
+            flip (bool, optional): Whether to average over the mirror image, along the last axis, as well.
+                Default: True
+            factors (list[float], optional): What the values of the inputs are multiplied by, at least one number.
+                Default: (0.9, 1.0, 1.1)
+            kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. Baselines and feature
+                masks with spatial axes are mirrored with the inputs; all others are given as they are.
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions** as the method returns them.
+
+        Raises:
+            ValueError: If there are no factors, or if the method's attributions have other axes than the inputs, such
+                as those of tokens, so that they cannot be mirrored back.
+
+        Examples::
+
+            >>> from captum.attr import LayerGradCam
+            >>> from torchvision.models import resnet18
+            >>> model = resnet18(weights=None).eval()
+            >>> smooth = AugmentationTunnel(LayerGradCam(model, model.layer4))
+            >>> smooth.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+            torch.Size([1, 1, 2, 2])
+        """
+        if not len(factors):
+            raise ValueError("factors is empty; expected at least one number")
+        tensors = checked_inputs(inputs)
+        given = isinstance(inputs, tuple)
+        axes = {tensor.dim() for tensor in tensors if _is_spatial(tensor)}
+        total: tuple[Tensor, ...] | None = None
+        for factor in factors:
+            scaled = tuple(tensor * factor if _is_spatial(tensor) else tensor for tensor in tensors)
+            for mirrored in (False, True)[: 1 + flip]:
+                inputs_now = tuple(map(_mirror, scaled)) if mirrored else scaled
+                further = {
+                    name: _mirrored(value) if mirrored and name in ("baselines", "feature_mask") else value
+                    for name, value in kwargs.items()
+                }
+                found = self.attribution_method.attribute(inputs_now if given else inputs_now[0], **further)
+                parts = found if isinstance(found, tuple) else (found,)
+                self._check(parts, isinstance(found, tuple) == given or not isinstance(found, tuple), axes)
+                parts = tuple(map(_mirror, parts)) if mirrored else parts
+                total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
+        count = len(factors) * (1 + flip)
+        mean = tuple(part / count for part in cast(tuple[Tensor, ...], total))
+        return cast(TensorOrTupleOfTensorsGeneric, mean if isinstance(found, tuple) else mean[0])
+
+    def _check(self, parts: tuple[Any, ...], as_given: bool, axes: set[int]) -> None:
+        """Refuses what cannot be mirrored back, and a tuple that holds more than attributions."""
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        if not as_given or not all(isinstance(p, Tensor) and (p.dim() in axes or p.dim() < 3) for p in parts):
+            raise ValueError(
+                f"{self.attribution_method.get_name()} gave {shapes}; expected attributions with as many axes as the "
+                f"inputs with spatial ones, {sorted(axes)}"
+            )
+
+
+def _is_spatial(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and 3 <= tensor.dim() <= 5
+
+
+def _mirror(tensor: Tensor) -> Tensor:
+    """The mirror image, where there are spatial axes."""
+    return tensor.flip(-1) if 3 <= tensor.dim() <= 5 else tensor
+
+
+def _mirrored(value: Any) -> Any:
+    """The mirror images of the tensors in an argument."""
+    if isinstance(value, tuple):
+        return tuple(map(_mirrored, value))
+    return _mirror(value) if isinstance(value, Tensor) else value

@@ -1,0 +1,118 @@
+"""Finer-CAM."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._call import Call
+from captum_fusion._captum import ForwardFunc, TargetType
+from captum_fusion._prose import documented
+from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
+
+
+@documented
+class LayerFinerCam(GradientCam):
+    r"""Computes Finer-CAM for the chosen layer: what tells the target from the classes most like it.
+
+    It is a gradient class activation map, Grad-CAM by default, of the difference between the target's score and the
+    mean score of the classes whose scores are closest to it. In symbols, for the scores y of an example, the target c
+    and the T classes d_1 ... d_T with the smallest \|y_d - y_c\|, it explains y_c - gamma (y_d1 + ... + y_dT) / T.
+
+    The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
+    along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are
+    compared.
+
+    More details can be found in the paper: https://arxiv.org/abs/2501.11309
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+        method (type, optional): The map's class, one of this package's gradient methods such as
+            ``LayerGradCamPlusPlus`` or ``LayerLayerCam``. Default: None, which means Grad-CAM
+        strength (float, optional): gamma, how much the other classes count, not negative; 0 gives the method itself.
+            Default: 0.6
+        references (int, optional): T, the number of classes to compare with, at least 1; all others where the output
+            has fewer. Default: 3
+
+    Raises:
+        TypeError: If the method is not a gradient method of this package that is made from a layer alone.
+        ValueError: If strength or references are outside their range.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_fusion import LayerLayerCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> finer_cam = LayerFinerCam(model, model.layer4, method=LayerLayerCam)
+        >>> finer_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+
+    def __init__(
+        self,
+        forward_func: ForwardFunc,
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        method: type[GradientCam] | None = None,
+        strength: float = 0.6,
+        references: int = 3,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids)
+        if method is not None and not (isinstance(method, type) and issubclass(method, GradientCam)):
+            raise TypeError(
+                f"method is {method!r}; expected a class of captum_fusion's gradient methods at the layer's "
+                "resolution, such as LayerGradCamPlusPlus, or None for Grad-CAM"
+            )
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"strength is {strength}; expected a number that is not negative")
+        if references < 1:
+            raise ValueError(f"references is {references}; expected at least 1")
+        self.method, self.strength, self.references = method, strength, references
+
+    def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:
+        """The channel maps of the method."""
+        if self.method is None:
+            return weighted(activations, grad_cam_weights(gradients))
+        return self.method(self.forward_func, self.layer).channel_maps(gradients, activations)
+
+    def _call(self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> Call:
+        return _FinerCall(
+            self.forward_func,
+            inputs,
+            target,
+            additional_forward_args,
+            strength=self.strength,
+            references=self.references,
+        )
+
+
+class _FinerCall(Call):
+    """A call that explains what tells the target's score from those of the classes most like it."""
+
+    def __init__(self, *arguments: Any, strength: float, references: int) -> None:
+        super().__init__(*arguments)
+        self._strength, self._references = strength, references
+
+    def explained(self, output: Tensor) -> Tensor:
+        """The difference, one score for each example."""
+        if output.dim() < 2 or output.shape[1] < 2:
+            raise ValueError(
+                f"forward_func returned an output of shape {tuple(output.shape)}; expected at least two classes in "
+                "dimension 1, to be told from each other"
+            )
+        targets: Any = self.given_target
+        if isinstance(targets, Tensor):
+            targets = targets.flatten().tolist() * (self.examples // targets.numel())
+        scores, others = [], []
+        for example, target in enumerate(targets if isinstance(targets, list) else [targets] * self.examples):
+            chosen, *place = target if isinstance(target, tuple) else (target,)
+            classes = output[example][(slice(None), *place)]
+            scores.append(classes[chosen])
+            others.append(classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)])
+        return finer_scores(torch.stack(scores), torch.stack(others), self._strength, self._references)

@@ -1,0 +1,115 @@
+"""Several attributions, such as those of several layers, fused into one."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from captum.attr import Attribution
+
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._prose import documented
+from captum_fusion._scorer import scoring, spatial_positions
+from captum_fusion.attr._component import check_component, component_map
+from captum_fusion.functional import MAP_FUSIONS, InterpolateMode, MapFusion, fuse_maps
+
+
+@documented
+class FusedAttributions(Attribution):
+    r"""Fuses the maps of several attributions of one model, such as one class activation map for each of its layers.
+
+    Each attribution becomes a map in [0, 1] of the input's size: summed over its channels, negative evidence dropped,
+    interpolated and normalized. In symbols, for these maps m_1 ... m_K, pixel by pixel: N(mean_k m_k), N(max_k m_k) or
+    N(product_k m_k). The mean is how pytorch-grad-cam takes several layers together, the maximum, their union, how
+    torchcam fuses them, and the product, the refinement of torchcam's ``RefineCAM``, keeps what all agree on: sharp
+    early layers refine coarse late ones.
+
+    Like ``captum.attr.GuidedGradCam``, it carries maps to the input: the attribution has the input's shape.
+    ``LayerFusionCam`` takes it as a component.
+
+    Args:
+        attribution_methods (list[Attribution]): At least one attribution, Captum's or of this package, all of the same
+            model.
+        fusion (str, optional): How maps are fused: "mean", "maximum" or "product". Default: "mean"
+
+    Raises:
+        ValueError: If there is no attribution, if they explain different models, or if the fusion is unknown.
+        TypeError: If one is not an attribution.
+    """
+
+    def __init__(self, attribution_methods: Sequence[Attribution], fusion: MapFusion = "mean") -> None:
+        if fusion not in MAP_FUSIONS:
+            raise ValueError(f"fusion is {fusion!r}; expected one of {MAP_FUSIONS}")
+        if isinstance(attribution_methods, Attribution) or not len(attribution_methods):
+            raise ValueError(
+                f"attribution_methods is {attribution_methods!r}; expected a list of at least one attribution"
+            )
+        self.attribution_methods = list(attribution_methods)
+        self.fusion = fusion
+        forward_func = getattr(self.attribution_methods[0], "forward_func", None)
+        for position, method in enumerate(self.attribution_methods):
+            check_component(f"attribution_methods[{position}]", method, forward_func)
+        super().__init__(cast(ForwardFunc, forward_func))
+
+    @logged
+    def attribute(
+        self,
+        inputs: TensorOrTupleOfTensorsGeneric,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        interpolate_mode: InterpolateMode = "bilinear",
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: BaselineType = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> TensorOrTupleOfTensorsGeneric:
+        r"""Computes the attribution of the inputs; every argument reaches the attributions that take it.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
+                many spatial axes, one to three, as the first floating-point one that has any, (N, C, \*S), are
+                explained.
+            {target}
+            {additional_forward_args}
+            {interpolate_mode}
+            {attribute_to_layer_input}
+            {baselines}
+            {perturbations_per_eval}
+            {show_progress}
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
+            {input_attributions}
+
+        Raises:
+            ValueError: If no input has spatial axes, or if an attribution does not have as many of them.
+            RuntimeError: If an attribution needs gradients inside ``torch.inference_mode()``.
+
+        Examples::
+
+            >>> from captum.attr import LayerGradCam
+            >>> from torchvision.models import resnet18
+            >>> model = resnet18(weights=None).eval()
+            >>> layers = [model.layer2, model.layer3, model.layer4]
+            >>> fused = FusedAttributions([LayerGradCam(model, layer) for layer in layers], fusion="product")
+            >>> fused.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+            torch.Size([1, 3, 64, 64])
+        """
+        with scoring(
+            self.forward_func,
+            inputs,
+            target,
+            additional_forward_args,
+            baselines=baselines,
+            activation=None,
+            attribute_to_layer_input=attribute_to_layer_input,
+            masked=spatial_positions(inputs),
+            interpolate_mode=interpolate_mode,
+            perturbations_per_eval=perturbations_per_eval,
+        ) as scorer:
+            maps = [
+                component_map(f"attribution_methods[{position}]", method, scorer, show_progress)
+                for position, method in enumerate(self.attribution_methods)
+            ]
+        fused = fuse_maps(torch.cat(maps, dim=1), self.fusion)
+        return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))

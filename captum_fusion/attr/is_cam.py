@@ -1,0 +1,51 @@
+"""IS-CAM."""
+
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._captum import ForwardFunc
+from captum_fusion._prose import documented
+from captum_fusion.attr._sampled_score_cam import SampledScoreCam
+from captum_fusion.functional import integration_masks
+
+
+@documented
+class LayerISCam(SampledScoreCam):
+    r"""Computes IS-CAM, integrated Score-CAM, for the chosen layer.
+
+    As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
+    for channels A_k and baseline b: M_k = N(U(A_k)), m_i = (i / n) M_k,
+    s_k = mean over i = 1 ... n of f(m_i x + (1 - m_i) b), w = softmax over k of s_k, L = sum_k w_k A_k.
+
+    It takes n times as many forward passes as Score-CAM, in the same memory. The steps are those of the integral that
+    the paper means; torchcam adds them up instead, so that its masks grow to (n + 1) / 2 times the input.
+
+    More details can be found in the paper: https://arxiv.org/abs/2010.03023
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
+        samples (int, optional): n, the number of steps, at least 1. Default: 10
+
+    Raises:
+        ValueError: If samples is below 1.
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> is_cam = LayerISCam(model, model.layer1, samples=2)
+        >>> is_cam.attribute(torch.rand(1, 3, 32, 32), target=281).shape
+        torch.Size([1, 1, 8, 8])
+    """
+
+    def __init__(
+        self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None, *, samples: int = 10
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, samples)
+
+    def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
+        """See ``captum_fusion.functional.integration_masks``."""
+        return integration_masks(masks, samples, self.samples)

@@ -1,0 +1,189 @@
+"""Coherency, complexity and their harmonic mean with the Average Drop: ADCC."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_fusion._call import Call
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._checks import Activation
+from captum_fusion._maps import Sign, saliency_map, saliency_maps
+from captum_fusion._prose import documented
+from captum_fusion._state import preserved
+from captum_fusion.functional import adcc as harmonic_mean
+from captum_fusion.functional import correlation
+from captum_fusion.metrics.confidence import confidence_drop
+
+Explain = Callable[..., Any]
+
+
+@documented
+def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive") -> Tensor:
+    r"""Computes how much of the picture an attribution covers.
+
+    In symbols, for the saliency map m: the mean of m over its pixels; lower is better, as long as the map is faithful.
+
+    More details can be found in the paper: https://arxiv.org/abs/2104.10252
+
+    Args:
+        attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+            ``saliency_map``.
+        size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
+            attributions
+        {sign}
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1].
+
+    Raises:
+        ValueError: If the attributions do not fit the size or hold NaN, or if the sign is unknown.
+
+    Examples::
+
+        >>> complexity(torch.tensor([[[0.0, 1.0, 4.0, 0.0]]]))
+        tensor([0.3125])
+    """
+    return saliency_map(attributions, tuple(attributions.shape[2:]) if size is None else size, sign).flatten(1).mean(1)
+
+
+@documented
+def coherency(
+    explanation_func: Explain | Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    sign: Sign = "positive",
+    explanation_kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    r"""Computes whether the method explains what it has kept of the input as it explains the input.
+
+    In symbols, for the saliency map m of the input x, the baseline b and the saliency map m' that the method gives for
+    m x + (1 - m) b: (1 + r) / 2 with Pearson's correlation r of m and m' over the pixels; higher is better.
+
+    More details can be found in the paper: https://arxiv.org/abs/2104.10252
+
+    Args:
+        explanation_func (Attribution or Callable): The method, or its ``attribute``, or a function that takes inputs
+            and, by their names, ``target``, ``additional_forward_args`` where there are any, and the
+            ``explanation_kwargs``.
+        {inputs}
+        {attributions}
+        {baselines}
+        {additional_forward_args}
+        {target}
+        {sign}
+        explanation_kwargs (dict, optional): Further arguments of ``explanation_func``. Default: None
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]. Where a map is constant: 1 if both are the same, else 0.5.
+
+    Raises:
+        ValueError: If the attributions cannot belong to the inputs or hold NaN, or if another argument is outside its
+            range.
+        TypeError: If an input that would be masked holds no floating-point values.
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> grad_cam = LayerGradCam(model, model.layer4)
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> coherency(grad_cam, images, grad_cam.attribute(images, target=281), target=281).shape
+        torch.Size([2])
+    """
+    maps = saliency_maps(inputs, attributions, sign)
+    # What takes scores is not called: this checks the inputs and gives each a baseline.
+    call = Call(_nothing, inputs, target, additional_forward_args, baselines=baselines)
+    for position in maps:
+        if not call.inputs[position].is_floating_point():
+            raise TypeError(
+                f"Input {position} holds {call.inputs[position].dtype} values, which cannot be masked; expected "
+                "floating-point values, scaled as the model needs them"
+            )
+    masked = tuple(
+        torch.lerp(call.baselines[i], tensor.detach(), maps[i].to(tensor)) if i in maps else tensor.detach().clone()
+        for i, tensor in enumerate(call.inputs)
+    )
+    explain = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
+    further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
+    with preserved(call.inputs) as state, state.watching():
+        again = explain(masked if call.is_tuple else masked[0], target=target, **further, **(explanation_kwargs or {}))
+    if isinstance(again, tuple) and len(again) == 1:
+        again = again[0]
+    # The layer's map of a method is for the same inputs as before.
+    found = saliency_maps(inputs, again, sign)
+    missing = maps.keys() - found.keys()
+    found |= {position: torch.zeros_like(maps[position]) for position in missing}
+    first, second = (torch.cat([part[i].flatten(1) for i in sorted(maps)], dim=1) for part in (maps, found))
+    return (1 + correlation(first, second.to(first.device))) / 2
+
+
+def _nothing(*_: object) -> Tensor:
+    raise AssertionError
+
+
+@documented
+def adcc(
+    forward_func: ForwardFunc,
+    explanation_func: Explain | Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
+    explanation_kwargs: Mapping[str, Any] | None = None,
+) -> Tensor:
+    r"""Computes ADCC, one number for how faithful, coherent and concise an attribution is.
+
+    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example:
+    3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity)); higher is better.
+
+    More details can be found in the paper: https://arxiv.org/abs/2104.10252
+
+    Args:
+        {forward_func}
+        explanation_func (Attribution or Callable): The method, see ``coherency``.
+        {inputs}
+        {attributions}
+        {baselines}
+        {additional_forward_args}
+        {target}
+        {activation}
+        {sign}
+        {perturbations_per_eval}
+        explanation_kwargs (dict, optional): Further arguments of ``explanation_func``. Default: None
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is the worst that it can be.
+
+    Raises:
+        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
+            per example, or if another argument is outside its range.
+        TypeError: If an input that would be masked holds no floating-point values.
+        RuntimeError: If scores are not finite.
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> grad_cam = LayerGradCam(model, model.layer4)
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> adcc(model, grad_cam, images, grad_cam.attribute(images, target=281), target=281).shape
+        torch.Size([2])
+    """
+    what = (inputs, attributions, baselines, additional_forward_args, target)
+    drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval)
+    coherent = coherency(explanation_func, *what, sign, explanation_kwargs)
+    maps = saliency_maps(inputs, attributions, sign)
+    covered = torch.cat([maps[position].flatten(1) for position in sorted(maps)], dim=1).mean(dim=1)
+    return harmonic_mean(drop, coherent.to(drop.device), covered.to(drop.device))

@@ -1,0 +1,108 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerAttribution, LayerGradCam
+from torch import Tensor, nn
+
+from captum_fusion import LayerFinerCam, LayerFusionCam, LayerGradCamPlusPlus, LayerLayerCam, LayerXGradCam
+from tests import straight_line
+from tests.cases import NAMES, TARGETS, case
+from tests.conftest import SmallNet
+
+BASES = [
+    (None, straight_line.grad_cam),
+    (LayerGradCamPlusPlus, straight_line.grad_cam_plus_plus),
+    (LayerXGradCam, straight_line.x_grad_cam),
+    (LayerLayerCam, straight_line.layer_cam),
+]
+
+
+@pytest.mark.parametrize(("method", "expected"), BASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_straight_line_computation(
+    method: Any, expected: Callable[..., straight_line.Array], name: str
+) -> None:
+    model, layer, images, _, _ = case(name)
+    attributions = LayerFinerCam(model, layer, method=method).attribute(images, target=TARGETS)
+    for attribution, x, target in zip(attributions, images.split(1), TARGETS, strict=True):
+        with torch.no_grad():
+            scores = model(x)[0].tolist()
+        nearest = sorted(range(7), key=lambda k: abs(scores[k] - scores[target]))
+        assert nearest[0] == target
+        weights = [1.0 if k == target else -0.6 / 3 if k in nearest[1:4] else 0.0 for k in range(7)]
+        theirs = expected(*straight_line.activations_and_gradients(model, layer, x, target, weights))
+        np.testing.assert_allclose(attribution[0].detach(), theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_worked_out_by_hand() -> None:
+    # Scores 5 a, 4 b, 2 a and a - 3 b of a = 1, b = 1: of the first class, 5, the nearest are 4 and 2.
+    # 5 a - 1/2 (4 b + 2 a) / 2 has the gradients 4.5 and -1.
+    x = torch.ones(1, 2, 1)
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        a, b = identity(inputs)[:, :, 0].unbind(1)
+        return torch.stack([5 * a, 4 * b, 2 * a, a - 3 * b], dim=1)
+
+    attributions = LayerFinerCam(forward, identity, strength=0.5, references=2).attribute(x, target=0)
+    torch.testing.assert_close(attributions, torch.tensor([[[3.5]]]))
+
+
+@pytest.mark.parametrize("method", [LayerGradCamPlusPlus, LayerXGradCam, LayerLayerCam])
+def test_without_strength_it_is_the_method(method: Any, net: SmallNet, images: Tensor) -> None:
+    ours = LayerFinerCam(net, net.features, method=method, strength=0).attribute(images, target=[0, 1, 2])
+    assert torch.equal(ours, method(net, net.features).attribute(images, target=[0, 1, 2]))
+
+
+def test_without_strength_the_default_is_captums_grad_cam(net: SmallNet, images: Tensor) -> None:
+    ours = LayerFinerCam(net, net.features, strength=0).attribute(images, target=1)
+    torch.testing.assert_close(ours, LayerGradCam(net, net.features).attribute(images, target=1))
+
+
+def test_fewer_classes_than_references_are_all_compared(net: SmallNet, images: Tensor) -> None:
+    ours = LayerFinerCam(net, net.features, references=50).attribute(images, target=1)
+    assert torch.equal(ours, LayerFinerCam(net, net.features, references=2).attribute(images, target=1))
+
+
+def test_classes_of_a_pixel_are_compared_at_this_pixel(images: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1))
+    pixels = [(0, 1, 2), (4, 3, 3), (2, 0, 9)]
+    ours = LayerFinerCam(net, net[0]).attribute(images, target=pixels)
+    for example, (chosen, row, column) in enumerate(pixels):
+        x = images[example : example + 1]
+        at_pixel = LayerFinerCam(lambda x, row=row, column=column: net(x)[:, :, row, column], net[0])
+        torch.testing.assert_close(ours[example : example + 1], at_pixel.attribute(x, target=chosen))
+
+
+def test_fusion_cam_takes_it_as_a_component(net: SmallNet, images: Tensor) -> None:
+    finer_cam = LayerFinerCam(net, net.features)
+    fused = LayerFusionCam(net, net.features, gradient_method=finer_cam).attribute(images, target=1)
+    assert fused.shape == images.shape
+    assert not torch.equal(fused, LayerFusionCam(net, net.features).attribute(images, target=1))
+
+
+def test_refuses_a_single_class(net: SmallNet, images: Tensor) -> None:
+    for forward in (lambda x: net(x)[:, 0], lambda x: net(x)[:, :1]):
+        with pytest.raises(ValueError, match="expected at least two classes in dimension 1"):
+            LayerFinerCam(forward, net.features).attribute(images)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"strength": -0.1}, ValueError, "strength is -0.1; expected a number that is not negative"),
+        ({"references": 0}, ValueError, "references is 0; expected at least 1"),
+        ({"method": LayerGradCam}, TypeError, "method is <class .*LayerGradCam'>; expected a class of captum_fusion's"),
+        ({"method": "grad-cam"}, TypeError, "method is 'grad-cam'; expected a class"),
+    ],
+)
+def test_refuses(options: dict[str, Any], error: type[Exception], message: str, net: SmallNet) -> None:
+    with pytest.raises(error, match=message):
+        LayerFinerCam(net, net.features, **options)
+
+
+def test_it_is_a_layer_attribution(net: SmallNet) -> None:
+    assert isinstance(LayerFinerCam(net, net.features), LayerAttribution)

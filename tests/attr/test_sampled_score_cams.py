@@ -1,0 +1,135 @@
+"""SS-CAM and IS-CAM."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerAttribution
+from torch import Tensor, nn
+
+from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
+from tests import straight_line
+from tests.cases import TARGETS, case
+from tests.conftest import SmallNet
+
+SAMPLED = [LayerISCam, LayerSSCam]
+
+
+def test_is_cam_equals_the_straight_line_computation() -> None:
+    model, layer, images, _, _ = case("resnet18")
+    attributions = LayerISCam(model, layer, samples=3).attribute(images, target=TARGETS)
+    for attribution, x, target in zip(attributions, images.split(1), TARGETS, strict=True):
+        activations, _ = straight_line.activations_and_gradients(model, layer, x, target)
+        with torch.no_grad():
+            score = straight_line.logit(model, target)
+            expected = straight_line.is_cam(activations, score, x, torch.zeros_like(x), 3)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_is_cam_of_signed_and_constant_channels_in_one_to_three_dimensions(axes: int) -> None:
+    model = SmallNet(axes).eval()
+    images = torch.randn(2, 3, *(9, 6, 7)[:axes])
+    attributions = LayerISCam(model, model.features, samples=4).attribute(images, target=1, baselines=0.5)
+    for attribution, x in zip(attributions, images.split(1), strict=True):
+        activations, _ = straight_line.activations_and_gradients(model, model.features, x, 1)
+        with torch.no_grad():
+            score = straight_line.logit(model, 1)
+            expected = straight_line.is_cam(activations, score, x, torch.full_like(x, 0.5), 4)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+class Recorder:
+    """The model with what it was given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.rows: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows.extend(x.clone())
+        return self.net(x)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_ss_cam_equals_the_straight_line_computation_with_its_own_noise(axes: int) -> None:
+    """The noise is what the masked rows of ones, whose one channel is constant, hold."""
+    model = SmallNet(axes).eval()
+    size = (9, 6, 7)[:axes]
+    ones = torch.ones(1, 3, *size)
+    blank = nn.Identity()
+    recorder = Recorder(lambda x: blank(x).flatten(1).sum(1))
+    LayerSSCam(recorder, blank, samples=3, stdev=0.5, seed=7).attribute(ones, perturbations_per_eval=1)
+    noises = [row[0].double().numpy() for row in recorder.rows[-3:]]
+    assert all(abs(noise.std() - 0.5) < 0.3 and abs(noise.mean()) < 0.5 for noise in noises)
+    assert not np.allclose(noises[0], noises[1])
+    images = torch.randn(2, 3, *size)
+    attributions = LayerSSCam(model, model.features, samples=3, stdev=0.5, seed=7).attribute(images, target=1)
+    for attribution, x in zip(attributions, images.split(1), strict=True):
+        activations, _ = straight_line.activations_and_gradients(model, model.features, x, 1)
+        with torch.no_grad():
+            score = straight_line.logit(model, 1)
+            expected = straight_line.ss_cam(activations, score, x, torch.zeros_like(x), noises)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_is_cam_worked_out_by_hand() -> None:
+    # The layer is the input: channels [0, 1] and [1, 0] keep one half each; f is the square of 2 left + right, so that
+    # over the halves 1/2 and 1 the scores are (1/4 + 1) / 2 and (1 + 4) / 2.
+    x = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        values = identity(inputs)
+        return (values[:, 0, 1] + 2 * values[:, 1, 0]).square()
+
+    weights = torch.tensor([0.625, 2.5]).softmax(0)
+    attributions = LayerISCam(forward, identity, samples=2).attribute(x)
+    torch.testing.assert_close(attributions, weights.flip(0).reshape(1, 1, 2))
+
+
+def test_one_step_and_no_noise_are_score_cam(net: SmallNet, images: Tensor) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=1)
+    torch.testing.assert_close(LayerISCam(net, net.features, samples=1).attribute(images, target=1), expected)
+    still = LayerSSCam(net, net.features, samples=3, stdev=0.0)
+    torch.testing.assert_close(still.attribute(images, target=1), expected)
+
+
+def test_the_noise_follows_from_the_seed_alone(net: SmallNet, images: Tensor) -> None:
+    first = LayerSSCam(net, net.features, samples=4).attribute(images, target=1)
+    state = torch.get_rng_state()
+    again = LayerSSCam(net, net.features, samples=4).attribute(images[1:], target=1, perturbations_per_eval=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(again, first[1:])
+    other = LayerSSCam(net, net.features, samples=4, seed=1).attribute(images, target=1)
+    assert not torch.allclose(other, first)
+
+
+@pytest.mark.parametrize("algorithm", SAMPLED)
+def test_memory_is_bounded_by_the_rows_of_one_evaluation(
+    algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor
+) -> None:
+    recorder = Recorder(net)
+    sizes = []
+
+    def forward(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return recorder(x)
+
+    algorithm(forward, net.features, samples=5).attribute(images, target=0, perturbations_per_eval=2)
+    assert max(sizes) == 6
+    # Five live channels and the blank for each image and sample.
+    assert 3 + 3 * 6 * 5 <= sum(sizes) <= 3 + 3 * 6 * 5 + 6
+
+
+@pytest.mark.parametrize("algorithm", SAMPLED)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"samples": 0}, "samples is 0; expected at least 1"), ({"stdev": -1.0}, "stdev is -1.0; expected a number")],
+)
+def test_refuses(algorithm: type[LayerAttribution], options: dict[str, Any], message: str, net: SmallNet) -> None:
+    if algorithm is LayerISCam and "stdev" in options:
+        options, message = {"samples": -3}, "samples is -3; expected at least 1"
+    with pytest.raises(ValueError, match=message):
+        algorithm(net, net.features, **options)
