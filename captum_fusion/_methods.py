@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion import attr
-from captum_fusion._captum import logged
+from captum_fusion._captum import ForwardFunc, logged
 from captum_fusion._names import close_names
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.functional import WEIGHTINGS, Weighting
@@ -36,8 +36,11 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
     ``saved`` counts the seconds that the repeated calls would have taken.
     """
 
-    saved = 0.0
-    _kept: tuple[Tensor, Any, Tensor, float] | None = None
+    def __init__(self, forward_func: ForwardFunc, layer: Module, tolerance: float) -> None:
+        super().__init__(forward_func, layer)
+        self.tolerance = tolerance
+        self.saved = 0.0
+        self._kept: tuple[Tensor, Any, Tensor, float] | None = None
 
     @logged
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
@@ -48,7 +51,8 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
                 self.saved += seconds
                 return attributions
         start = perf_counter()
-        attributions = LayerScoreCam(self.forward_func, self.layer).attribute(inputs, target)
+        score_cam = LayerScoreCam(self.forward_func, self.layer, tolerance=self.tolerance)
+        attributions = score_cam.attribute(inputs, target)
         self._kept = (inputs.clone(), target, attributions, perf_counter() - start)
         return attributions
 

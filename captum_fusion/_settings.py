@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 from cyclopts import Parameter, Token
 
-from captum_fusion._checks import check_percentile
+from captum_fusion._checks import check_percentile, check_tolerance
 from captum_fusion._methods import METRICS, Method, Precision, Target, parse_method
 from captum_fusion._names import close_names
 
@@ -42,6 +42,7 @@ class Settings:
         methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw.
         metrics: Any of confidence_drop, confidence_increase, insertion, deletion, pointing_game,
             energy_pointing_game. The pointing games need boxes.
+        tolerance: How far Score-CAM, alone or fused, may be from the exact map, in [0, 1); 0 is exact.
         percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
         stages: Judge the stages of each fusion as well.
         target: Explain the predicted class, or each label of a picture.
@@ -63,6 +64,7 @@ class Settings:
     labels_by_order: Annotated[bool, Parameter(negative="")] = False
     methods: Annotated[Sequence[str], _Several] = ("grad-cam", "score-cam", "fusion-cam")
     metrics: Annotated[Sequence[str], _Several] = METRICS[:4]
+    tolerance: float = 0.0
     percentiles: Annotated[Sequence[float], _Several, Parameter(name="--percentile")] = (10.0,)
     stages: Annotated[bool, Parameter(negative="")] = False
     target: Target = "predicted"
@@ -92,6 +94,7 @@ class Settings:
                 raise ValueError(f"{name} is {given!r}.{close_names(given, known)} Expected {', '.join(known)}")
         for percentile in self.percentiles:
             check_percentile(percentile)
+        check_tolerance(self.tolerance)
         for name, least in (("limit", 1), ("seed", 0), ("steps", 1), ("batch_size", 1)):
             number: Any = getattr(self, name)
             if number is None and name in ("limit", "seed"):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_fusion._checks import check_tolerance
 from captum_fusion._methods import RememberedScoreCam, parse_method
 from captum_fusion._models import Frame, choose_layer, find_device, load_classifier
 from captum_fusion._names import reason
@@ -85,6 +86,7 @@ def explain(
     layer: str | None = None,
     target: int | str | None = None,
     methods: Sequence[str] = (),
+    tolerance: float = 0.0,
     size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
@@ -107,6 +109,8 @@ def explain(
             Default: None, which means the predicted class
         methods (list[str], optional): Names of methods, such as "grad-cam", "fusion-cam:raw" or
             "fusion(x-grad-cam,group-cam)". Default: the stages of Fusion-CAM
+        tolerance (float, optional): How far Score-CAM, alone or fused, may be from the exact map, in [0, 1), see
+            ``LayerScoreCam``. Default: 0.0, which is exact
         size (int, optional): Input size in pixels. Default: that of the torchvision weights, else 224
         mean (tuple[float, float, float], optional): Mean of each channel. Default: that of the torchvision weights,
             else ImageNet's
@@ -133,6 +137,7 @@ def explain(
         >>> explanation.layer, explanation.maps["grad-cam"].shape
         ('layer4', torch.Size([1, 1, 64, 64]))
     """
+    check_tolerance(tolerance)
     chosen = [parse_method(method) for method in methods]
     name, photograph = _open(image)
     classifier = load_classifier(model, weights, size, mean, std)
@@ -157,7 +162,7 @@ def explain(
         index = int(probabilities.argmax()) if target is None else classifier.target(str(target), len(probabilities))
         maps: dict[str, Tensor] = {}
         stages: dict[str, FusionCamStages] = {}
-        score_cam = RememberedScoreCam(network, module)
+        score_cam = RememberedScoreCam(network, module, tolerance)
         for method in chosen or [parse_method("fusion-cam")]:
             attribution = method.build(network, module, score_cam)
             options: dict[str, Any] = {}

@@ -103,7 +103,7 @@ class Judge:
         if not whole:
             return
         network = plan.classifier.model
-        score_cam = RememberedScoreCam(network, plan.layer.module)
+        score_cam = RememberedScoreCam(network, plan.layer.module, self.settings.tolerance)
         pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.place, non_blocking=True)
         batch = Batch(
             plan,

@@ -226,6 +226,7 @@ def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
         "image_hash": piece.hash,
         "target_kind": settings.target,
         "steps": settings.steps if curves else None,
+        "tolerance": settings.tolerance,
         "precision": settings.precision,
         "device": plan.place.type,
         "batch_size": settings.batch_size,
@@ -277,6 +278,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
 _ARGUMENTS = {
     "target_kind": "target",
     "steps": "steps",
+    "tolerance": "tolerance",
     "precision": "precision",
     "device": "device",
     "batch_size": "batch_size",
