@@ -39,7 +39,7 @@ xcit_nano_12_p16_224
 
 
 # These take no other size as an argument.
-FIXED = ("csatv2",)
+FIXED = ("csatv2", "sam2_hiera_tiny")
 
 
 def row(name: str) -> str:
