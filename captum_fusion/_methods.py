@@ -25,6 +25,7 @@ from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._captum import ForwardFunc, logged
+from captum_fusion._checks import Activation
 from captum_fusion._names import close_names
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.functional import WEIGHTINGS, Weighting
@@ -80,14 +81,17 @@ def _name(method: type[Attribution]) -> str:
 _CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS)}
 
 
-def _build(name: str, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
+def _build(
+    name: str, model: Module, layer: Module, score_cam: Attribution, activation: Activation = "softmax"
+) -> Attribution:
     """The attribution of this name for a model and a layer, whose Score-CAM the methods share."""
     method = _CLASSES[name]
     if method is LayerScoreCam:
         return score_cam
     parameters = signature(method).parameters
-    region = {"region_method": score_cam} if "region_method" in parameters else {}
-    return method(model, *([layer] if "layer" in parameters else []), **region)
+    options = {"region_method": score_cam, "activation": activation}
+    given = {option: value for option, value in options.items() if option in parameters}
+    return method(model, *([layer] if "layer" in parameters else []), **given)
 
 
 METHODS = tuple(_CLASSES)
@@ -119,12 +123,14 @@ class Method:
         """Whether the method denoises by a percentile."""
         return self.components is not None or self.name == "union-cam"
 
-    def build(self, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
+    def build(
+        self, model: Module, layer: Module, score_cam: Attribution, activation: Activation = "softmax"
+    ) -> Attribution:
         """The attribution of a model and a layer, with the Score-CAM that the methods share."""
         if self.components is None:
-            return _build(self.name, model, layer, score_cam)
-        gradient, region = (_build(component, model, layer, score_cam) for component in self.components)
-        return LayerFusionCam(model, layer, gradient_method=gradient, region_method=region)
+            return _build(self.name, model, layer, score_cam, activation)
+        gradient, region = (_build(component, model, layer, score_cam, activation) for component in self.components)
+        return LayerFusionCam(model, layer, activation=activation, gradient_method=gradient, region_method=region)
 
 
 def parse_method(text: str) -> Method:
