@@ -129,7 +129,7 @@ def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
         model (torch.nn.Module): A model, in evaluation mode.
         inputs (Tensor): Images, (N, 3, H, W).
     """
-    with preserved((inputs,)) as state, PASSES, eager(), state.watching(), torch.no_grad():
+    with preserved((inputs,)) as state, in_turn(), eager(), state.watching(), torch.no_grad():
         runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
     last = {run.name: run for run in reversed(runs)}
     return {
