@@ -205,10 +205,10 @@ def features(activations: Tensor) -> Tensor:
     Returns:
         *Tensor* in float64.
     """
-    maps = activations.flatten(1).double()
-    lowest, highest = torch.aminmax(maps, dim=1, keepdim=True)
-    masks = pooled(((maps - lowest) / (highest - lowest)).reshape(activations.shape))
-    maps = pooled(maps.reshape(activations.shape))
+    flat = activations.flatten(1)
+    lowest, highest = torch.aminmax(flat, dim=1, keepdim=True)
+    masks = pooled(((flat - lowest) / (highest - lowest)).reshape(activations.shape)).double()
+    maps = pooled(activations).double()
     values, vectors = torch.linalg.eigh(maps.T @ maps)
     stress = (vectors * values.clamp(min=0) ** 0.25) @ vectors.T
     ends = masks.new_tensor([[0.0], [1.0]]).expand(2, masks.shape[1])
