@@ -42,7 +42,7 @@ def in_turn() -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """Warns about the line that called this package, or Captum, which called this package."""
+    """Warns at the line of the user's code that led here, past this package and Captum."""
     frame: FrameType | None = sys._getframe()
     level = outermost = 0
     while frame is not None:
