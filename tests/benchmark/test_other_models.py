@@ -1,0 +1,48 @@
+"""Models whose layers give tokens, and whose scores are no softmax's."""
+
+from pathlib import Path
+
+import pytest
+from captum.attr import LayerGradCam
+from PIL import Image
+
+from captum_fusion import last_feature_map
+from captum_fusion._models import load_classifier
+from captum_fusion.metrics import confidence_drop
+from tests.benchmark.conftest import bench, records
+
+pytestmark = pytest.mark.usefixtures("no_charts")
+QUICK = {"methods": ["grad-cam"], "metrics": ["confidence_drop"], "limit": 2}
+
+
+def test_tokens(pictures: Path, tmp_path: Path) -> None:
+    options = QUICK | {"models": ["timm:test_vit"], "weights": ["none"]}
+    bench(pictures, tmp_path / "out", **options)
+    classifier = load_classifier("timm:test_vit", "none")
+    for record in records(tmp_path / "out"):
+        picture = Image.open(pictures / record["image"])
+        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+        with last_feature_map(classifier.model, inputs).view() as layer:
+            grad_cam = LayerGradCam(classifier.model, layer).attribute(inputs, record["target"])
+        expected = confidence_drop(classifier.model, inputs, grad_cam, target=record["target"]).item()
+        assert record["confidence_drop"] == pytest.approx(expected, abs=1e-5)
+        assert record["layer"] == "blocks.5.norm1"
+    # Another grid makes other maps of the same layer.
+    with pytest.raises(ValueError, match=r"made with grid = None, not \[5, 20\]; expected the same"):
+        bench(pictures, tmp_path / "out", layers=["blocks.5.norm1"], grid=(5, 20), **options)
+
+
+def test_a_sigmoid(pictures: Path, tmp_path: Path) -> None:
+    options = QUICK | {"models": ["tests.test_cli:binary"], "layers": ["relu"]}
+    bench(pictures, tmp_path / "out", activation="sigmoid", **options)
+    classifier = load_classifier("tests.test_cli:binary", activation="sigmoid")
+    for record in records(tmp_path / "out"):
+        picture = Image.open(pictures / record["image"])
+        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+        grad_cam = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, 0)
+        expected = confidence_drop(classifier.model, inputs, grad_cam, target=0, activation="sigmoid").item()
+        assert record["confidence_drop"] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="or the activation sigmoid"):
+        bench(pictures, tmp_path / "other", **options)
+    with pytest.raises(ValueError, match="activation is 'tanh'"):
+        bench(pictures, tmp_path / "other", activation="tanh", **options)
