@@ -456,7 +456,7 @@ def principal_component(channels: Tensor) -> Tensor:
 
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
-    """Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360): w_k = (y - y_k) / |y|.
+    r"""Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360): w_k = (y - y_k) / \|y\|.
 
     Args:
         scores (Tensor): y, the target's score of each example as it is, shape (N,).
@@ -615,7 +615,7 @@ def impute(inputs: Tensor, kept: Tensor) -> Tensor:
     enough = _IMPUTED**2 * missing.flatten(2).square().sum(dim=2)
     scaled = missing / count
     direction, size = scaled, (missing * scaled).flatten(2).sum(dim=2)
-    for _ in range(inputs[0, 0].numel()):
+    for _ in range(inputs.shape[2:].numel()):
         unsolved = missing.flatten(2).square().sum(dim=2) > enough
         if not unsolved.any():
             break

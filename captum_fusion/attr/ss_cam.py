@@ -66,7 +66,7 @@ class LayerSSCam(SampledScoreCam):
         seeds = torch.randint(2**63 - 1, (self.samples,), generator=torch.Generator().manual_seed(self.seed)).tolist()
         drawn, row_of = torch.unique(samples, return_inverse=True)
         # Drawn on the CPU, so that it is the same on every device, and again for each pass, so that memory is bounded.
-        noise = torch.stack(
-            [torch.randn(masks.shape[1:], generator=torch.Generator().manual_seed(seeds[i])) for i in drawn.tolist()]
-        )
+        noise = torch.empty(len(drawn), *masks.shape[1:])
+        for place, sample in zip(noise, drawn.tolist(), strict=True):
+            place.normal_(generator=torch.Generator().manual_seed(seeds[sample]))
         return masks + self.stdev * noise.to(masks)[row_of]
