@@ -37,7 +37,7 @@ MODELS = {
     "resnet50": "layer4",
     "vgg16": "features",
 }
-OURS, OURS_COVERAGE = "captum-fusion", "captum-fusion coverage=0.85"
+OURS, OURS_TOLERANCE = "captum-fusion", "captum-fusion tolerance=0.05"
 Explainer = Callable[[nn.Module, nn.Module, Tensor, int], Tensor]
 
 
@@ -78,8 +78,8 @@ def captum_fusion(model: nn.Module, layer: nn.Module, image: Tensor, target: int
     return LayerScoreCam(model, layer).attribute(image, target=target, relu_attributions=True)
 
 
-def captum_fusion_coverage(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    return LayerScoreCam(model, layer, coverage=0.85).attribute(image, target=target, relu_attributions=True)
+def captum_fusion_tolerance(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
+    return LayerScoreCam(model, layer, tolerance=0.05).attribute(image, target=target, relu_attributions=True)
 
 
 def pytorch_grad_cam(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
@@ -115,7 +115,7 @@ def one_by_one(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -
 
 IMPLEMENTATIONS: dict[str, Explainer] = {
     OURS: captum_fusion,
-    OURS_COVERAGE: captum_fusion_coverage,
+    OURS_TOLERANCE: captum_fusion_tolerance,
     "pytorch-grad-cam": pytorch_grad_cam,
     "torchcam": torchcam,
     "one by one": one_by_one,

@@ -48,7 +48,10 @@ class Call:
         self.inputs = checked_inputs(inputs)
         self.examples = len(self.inputs[0])
         self.device = self.inputs[0].device
-        self.additional_forward_args = _checked_arguments(additional_forward_args, self.examples)
+        given = additional_forward_args
+        self.additional_forward_args: tuple[Any, ...] = (
+            () if given is None else given if isinstance(given, tuple) else (given,)
+        )
         self.given_target = target
         self.target = target.to(self.device) if isinstance(target, Tensor) else target
         if isinstance(target, list) and len(target) == self.examples > 1 and {type(index) for index in target} == {int}:
@@ -57,6 +60,16 @@ class Call:
         self.activation = activation
         self.given_baselines = baselines
         self.baselines = _checked_baselines(baselines, self.inputs, blur)
+
+    def check_rows(self) -> None:
+        """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
+        for position, value in enumerate(self.additional_forward_args):
+            if isinstance(value, Tensor) and value.dim() and len(value) != self.examples:
+                raise ValueError(
+                    f"additional_forward_args[{position}] is a tensor of shape {tuple(value.shape)}; expected one row "
+                    f"for each of the {self.examples} examples. Bind a tensor that all examples share inside "
+                    "forward_func."
+                )
 
     def arguments(self, examples: Tensor) -> tuple[Any, ...]:
         """The additional arguments of rows that repeat some of the examples."""
@@ -168,19 +181,6 @@ def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             f"inputs have shapes {shapes}; expected the same number of examples, at least 1, in dimension 0"
         )
     return tensors
-
-
-def _checked_arguments(additional_forward_args: object, examples: int) -> tuple[Any, ...]:
-    if additional_forward_args is None:
-        return ()
-    arguments = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
-    for position, value in enumerate(arguments):
-        if isinstance(value, Tensor) and value.dim() and len(value) != examples:
-            raise ValueError(
-                f"additional_forward_args[{position}] is a tensor of shape {tuple(value.shape)}; expected one row for "
-                f"each of the {examples} examples. Bind a tensor that all examples share inside forward_func."
-            )
-    return arguments
 
 
 def _checked_baselines(

@@ -1,8 +1,8 @@
 """The layer to explain: the last place in a network where all of the image still matters."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import log, prod
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from captum_fusion._call import checked_inputs
 from captum_fusion._captum import eager
 from captum_fusion._outputs import scores_in
-from captum_fusion._state import PASSES, preserved
-from captum_fusion._views import Grid, PassShapes, first_of, spatial_view
+from captum_fusion._state import in_turn, preserved
+from captum_fusion._views import Grid, PassShapes, first_of, viewed
 
 Form = Literal["channels first", "channels last", "tokens"]
 
@@ -32,16 +32,24 @@ class FeatureMap:
         shape (tuple[int, ...]): The shape of one example's feature map, (C, \*s).
         form (str): What the layer gives: a map with "channels first", (N, C, \*s), which needs no view; one with
             "channels last", (N, \*s, C); or "tokens", (N, T, C).
+        grid (tuple[int, ...] or None): The grid of all tokens that will be viewed. Default: None, which means that it
+            follows from each input
     """
 
     name: str
     layer: Module
     shape: tuple[int, ...]
     form: Form
+    grid: Grid | None = None
 
-    def view(self) -> AbstractContextManager[Module]:
+    @contextmanager
+    def view(self) -> Iterator[Module]:
         """Gives, inside a ``with``, the module to pass as ``layer``: the layer, or its ``spatial_view``."""
-        return nullcontext(self.layer) if self.form == "channels first" else spatial_view(self.layer)
+        if self.form == "channels first":
+            yield self.layer
+        else:
+            with viewed(self.layer, self.grid) as view:
+                yield view.module
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape[1:]))
@@ -100,18 +108,33 @@ def last_feature_map(
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with PASSES, eager(), state.watching():
-            places, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
+        with in_turn(), eager(), state.watching():
+            runs, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
         scores = _scores(output)
         if not scores:
             raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")
-        found = _last(places, scores, image)
+        found = _last(_places(runs, len(image)), scores, image)
     if found is None:
         raise ValueError(
             f"No layer of this {type(model).__name__} gives a feature map from all of which there is a way to the "
             "output. Name a layer; where it gives tokens or a channels-last map, see spatial_view."
         )
-    return FeatureMap(found.name, found.module, found.shape, found.form)
+    return found.feature_map
+
+
+def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
+    """What each module gives in its last run, by its name, in order: a feature map, or a description of another value.
+
+    Args:
+        model (torch.nn.Module): A model, in evaluation mode.
+        inputs (Tensor): Images, (N, 3, H, W).
+    """
+    with preserved((inputs,)) as state, in_turn(), eager(), state.watching(), torch.no_grad():
+        runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
+    last = {run.name: run for run in reversed(runs)}
+    return {
+        name: run.feature_map if run.form and prod(run.grid) > 1 else run.given for name, run in reversed(last.items())
+    }
 
 
 # A node of the autograd graph, and which of its results.
@@ -119,23 +142,25 @@ _Key = tuple[Node, int]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What a module gave, read as a feature map."""
+class _Run:
+    """A run of a module, and how what it gave is a feature map."""
 
     name: str
     module: Module
-    key: _Key
+    given: str
     output: tuple[int, ...]
-    form: Form
+    key: _Key | None
+    form: Form | None
     grid: Grid
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.output[self._channels], *self.grid)
 
     @property
     def _channels(self) -> int:
         return 1 if self.form == "channels first" else -1
+
+    @property
+    def feature_map(self) -> FeatureMap:
+        assert self.form is not None
+        return FeatureMap(self.name, self.module, (self.output[self._channels], *self.grid), self.form)
 
     def places(self, entries: Tensor) -> Tensor:
         """Which places of the grid have any of these entries of the output."""
@@ -146,30 +171,23 @@ class _Place:
         return entries.movedim(self._channels, 0).flatten(1).any(dim=1)
 
 
-def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Place], Any]:
-    """Runs the model, and lists what its modules gave that can be read as a feature map, in order."""
-    places: dict[_Key, _Place] = {}
+def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Run], Any]:
+    """Runs the model, and lists what its modules gave, in order."""
+    runs: list[_Run] = []
     shapes = PassShapes()
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Module, _: object, given: object) -> None:
             output = first_of(given)
-            if (
-                not isinstance(output, Tensor)
-                or output.grad_fn is None
-                or len(output) != len(inputs[0])
-                or isinstance(module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd))
-            ):
+            if not isinstance(output, Tensor):
+                runs.append(_Run(name, module, type(given).__name__, (), None, None, ()))
                 return
-            key = output.grad_fn, output.output_nr
-            if key in places:
-                # Of the modules that give the same tensor, the outermost around the first one.
-                if places[key].name.startswith(f"{name}."):
-                    places[key] = replace(places[key], name=name, module=module)
-                return
-            read = _read(tuple(output.shape), size, shapes) if 3 <= output.dim() <= 5 else None
-            if read is not None and prod(read[1]) > 1 and (output is given or read[0] != "channels first"):
-                places[key] = _Place(name, module, key, tuple(output.shape), *read)
+            shape = tuple(output.shape)
+            key = None if output.grad_fn is None else (output.grad_fn, output.output_nr)
+            form, grid = _read(shape, size, shapes) or (None, ())
+            if output is not given and form == "channels first":
+                form = None  # spatial_view reads what is in a tuple in other ways.
+            runs.append(_Run(name, module, f"shape {shape}", shape, key, form, grid))
 
         return hook
 
@@ -180,11 +198,34 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
     finally:
         for handle in hooks:
             handle.remove()
-    return list(places.values()), output
+    return runs, output
+
+
+def _places(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
+    """The feature maps among the runs, each once."""
+    last = {run.module: index for index, run in enumerate(runs)}
+    found: dict[_Key, _Run] = {}
+    for index, run in enumerate(runs):
+        key = run.key
+        if (
+            key is None
+            or index != last[run.module]  # Hooks tell of a module's last run alone.
+            or isinstance(run.module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd))
+        ):
+            continue
+        if key in found:
+            # Of the modules that give the same tensor, the outermost around the first one.
+            if run.form is not None and found[key].name.startswith(f"{run.name}."):
+                found[key] = run
+        elif run.form is not None and prod(run.grid) > 1 and run.output[0] == rows:
+            found[key] = run
+    return found
 
 
 def _read(shape: tuple[int, ...], size: Grid, shapes: PassShapes) -> tuple[Form, Grid] | None:
     """How an output is a feature map of an image of this size, and the map's grid."""
+    if not 3 <= len(shape) <= 5:
+        return None
     if len(shape) == 3:
         tokens, channels = shape[1:]
         # A map that was flattened, (N, C, T), or pooled, is none of tokens.
@@ -212,28 +253,25 @@ def _scores(output: Any) -> list[Tensor]:
     return [score for part in parts for score in _scores(part)]
 
 
-def _last(places: list[_Place], scores: list[Tensor], image: Tensor) -> _Place | None:
+def _last(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> _Run | None:
     """The last place of which most reaches the scores, and beside which no other such place lies."""
     reached = _reached(places, scores, image)
     whole = [
-        place
-        for place in places
-        if place.key in reached
-        and place.places(reached[place.key]).float().mean() > 0.5
+        key
+        for key, place in places.items()
+        if key in reached
+        and place.places(reached[key]).float().mean() > 0.5
         and not isinstance(place.module, Linear)
-        and not _is_scores(place, scores)
+        and not _is_scores(place, key, scores)
     ]
-    upstream = [_upstream(place.key[0]) for place in whole]
-    for index in reversed(range(len(whole))):
-        node = whole[index].key[0]
-        if all(
-            node in others or other.key[0] in upstream[index] for other, others in zip(whole, upstream, strict=True)
-        ):
-            return whole[index]
+    upstream = {key: _upstream(key[0]) for key in whole}
+    for key in reversed(whole):
+        if all(key[0] in upstream[other] or other[0] in upstream[key] for other in whole):
+            return places[key]
     return None
 
 
-def _reached(places: list[_Place], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
+def _reached(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
     """Which entries of what each place gave have a way to the scores.
 
     Gradients that are not numbers spread wherever there is a way, also through weights that are zero.
@@ -248,7 +286,7 @@ def _reached(places: list[_Place], scores: list[Tensor], image: Tensor) -> dict[
 
         return hook
 
-    hooks = [place.key[0].register_prehook(note(place.key)) for place in places]
+    hooks = [key[0].register_prehook(note(key)) for key in places]
     try:
         with torch.autograd.set_detect_anomaly(False):
             torch.autograd.grad(
@@ -260,14 +298,14 @@ def _reached(places: list[_Place], scores: list[Tensor], image: Tensor) -> dict[
     return reached
 
 
-def _is_scores(place: _Place, scores: list[Tensor]) -> bool:
+def _is_scores(place: _Run, key: _Key, scores: list[Tensor]) -> bool:
     """Whether each channel is a map of one of the scores."""
-    if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != place.shape[0]:
+    if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != place.feature_map.shape[0]:
         return False
     one = torch.zeros_like(scores[0])
     one[:, 0] = torch.nan
     with torch.autograd.set_detect_anomaly(False):
-        (gradient,) = torch.autograd.grad(scores, [GradientEdge(*place.key)], [one], retain_graph=True)
+        (gradient,) = torch.autograd.grad(scores, [GradientEdge(*key)], [one], retain_graph=True)
     return int(place.channels(gradient.isnan()).sum()) <= 1
 
 

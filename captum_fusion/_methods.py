@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion import attr
-from captum_fusion._captum import logged
+from captum_fusion._captum import ForwardFunc, logged
+from captum_fusion._checks import Activation
 from captum_fusion._names import close_names
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.functional import WEIGHTINGS, Weighting
@@ -36,8 +37,11 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
     ``saved`` counts the seconds that the repeated calls would have taken.
     """
 
-    saved = 0.0
-    _kept: tuple[Tensor, Any, Tensor, float] | None = None
+    def __init__(self, forward_func: ForwardFunc, layer: Module, tolerance: float) -> None:
+        super().__init__(forward_func, layer)
+        self.tolerance = tolerance
+        self.saved = 0.0
+        self._kept: tuple[Tensor, Any, Tensor, float] | None = None
 
     @logged
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
@@ -48,7 +52,8 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
                 self.saved += seconds
                 return attributions
         start = perf_counter()
-        attributions = LayerScoreCam(self.forward_func, self.layer).attribute(inputs, target)
+        score_cam = LayerScoreCam(self.forward_func, self.layer, tolerance=self.tolerance)
+        attributions = score_cam.attribute(inputs, target)
         self._kept = (inputs.clone(), target, attributions, perf_counter() - start)
         return attributions
 
@@ -76,14 +81,17 @@ def _name(method: type[Attribution]) -> str:
 _CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS)}
 
 
-def _build(name: str, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
+def _build(
+    name: str, model: Module, layer: Module, score_cam: Attribution, activation: Activation = "softmax"
+) -> Attribution:
     """The attribution of this name for a model and a layer, whose Score-CAM the methods share."""
     method = _CLASSES[name]
     if method is LayerScoreCam:
         return score_cam
     parameters = signature(method).parameters
-    region = {"region_method": score_cam} if "region_method" in parameters else {}
-    return method(model, *([layer] if "layer" in parameters else []), **region)
+    options = {"region_method": score_cam, "activation": activation}
+    given = {option: value for option, value in options.items() if option in parameters}
+    return method(model, *([layer] if "layer" in parameters else []), **given)
 
 
 METHODS = tuple(_CLASSES)
@@ -115,12 +123,14 @@ class Method:
         """Whether the method denoises by a percentile."""
         return self.components is not None or self.name == "union-cam"
 
-    def build(self, model: Module, layer: Module, score_cam: Attribution) -> Attribution:
+    def build(
+        self, model: Module, layer: Module, score_cam: Attribution, activation: Activation = "softmax"
+    ) -> Attribution:
         """The attribution of a model and a layer, with the Score-CAM that the methods share."""
         if self.components is None:
-            return _build(self.name, model, layer, score_cam)
-        gradient, region = (_build(component, model, layer, score_cam) for component in self.components)
-        return LayerFusionCam(model, layer, gradient_method=gradient, region_method=region)
+            return _build(self.name, model, layer, score_cam, activation)
+        gradient, region = (_build(component, model, layer, score_cam, activation) for component in self.components)
+        return LayerFusionCam(model, layer, activation=activation, gradient_method=gradient, region_method=region)
 
 
 def parse_method(text: str) -> Method:

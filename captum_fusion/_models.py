@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
@@ -17,12 +17,17 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchvision.models import ResNet50_Weights, get_model, get_model_weights, list_models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from captum_fusion._checks import Activation
+from captum_fusion._layers import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._names import close_names, reason, words
+from captum_fusion._outputs import scores_in
 from captum_fusion._photograph import as_rgb
+from captum_fusion._views import Grid
 
 BUNDLED = "efficientnet-lite0"
 # Networks whose ImageNet weights come with packages, and their input sizes.
@@ -44,13 +49,14 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resizes the shorter side, crops the centre and normalizes."""
+    """Resizes the shorter side, or both with ``squash``, crops the centre and normalizes."""
 
     resize: int
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if not all(map(isfinite, self.mean)):
@@ -70,14 +76,17 @@ class Preprocessing:
                 f"it has {width} x {height} pixels, of which the model would see less than one in {_LONGEST}; crop it "
                 "to what is to be explained"
             )
-        resized = transforms.resize(as_rgb(image).image, [self.resize], interpolation=self.interpolation)
+        sides = [self.resize] * (2 if self.squash else 1)
+        resized = transforms.resize(as_rgb(image).image, sides, interpolation=self.interpolation)
         pixels = transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
         return torch.unsqueeze(pixels, 0) / 255
 
     def frame(self, width: int, height: int) -> Frame:
         """Where in a picture of this size ``crop`` takes its pixels from."""
         short, long = min(width, height), max(width, height)
-        resized = [self.resize if side == short else int(self.resize * long / short) for side in (width, height)]
+        resized = [
+            self.resize if side == short or self.squash else int(self.resize * long / short) for side in (width, height)
+        ]
         # torchvision rounds the resized side down, and half pixels of the margin to even.
         margins = [round((side - self.size) / 2) for side in resized]
         scales = [width / resized[0], height / resized[1]]
@@ -98,6 +107,7 @@ class Classifier:
     model: nn.Module
     preprocessing: Preprocessing
     categories: tuple[str, ...] | None
+    activation: Activation = "softmax"
 
     def category(self, index: int) -> str:
         """The name of a class, or its index where there are no names."""
@@ -136,14 +146,20 @@ class Classifier:
         expected = "expected one score for each example and class, a tensor of shape (N, classes)"
         if not isinstance(output, Tensor):
             raise TypeError(f"{self.name} returns {type(output).__name__}; {expected}")
-        if output.dim() != 2 or len(output) != len(inputs) or output.shape[1] < 2 or not output.is_floating_point():
+        least = 2 if self.activation == "softmax" else 1
+        if output.dim() != 2 or len(output) != len(inputs) or output.shape[1] < least or not output.is_floating_point():
+            alone = ", or the activation sigmoid" if output.dim() == 2 and output.shape[1] == 1 else ""
             raise ValueError(
                 f"{self.name} returns shape {tuple(output.shape)} of {output.dtype} for {len(inputs)} examples; "
-                f"{expected} with at least 2 classes"
+                f"{expected} with at least {least} classes{alone}"
             )
         if not output.isfinite().all():
             raise RuntimeError(f"{self.name} returns scores that are not finite")
         return output
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What the scores mean, (N, classes): one of the classes by softmax, or each of them by itself by sigmoid."""
+        return scores.float().softmax(dim=1) if self.activation == "softmax" else scores.float().sigmoid()
 
 
 def load_classifier(
@@ -152,18 +168,22 @@ def load_classifier(
     size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    activation: Activation = "softmax",
 ) -> Classifier:
     """Builds a classifier.
 
     Args:
-        model (str, Module or None): A torchvision classifier; "package.module:callable" for a callable that returns a
-            model; "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
+        model (str, Module or None): A torchvision classifier; "timm:NAME"; "hf:NAME" or "hf:FOLDER" for an image
+            classifier of Hugging Face; "package.module:callable" for a callable that returns a model;
+            "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
             packages; a model itself; or None for the first of these networks, which the demo extra brings.
         weights (str or None): A file that holds a state dict; "none" for seeded random weights; or None for the
             default weights of the torchvision classifier, or those that the model has.
         size (int or None): Input size in pixels; None for that of the torchvision weights entry, else 224.
         mean (tuple or None): Mean per channel, likewise; else ImageNet's.
         std (tuple or None): Standard deviation per channel, likewise; else ImageNet's.
+        activation (str): What makes probabilities of the scores: "softmax", or "sigmoid" for a binary or multi-label
+            classifier.
 
     Returns:
         *Classifier*; in evaluation mode, but for a model that was given itself.
@@ -186,14 +206,20 @@ def load_classifier(
         if state is not None:
             _load(network, state, f"{weights} does not fit {name}")
         network.eval()
-    chosen = Preprocessing(
-        resize=preprocessing.resize if size is None else round(size * 8 / 7),
-        size=preprocessing.size if size is None else size,
-        mean=mean or preprocessing.mean,
-        std=std or preprocessing.std,
-        interpolation=preprocessing.interpolation,
-    )
-    return Classifier(name, network, chosen, categories)
+        give_scores(network)
+    chosen = replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
+    if size is not None:
+        chosen = replace(chosen, resize=size if preprocessing.squash else round(size * 8 / 7), size=size)
+    return Classifier(name, network, chosen, categories, activation)
+
+
+def give_scores(network: nn.Module) -> RemovableHandle:
+    """Makes a model that returns its scores among other things, as a dictionary or a tuple, return them alone."""
+
+    def scores(_: nn.Module, __: object, output: Any) -> Any:
+        return scores_in(output)
+
+    return network.register_forward_hook(scores)
 
 
 State = Mapping[str, Tensor]
@@ -206,6 +232,15 @@ def _build(name: str, pretrained: bool, state: State | None, size: int | None) -
     """The model of a name, with its preprocessing and its categories."""
     if name in _LITE_SIZES:
         return _bundled(name, pretrained, size or _LITE_SIZES[name])
+    # Imported where they are asked for, since they import timm and transformers.
+    if name.startswith("timm:"):
+        from captum_fusion._timm import from_timm
+
+        return from_timm(name.removeprefix("timm:"), pretrained, state)
+    if name.startswith("hf:"):
+        from captum_fusion._hugging_face import from_hugging_face
+
+        return from_hugging_face(name.removeprefix("hf:"), pretrained)
     if ":" in name:
         return _from_callable(name)
     return _from_torchvision(name, pretrained, state)
@@ -261,7 +296,7 @@ def _from_torchvision(name: str, pretrained: bool, state: State | None) -> Parts
     known = list_models(module=torchvision.models)
     if name not in known:
         raise ValueError(
-            f"There is no torchvision classifier {name!r}.{close_names(name, known)} "
+            f"There is no torchvision classifier {name!r}.{close_names(name, known)}{_elsewhere(name)} "
             "A model of your own is given as package.module:callable."
         )
     entry = get_model_weights(name).DEFAULT
@@ -295,6 +330,17 @@ def _from_torchvision(name: str, pretrained: bool, state: State | None) -> Parts
         preprocessing,
         (categories if classes == len(categories) else None),
     )
+
+
+def _elsewhere(name: str) -> str:
+    """Where a name may be known that torchvision does not know."""
+    if "/" in name or Path(name).is_dir():
+        return f" Hugging Face's are given as hf:{name}."
+    try:
+        import timm
+    except ModuleNotFoundError:
+        return " timm's are given as timm:NAME."
+    return f" timm has it: give timm:{name}." if timm.is_model(name) else ""
 
 
 def _state_dict(file: Path) -> State:
@@ -379,78 +425,48 @@ def find_device(name: str | None) -> torch.device:
     return place
 
 
-class ChosenLayer(NamedTuple):
-    """The layer to explain, with the name that it is reported by."""
-
-    name: str
-    module: nn.Module
-
-
-def choose_layer(model: nn.Module, inputs: Tensor, name: str | None) -> ChosenLayer:
+def choose_layer(model: nn.Module, inputs: Tensor, name: str | None, grid: Grid | None = None) -> FeatureMap:
     """The layer of this dotted name, or the last feature map's where none is given.
+
+    Args:
+        model (Module): The model.
+        inputs (Tensor): Images of the size that the model will see.
+        name (str or None): The layer's name.
+        grid (tuple[int, int] or None): The grid of its tokens, where the layer gives tokens whose grid does not follow.
 
     Raises:
         ValueError: If there is no such layer, or if it gives no feature map, naming those that do.
     """
-    modules: dict[str, nn.Module] = {layer: module for layer, module in model.named_modules() if layer}
     if name is None:
-        name = last_feature_map(model, inputs)
-        return ChosenLayer(name, modules[name])
-    outputs = _outputs(model, inputs)
-    maps = [f"{layer} {tuple(output.shape[1:])}" for layer, output in outputs.items() if _is_feature_map(output)]
+        if grid is not None:
+            raise ValueError(f"The grid {grid} is given without a layer; expected the layer whose tokens have it")
+        chosen = last_feature_map(model, inputs[:1])
+        return replace(chosen, grid=chosen.shape[1:] if chosen.form == "tokens" else None)
+    modules: dict[str, nn.Module] = {layer: module for layer, module in model.named_modules() if layer}
+    given = feature_maps(model, inputs)
+    maps = [f"{layer} {found.shape}" for layer, found in given.items() if isinstance(found, FeatureMap)]
     shown = ", ".join(maps[-_NAMED:]) + (f" and {len(maps) - _NAMED} before these" if len(maps) > _NAMED else "")
     there_are = f"The feature maps that there are: {shown}" if maps else "There are no feature maps"
     if name not in modules:
         raise ValueError(f"The model has no layer {name!r}.{close_names(name, modules)} {there_are}")
-    if name not in outputs:
+    if name not in given:
         raise ValueError(f"The layer {name!r} does not run in a forward pass. {there_are}")
-    output = outputs[name]
-    if not _is_feature_map(output):
-        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    found = given[name]
+    if grid is not None:
+        return _on_grid(model, inputs, FeatureMap(name, modules[name], (), "tokens", grid))
+    if isinstance(found, str):
         raise ValueError(
-            f"The layer {name!r} gives {given}; expected a feature map, (N, C, H, W) with more than one pixel. "
-            f"{there_are}"
+            f"The layer {name!r} gives {found}; expected a feature map, (N, C, H, W) with more than one pixel, a "
+            f"channels-last map, or tokens (N, T, C), whose grid may have to be given. {there_are}"
         )
-    return ChosenLayer(name, modules[name])
+    return replace(found, grid=found.shape[1:] if found.form == "tokens" else None)
 
 
-def last_feature_map(model: nn.Module, inputs: Tensor) -> str:
-    """The dotted name of the last module to give a feature map, (N, C, H, W) with more than one pixel.
-
-    Pooling to a fixed grid and dropout are left out: what they give is their input's feature map again.
-    """
-    modules = dict(model.named_modules())
-    names = [
-        name
-        for name, output in _outputs(model, inputs).items()
-        if _is_feature_map(output) and not isinstance(modules[name], (nn.AdaptiveAvgPool2d, nn.Dropout))
-    ]
-    if not names:
-        raise ValueError("No layer of the model gives a feature map; name one with --layer")
-    return names[-1]
-
-
-def _is_feature_map(output: object) -> bool:
-    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1
-
-
-def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
-    """What each module gives, by its dotted name, in the order of the modules' last runs."""
-    outputs: dict[str, Any] = {}
-
-    def hook(name: str) -> Any:
-        def keep(_: nn.Module, __: object, output: object) -> None:
-            outputs.pop(name, None)
-            # Shapes alone are of interest: the values of a deep network would fill the memory.
-            outputs[name] = output.detach().to("meta") if isinstance(output, Tensor) else output
-
-        return keep
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.no_grad():
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
+def _on_grid(model: nn.Module, inputs: Tensor, tokens: FeatureMap) -> FeatureMap:
+    """The feature map of a layer of tokens whose grid is given."""
+    shapes: list[tuple[int, ...]] = []
+    with tokens.view() as layer, torch.no_grad():
+        hook = layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:])))
+        model(inputs[:1])
+        hook.remove()
+    return replace(tokens, shape=shapes[-1])

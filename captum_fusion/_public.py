@@ -1,4 +1,4 @@
-"""What the package exports, see ``captum_fusion.__getattr__``."""
+"""The public names of the package."""
 
 from captum_fusion import attr
 from captum_fusion._layers import FeatureMap, last_feature_map

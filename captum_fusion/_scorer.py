@@ -14,7 +14,7 @@ from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, Target
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
 from captum_fusion._session import VIEW_HINT, Session, session
-from captum_fusion._state import PASSES, warn
+from captum_fusion._state import in_turn, warn
 from captum_fusion.functional import InterpolateMode, upsample
 
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
@@ -99,7 +99,7 @@ class Scorer:
             RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
         """
         total, shape = len(examples), examples.shape
-        examples = examples.reshape(total, -1)
+        examples = examples.reshape(total, -1).to(self.call.device)
         # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
         # rows, on chance or on the memory format.
         control = total > 1 and not self.session.state.controlled
@@ -194,7 +194,8 @@ class Scorer:
                 f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
                 f"any number of inputs. {_FIXED}"
             )
-        return torch.stack([self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)], dim=1)
+        scores = [self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)]
+        return torch.stack(scores, dim=1).to(self.call.device)
 
     def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
         """The masked rows of an input, in the memory that is given."""
@@ -215,7 +216,7 @@ class Scorer:
             elif len(examples) != self.call.examples:
                 raise RuntimeError(
                     f"forward_func failed for {len(examples)} masked inputs in one call, though not for the "
-                    f"{self.call.examples} as they are: {error}. {_FIXED}"
+                    f"{self.call.examples} as they are. {_FIXED} It failed with {type(error).__name__}: {error}"
                 ) from error
             else:
                 raise
@@ -226,7 +227,7 @@ class Scorer:
         known = self._passed or hasattr(self.call.forward_func, "_orig_mod")
         watching = nullcontext() if known else self.session.state.watching()
         self._passed = True
-        with PASSES, watching:
+        with in_turn(), watching:
             output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
         return output
 
@@ -275,6 +276,7 @@ def scoring(
     check_perturbations_per_eval(perturbations_per_eval)
     check_interpolate_mode(interpolate_mode)
     call = Call(forward_func, inputs, target, additional_forward_args, activation, baselines, blur)
+    call.check_rows()
     if not any(tensor.is_floating_point() for tensor in call.inputs):
         raise TypeError(
             f"inputs hold {[str(tensor.dtype) for tensor in call.inputs]} values, which cannot be masked; expected "

@@ -1,7 +1,6 @@
 """A model that has run once as it is: what it gave, what its layer gave, and what a row costs."""
 
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from captum_fusion._call import Call
 from captum_fusion._captum import eager, layer_gradients, layer_value, run_forward
 from captum_fusion._precision import as_float
-from captum_fusion._state import PASSES, Preserved, preserved
+from captum_fusion._state import Preserved, in_turn, preserved
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _run(
     given: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with PASSES, eager(), state.watching() as draws, _memory(inputs) as memory:
+    with in_turn(), eager(), state.watching() as draws, _memory(inputs) as memory:
         if layer is None:
             with torch.no_grad():
                 run_forward(observed, inputs, arguments)
@@ -143,7 +142,7 @@ def _run(
             _check_map(given[0], call, _side(attribute_to_layer_input))
     if draws.any:
         state.warn_of_chance()
-    value, gradient = (as_float(part[0]) if part else torch.empty(0) for part in (given, gradients))
+    value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (given, gradients))
     return Session(
         call, layer, attribute_to_layer_input, output, scores, value, gradient, len(runs), memory.most, state
     )
@@ -217,8 +216,10 @@ def sole_user(layer: Module) -> Iterator[None]:
     others: list[int] = []
 
     def note(module: Module, _: object) -> None:
-        # The replicas of DataParallel run in other threads, but are other modules.
-        if module is layer and threading.get_ident() != thread:
+        # The replicas of DataParallel run in other threads, but are other modules; a backward pass may run checkpointed
+        # segments again in a thread of its own.
+        in_backward = torch._C._current_graph_task_id() != -1
+        if module is layer and threading.get_ident() != thread and not in_backward:
             others.append(threading.get_ident())
 
     hook = layer.register_forward_pre_hook(note)
@@ -271,17 +272,14 @@ def _memory(inputs: tuple[Tensor, ...]) -> Iterator[_Memory]:
 
     hook = register_module_forward_hook(measure)
     try:
-        with warnings.catch_warnings():
-            # Compiled modules call global hooks twice, which does no harm here.
-            warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
-            yield memory
+        yield memory
     finally:
         hook.remove()
 
 
 def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     return len(first) == len(second) and all(
-        (one.dtype == other.dtype and torch.equal(one, other))
+        (one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all()))
         if isinstance(one, Tensor) and isinstance(other, Tensor) and one.device == other.device
         else one is other
         for one, other in zip(first, second, strict=True)

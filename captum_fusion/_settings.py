@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 from cyclopts import Parameter, Token
 
-from captum_fusion._checks import check_percentile
+from captum_fusion._checks import ACTIVATIONS, Activation, check_percentile, check_tolerance
 from captum_fusion._methods import METRICS, Method, Precision, Target, parse_method
 from captum_fusion._names import close_names
 
@@ -33,8 +33,9 @@ class Settings:
             or voc2012:ROOT for a torchvision dataset that is on disk.
         output: The folder for records and report; made if it does not exist.
         models: One or more classifiers, named as for explain.
-        layers: The dotted name of a layer for each model, or one for all. Without it, the last one whose output is a
-            feature map.
+        layers: The dotted name of a layer for each model, or one for all. Without it, the last feature map that matters
+            as a whole.
+        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
         weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
             it, the default weights.
         labels: A JSON file with the class index of each picture of a plain folder, by its name.
@@ -42,12 +43,14 @@ class Settings:
         methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw.
         metrics: Any of confidence_drop, confidence_increase, insertion, deletion, pointing_game,
             energy_pointing_game. The pointing games need boxes.
+        tolerance: How far Score-CAM, alone or fused, may be from the exact map, in [0, 1); 0 is exact.
         percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
         stages: Judge the stages of each fusion as well.
         target: Explain the predicted class, or each label of a picture.
         limit: How many pictures to take.
         seed: Take a random choice of them instead of the first ones.
         steps: Steps of insertion and deletion.
+        activation: What makes probabilities of the scores: softmax, or sigmoid for binary or multi-label classifiers.
         device: Where to compute. Without it, cuda if there is one, else cpu.
         precision: float32, or bfloat16 or float16 for autocast.
         batch_size: Pictures that are explained together.
@@ -58,17 +61,20 @@ class Settings:
     output: str | Path
     models: Annotated[Sequence[str], _Several, Parameter(name="--model")] = ("efficientnet-lite0",)
     layers: Annotated[Sequence[str], _Several, Parameter(name="--layer")] = ()
+    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None
     weights: Annotated[Sequence[str], _Several] = ()
     labels: str | Path | None = None
     labels_by_order: Annotated[bool, Parameter(negative="")] = False
     methods: Annotated[Sequence[str], _Several] = ("grad-cam", "score-cam", "fusion-cam")
     metrics: Annotated[Sequence[str], _Several] = METRICS[:4]
+    tolerance: float = 0.0
     percentiles: Annotated[Sequence[float], _Several, Parameter(name="--percentile")] = (10.0,)
     stages: Annotated[bool, Parameter(negative="")] = False
     target: Target = "predicted"
     limit: Whole | None = None
     seed: Whole | None = None
     steps: Whole = 100
+    activation: Activation = "softmax"
     device: str | None = None
     precision: Precision = "float32"
     batch_size: Whole = 1
@@ -87,11 +93,13 @@ class Settings:
         self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
+        choices += [("activation", self.activation, ACTIVATIONS)]
         for name, given, known in choices:
             if given not in known:
                 raise ValueError(f"{name} is {given!r}.{close_names(given, known)} Expected {', '.join(known)}")
         for percentile in self.percentiles:
             check_percentile(percentile)
+        check_tolerance(self.tolerance)
         for name, least in (("limit", 1), ("seed", 0), ("steps", 1), ("batch_size", 1)):
             number: Any = getattr(self, name)
             if number is None and name in ("limit", "seed"):

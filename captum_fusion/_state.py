@@ -20,12 +20,29 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
-# Hooks on a layer see the passes of every thread, so that ours take turns.
-PASSES = threading.RLock()
+_passes = threading.RLock()
+_waiting = threading.local()
+_LONGEST_WAIT = 30.0
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Lets the threads that explain a model take turns, since hooks on a layer see the passes of all of them.
+
+    It does not wait forever, as a lock of the caller's may be in the way: passes that mix are refused by
+    ``sole_user``. A thread that has waited in vain waits no more until it gets its turn again.
+    """
+    taken = _passes.acquire(timeout=0 if getattr(_waiting, "in_vain", False) else _LONGEST_WAIT)
+    _waiting.in_vain = not taken
+    try:
+        yield
+    finally:
+        if taken:
+            _passes.release()
 
 
 def warn(message: str) -> None:
-    """Warns about the line that called this package, or Captum, which called this package."""
+    """Warns at the line of the user's code that led here, past this package and Captum."""
     frame: FrameType | None = sys._getframe()
     level = outermost = 0
     while frame is not None:
@@ -75,7 +92,9 @@ class Preserved:
         draws = _Draws()
         hook = register_module_forward_pre_hook(keep)
         try:
-            with draws:
+            with draws, warnings.catch_warnings():
+                # Compiled modules call global hooks twice, which does no harm here.
+                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
                 yield draws
         finally:
             hook.remove()

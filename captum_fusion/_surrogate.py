@@ -26,9 +26,9 @@ _FEWEST = 4
 _GROWTH = 0.2
 # The error estimate is this quantile over the draws, times a factor, since the draws are too sure of themselves.
 _QUANTILE = 0.9
-_CAUTION = 1.5
-# Masks and final maps are told apart by 64 pixels at most: so many along each of one, two or three spatial axes.
-_LONGEST = {1: 64, 2: 8, 3: 4}
+_CAUTION = 1.7
+# Masks and final maps are told apart by about 200 pixels at most: so many along each of one, two or three axes.
+_LONGEST = {1: 196, 2: 14, 3: 6}
 
 
 class Surrogate:
@@ -203,12 +203,12 @@ def features(activations: Tensor) -> Tensor:
         activations (Tensor): A of channels that are not constant, (K, \*s).
 
     Returns:
-        *Tensor* in float64, of at most 64 pixels.
+        *Tensor* in float64.
     """
-    maps = activations.flatten(1).double()
-    lowest, highest = torch.aminmax(maps, dim=1, keepdim=True)
-    masks = pooled(((maps - lowest) / (highest - lowest)).reshape(activations.shape))
-    maps = pooled(maps.reshape(activations.shape))
+    flat = activations.flatten(1)
+    lowest, highest = torch.aminmax(flat, dim=1, keepdim=True)
+    masks = pooled(((flat - lowest) / (highest - lowest)).reshape(activations.shape)).double()
+    maps = pooled(activations).double()
     values, vectors = torch.linalg.eigh(maps.T @ maps)
     stress = (vectors * values.clamp(min=0) ** 0.25) @ vectors.T
     ends = masks.new_tensor([[0.0], [1.0]]).expand(2, masks.shape[1])
@@ -279,7 +279,7 @@ def final(maps: Tensor) -> Tensor:
 
 
 def pooled(maps: Tensor) -> Tensor:
-    r"""Maps of shape (rows, \*s) averaged to at most 64 pixels, (rows, pixels)."""
+    r"""Maps of shape (rows, \*s) averaged to at most so many pixels as are told apart, (rows, pixels)."""
     axes = maps.dim() - 1
     size = tuple(min(length, _LONGEST[axes]) for length in maps.shape[1:])
     averaged: Tensor = interpolate(maps.unsqueeze(1), size, mode="area")

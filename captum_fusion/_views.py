@@ -20,7 +20,7 @@ FromMap = Callable[[Tensor, Any], Any]
 _REGISTERS = 9
 
 
-class _View:
+class View:
     """A forward hook that passes a layer's output through an identity on its feature-map view."""
 
     def __init__(self, to_map: ToMap, from_map: FromMap) -> None:
@@ -215,30 +215,39 @@ def spatial_view(
         ...     LayerGradCam(model, view).attribute(torch.rand(1, 3, 32, 32), target=281).shape
         torch.Size([1, 1, 2, 2])
     """
+    with viewed(layer, grid, to_map, from_map) as view:
+        yield view.module
+    if not view.ran:
+        raise RuntimeError(
+            f"The viewed {type(layer).__name__} never ran; expected a forward pass of the model that holds it inside "
+            "the with"
+        )
+
+
+@contextmanager
+def viewed(
+    layer: Module, grid: Grid | None = None, to_map: ToMap | None = None, from_map: FromMap | None = None
+) -> Iterator[View]:
+    """As ``spatial_view``, for a layer that need not run."""
     if (to_map is None) != (from_map is None):
         raise ValueError("One of to_map and from_map was given; expected both or neither")
     if grid is not None and (to_map is not None or not 1 <= len(grid) <= 3 or min(grid) < 1):
         raise ValueError(
             f"grid is {grid}; expected one to three positive numbers for a layer of tokens, and none beside to_map"
         )
-    if any(isinstance(hook, _View) for hook in layer._forward_hooks.values()):
+    if any(isinstance(hook, View) for hook in layer._forward_hooks.values()):
         raise ValueError(f"There is a view of this {type(layer).__name__} already; expected one at a time")
     shapes = PassShapes()
-    view = _View(
+    view = View(
         to_map or (lambda output: _to_map(output, grid, shapes)),
-        from_map or (lambda viewed, output: _from_map(viewed, output)),
+        from_map or _from_map,
     )
     handle = layer.register_forward_hook(view)
     try:
         with shapes.collected() if grid is None and to_map is None else nullcontext():
-            yield view.module
+            yield view
     finally:
         handle.remove()
-    if not view.ran:
-        raise RuntimeError(
-            f"The viewed {type(layer).__name__} never ran; expected a forward pass of the model that holds it inside "
-            "the with"
-        )
 
 
 def first_of(output: Any) -> Any:

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from captum_fusion._checks import Activation, check_activation, check_tolerance
+from captum_fusion._layers import FeatureMap
 from captum_fusion._methods import RememberedScoreCam, parse_method
-from captum_fusion._models import Frame, choose_layer, find_device, load_classifier
+from captum_fusion._models import Frame, choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._names import reason
 from captum_fusion._photograph import Photograph, as_rgb, open_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
@@ -35,6 +37,8 @@ class Explanation:
     """Where its weights come from: "default", "none" for random ones, or a file."""
     layer: str
     """The dotted name of the layer that is explained."""
+    feature_map: FeatureMap
+    """The layer, and how its output is a feature map."""
     target: int
     """The class that is explained."""
     categories: tuple[str, ...] | None
@@ -83,11 +87,14 @@ def explain(
     model: str | nn.Module | None = None,
     weights: str | None = None,
     layer: str | None = None,
+    grid: tuple[int, int] | None = None,
     target: int | str | None = None,
     methods: Sequence[str] = (),
+    tolerance: float = 0.0,
     size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    activation: Activation = "softmax",
     device: str | None = None,
     show_progress: bool = False,
 ) -> Explanation:
@@ -96,21 +103,28 @@ def explain(
     Args:
         image (str, Path or PIL.Image, optional): The picture. Default: None, which means the photograph of a cup of
             espresso that the demo extra brings
-        model (str or Module, optional): A torchvision classifier such as "resnet50", "package.module:callable" for a
-            callable that returns a model, or a model. Default: None, which means the EfficientNet-Lite0 of the demo
-            extra with its ImageNet weights
+        model (str or Module, optional): A torchvision classifier such as "resnet50", "timm:NAME", "hf:NAME" or
+            "hf:FOLDER" for an image classifier of Hugging Face, "package.module:callable" for a callable that returns a
+            model, or a model. Default: None, which means the EfficientNet-Lite0 of the demo extra with its ImageNet
+            weights
         weights (str, optional): A file with a state dict, or "none" for seeded random weights. Default: None, which
             means the default weights of the model
-        layer (str, optional): The dotted name of the layer to explain. Default: None, which means the last one whose
-            output is a feature map
+        layer (str, optional): The dotted name of the layer to explain, which may give tokens or a channels-last map.
+            Default: None, which means that of ``last_feature_map``
+        grid (tuple[int, int], optional): The rows and columns of the layer's tokens, where they do not follow from the
+            input. Default: None
         target (int or str, optional): The class to explain: an index, a category name or an ImageNet WordNet id.
             Default: None, which means the predicted class
         methods (list[str], optional): Names of methods, such as "grad-cam", "fusion-cam:raw" or
             "fusion(x-grad-cam,group-cam)". Default: the stages of Fusion-CAM
-        size (int, optional): Input size in pixels. Default: that of the torchvision weights, else 224
-        mean (tuple[float, float, float], optional): Mean of each channel. Default: that of the torchvision weights,
-            else ImageNet's
+        tolerance (float, optional): How far Score-CAM, alone or fused, may be from the exact map, in [0, 1), see
+            ``LayerScoreCam``. Default: 0.0, which is exact
+        size (int, optional): Input size in pixels. Default: that of the model's weights, else 224
+        mean (tuple[float, float, float], optional): Mean of each channel. Default: that of the model's weights, else
+            ImageNet's
         std (tuple[float, float, float], optional): Standard deviation of each channel. Default: likewise
+        activation (str, optional): What makes probabilities of the scores: "softmax", or "sigmoid" for a binary or
+            multi-label classifier. Default: "softmax"
         device (str, optional): Where to compute; not for a model that is given, which stays where it is.
             Default: cuda if there is one, else cpu
         show_progress (bool, optional): Whether to show progress. Default: False
@@ -133,9 +147,11 @@ def explain(
         >>> explanation.layer, explanation.maps["grad-cam"].shape
         ('layer4', torch.Size([1, 1, 64, 64]))
     """
+    check_tolerance(tolerance)
     chosen = [parse_method(method) for method in methods]
     name, photograph = _open(image)
-    classifier = load_classifier(model, weights, size, mean, std)
+    check_activation(activation)
+    classifier = load_classifier(model, weights, size, mean, std, activation)
     network = classifier.model
     if isinstance(model, nn.Module):
         if device is not None:
@@ -152,30 +168,31 @@ def explain(
     with _evaluating(network):
         # Two rows, so that a model that returns one row for any batch is found.
         scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
-        layer_name, module = choose_layer(network, inputs, layer)
-        probabilities = scores.float().softmax(dim=1)[0].cpu()
+        feature_map = choose_layer(network, inputs, layer, grid)
+        probabilities = classifier.probabilities(scores)[0].cpu()
         index = int(probabilities.argmax()) if target is None else classifier.target(str(target), len(probabilities))
         maps: dict[str, Tensor] = {}
         stages: dict[str, FusionCamStages] = {}
-        score_cam = RememberedScoreCam(network, module)
-        for method in chosen or [parse_method("fusion-cam")]:
-            attribution = method.build(network, module, score_cam)
-            options: dict[str, Any] = {}
-            if isinstance(attribution, LayerFusionCam):
-                options = {"weighting": method.weighting, "return_stages": True, "show_progress": show_progress}
-            try:
-                result: Any = attribution.attribute(inputs, target=index, **options)
-            except Exception as error:
-                raise RuntimeError(f"{method.name} fails: {reason(error)}") from error
-            if isinstance(attribution, LayerFusionCam):
-                result, stages[method.name] = result
-            maps[method.name] = saliency_map(result, tuple(inputs.shape[2:]))
+        with feature_map.view() as module:
+            score_cam = RememberedScoreCam(network, module, tolerance)
+            for method in chosen or [parse_method("fusion-cam")]:
+                attribution = method.build(network, module, score_cam, activation)
+                options: dict[str, Any] = {}
+                if isinstance(attribution, LayerFusionCam):
+                    options = {"weighting": method.weighting, "return_stages": True, "show_progress": show_progress}
+                try:
+                    result: Any = attribution.attribute(inputs, target=index, **options)
+                except Exception as error:
+                    raise RuntimeError(f"{method.name} fails: {reason(error)}") from error
+                if isinstance(attribution, LayerFusionCam):
+                    result, stages[method.name] = result
+                maps[method.name] = saliency_map(result, tuple(inputs.shape[2:]))
         if not chosen:
             maps = _stage_maps(stages["fusion-cam"])
         kept = {}
         for label, values in maps.items():
             masked = classifier.scores(inputs * values.to(inputs.dtype))
-            kept[label] = float(masked.float().softmax(dim=1)[0, index])
+            kept[label] = float(classifier.probabilities(masked)[0, index])
     notes = [f"{name}: {photograph.note}"] if photograph.note else []
     notes += [
         f"The map of {label} is empty: by it nothing speaks for the class" for label in maps if not maps[label].any()
@@ -184,7 +201,8 @@ def explain(
         image=name,
         model=classifier.name,
         weights=weights or "default",
-        layer=layer_name,
+        layer=feature_map.name,
+        feature_map=feature_map,
         target=index,
         categories=classifier.categories,
         probabilities=probabilities,
@@ -215,12 +233,14 @@ def _open(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and as it was afterwards."""
+    """The model in evaluation mode, giving its scores alone, and as it was afterwards."""
     training = [module for module in network.modules() if module.training]
     network.eval()
+    scores = give_scores(network)
     try:
         yield
     finally:
+        scores.remove()
         for module in training:
             module.training = True
 

@@ -70,6 +70,96 @@ def test_explain_with_chosen_methods(photograph: Path, tmp_path: Path) -> None:
         assert json.loads(str(saved["metadata"]))["layer"] == "stem"
 
 
+def binary() -> SmallNet:
+    torch.manual_seed(3)
+    return SmallNet(classes=1)
+
+
+class Strange(SmallNet):
+    """Gives its scores among other things, or fails as models do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> object:
+        scores = super().forward(x)
+        if self.how == "assert":
+            assert len(x) > 9, "nine are too few"
+        if self.how == "attribute":
+            return x.logits  # type: ignore[attr-defined]
+        return {"tuple": (scores, x), "out": {"out": scores, "aux": x}, "other": {"boxes": x}}[self.how]
+
+
+def gives_a_tuple() -> Strange:
+    return Strange("tuple")
+
+
+def gives_a_dictionary() -> Strange:
+    return Strange("out")
+
+
+def gives_boxes() -> Strange:
+    return Strange("other")
+
+
+def asserts() -> Strange:
+    return Strange("assert")
+
+
+def asks_for_logits() -> Strange:
+    return Strange("attribute")
+
+
+@pytest.mark.parametrize("model", ["gives_a_tuple", "gives_a_dictionary"])
+def test_models_may_give_their_scores_among_others(photograph: Path, tmp_path: Path, model: str) -> None:
+    arguments = ["explain", str(photograph), "--model", f"tests.test_cli:{model}", "--size", "24"]
+    assert run([*arguments, "--methods", "grad-cam", "--output", str(tmp_path / "out.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("gives_boxes", "returns dict; expected one score for each example and class"),
+        ("asserts", "AssertionError: nine are too few"),
+        ("asks_for_logits", "AttributeError: 'Tensor' object has no attribute 'logits'"),
+        ("binary", "with at least 2 classes, or the activation sigmoid"),
+    ],
+)
+def test_models_that_fail_are_one_line(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    arguments = ["explain", str(photograph), "--model", f"tests.test_cli:{model}", "--size", "24"]
+    assert run([*arguments, "--output", str(tmp_path / "out.png")]) == cli.REFUSED
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_binary_classifier(photograph: Path, tmp_path: Path) -> None:
+    arguments = ["explain", str(photograph), "--model", "tests.test_cli:binary", "--size", "24"]
+    maps = tmp_path / "maps.npz"
+    arguments += ["--activation", "sigmoid", "--output", str(tmp_path / "out.png"), "--save-npz", str(maps)]
+    assert run(arguments) == 0
+    with np.load(maps) as saved:
+        metadata = json.loads(str(saved["metadata"]))
+        pixels = torch.from_numpy(saved["pixels"])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        probability = binary()(((pixels - mean) / std)[None]).sigmoid().item()
+    assert metadata["probability"] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_layer_of_tokens(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), "--model", "timm:test_vit", "--weights", "none", "--methods", "grad-cam"]
+    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3"]
+    for grid, size in (([], "10x10"), (["--grid", "5", "20"], "5x20")):
+        assert run([*arguments, *grid]) == 0
+        assert f"by the layer blocks.3, 64 channels of {size}, a view of tokens" in capsys.readouterr().out
+    assert run([*arguments, "--grid", "7", "7"]) == cli.REFUSED
+    assert "101 tokens do not fit the grid (7, 7)" in capsys.readouterr().err
+
+
 def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(photograph: Path, tmp_path: Path) -> None:
     arguments = ["explain", str(photograph), "--model", "squeezenet1_1", "--weights", "none", "--size", "64"]
     assert (

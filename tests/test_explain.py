@@ -60,6 +60,26 @@ def test_without_methods_the_stages_of_fusion_cam(net: SmallNet, photograph: Ima
     assert explanation.frame == pytest.approx((6 * 40 / 36, 2 * 30 / 27, 30 * 40 / 36, 26 * 30 / 27))
 
 
+@pytest.mark.parametrize("method", ["score-cam", "union-cam", "fusion-cam", "fusion(grad-cam,score-cam)"])
+def test_score_cam_within_a_tolerance_alone_or_fused(photograph: Image.Image, method: str) -> None:
+    model = SmallNet(channels=150).eval()
+    rows = 0
+
+    def count(_: object, args: tuple[Tensor, ...]) -> None:
+        nonlocal rows
+        rows += len(args[0])
+
+    model.register_forward_pre_hook(count)
+    exact = explain(photograph, model=model, layer="features", size=24, methods=[method])
+    all_rows, rows = rows, 0
+    quick = explain(photograph, model=model, layer="features", size=24, methods=[method], tolerance=0.1)
+    assert rows < all_rows / 2
+    (expected,), (found,) = exact.maps.values(), quick.maps.values()
+    assert 0 < (expected - found).abs().max() < 0.2
+    with pytest.raises(ValueError, match=r"tolerance is -1; expected a number in \[0, 1\)"):
+        explain(photograph, model=model, tolerance=-1)
+
+
 def test_a_model_that_is_given_stays_as_it_was(net: SmallNet, photograph: Image.Image) -> None:
     net.train()
     net.stem.eval()

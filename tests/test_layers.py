@@ -264,6 +264,21 @@ def test_small_networks(kind: str) -> None:
         assert LayerGradCam(forward, layer).attribute(image, target).shape == (1, 1, *feature_map.shape[1:])
 
 
+def test_a_module_that_runs_twice() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = Head(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.head(self.act(self.conv(x))))
+
+    # Hooks on the activation tell of its last run, which gives the scores.
+    assert last_feature_map(Net(), torch.rand(1, 3, 8, 8)).name == "conv"
+
+
 def test_no_feature_map() -> None:
     dense = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
     with pytest.raises(ValueError, match="No layer of this Sequential gives a feature map from all of which there is"):

@@ -80,7 +80,7 @@ def test_score_cam_is_remembered_for_the_same_inputs_and_target_alone(net: Small
         rows += len(args[0])
 
     net.register_forward_pre_hook(count)
-    remembered = RememberedScoreCam(net, net.features)
+    remembered = RememberedScoreCam(net, net.features, 0.0)
     first = remembered.attribute(images, target=[0, 1, 2])
     once = rows
     assert torch.equal(first, LayerScoreCam(net, net.features).attribute(images, target=[0, 1, 2]))

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
-from captum_fusion._models import Classifier, Preprocessing, choose_layer, last_feature_map, load_classifier
+from captum_fusion._models import Classifier, Preprocessing, choose_layer, load_classifier
 from tests.conftest import SmallNet
 
 
@@ -101,45 +101,12 @@ def test_targets() -> None:
         Classifier("birds", nn.Identity(), preprocessing, None).target("tabby", 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("vgg11", "features"),
-        ("resnet18", "layer4"),
-        ("mobilenet_v2", "features"),
-        ("densenet121", "features"),
-        ("efficientnet_b0", "features"),
-        ("convnext_tiny", "features"),
-    ],
-)
-def test_last_feature_map(name: str, layer: str) -> None:
-    # Without memory for their weights: which layer is the last does not depend on them.
-    with torch.device("meta"):
-        model = get_model(name, weights=None).eval()
-        assert last_feature_map(model, torch.rand(1, 3, 64, 64)) == layer
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_last_feature_map_of_a_module_that_runs_twice() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.act = nn.ReLU()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.conv(self.act(x))).mean((2, 3))
-
-    assert last_feature_map(Net(), torch.rand(1, 3, 8, 8)) == "act"
-    with pytest.raises(ValueError, match="No layer of the model gives a feature map"):
-        last_feature_map(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2))
-
-
 def test_choose_layer() -> None:
     model = get_model("resnet18", weights=None).eval()
     inputs = torch.rand(1, 3, 64, 64)
-    assert choose_layer(model, inputs, "layer4.1.relu") == ("layer4.1.relu", model.layer4[1].relu)
-    assert choose_layer(model, inputs, None) == ("layer4", model.layer4)
+    chosen = choose_layer(model, inputs, "layer4.1.relu")
+    assert (chosen.name, chosen.layer, chosen.form) == ("layer4.1.relu", model.layer4[1].relu, "channels first")
+    assert choose_layer(model, inputs, None).layer is model.layer4
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -159,7 +126,7 @@ def test_layers_that_are_no_feature_map_are_refused_with_those_that_are() -> Non
         ("nope", r"no layer 'nope'\. "),
         ("reul", r"no layer 'reul'\. Close: relu\. "),
         # One pixel: its map would be all ones, and keep everything.
-        ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel\. "),
+        ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel, "),
         ("head", r"'head' gives shape \(2, 3\); expected a feature map"),
         ("spare", r"'spare' does not run in a forward pass\. "),
     ):

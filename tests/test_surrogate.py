@@ -200,13 +200,11 @@ def test_several_targets_share_the_channels() -> None:
     assert (differences <= 0.1).all()
 
 
-@pytest.mark.parametrize("shape", [(150,), (40, 13), (9, 5, 6)])
+@pytest.mark.parametrize("shape", [(300,), (40, 13), (9, 5, 8)])
 def test_layers_of_any_shape(shape: tuple[int, ...]) -> None:
     maps = activations(1, shape=shape)
-    assert pooled(maps).shape[1] <= 64
-    live = pooled(torch.ones_like(maps)).shape[1]
+    assert pooled(maps).shape[1] < maps[0].numel()
     surrogate, exact, _ = explained(maps, lambda masks: 20 * masks[:, ::7].mean(1), 0.1)
-    assert live <= 64
     assert error(surrogate, maps, exact) <= 0.1
 
 

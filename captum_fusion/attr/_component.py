@@ -13,7 +13,7 @@ from captum_fusion._captum import ForwardFunc, eager
 from captum_fusion._maps import saliency_map
 from captum_fusion._scorer import Scorer
 from captum_fusion._session import sole_user, unshared
-from captum_fusion._state import PASSES
+from captum_fusion._state import in_turn
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
@@ -68,7 +68,7 @@ def component_map(
             stack.enter_context(unshared())
         if not isinstance(method, PerturbationAttribution):
             # One pass with gradients needs hooks; many masked passes may run compiled.
-            stack.enter_context(PASSES)
+            stack.enter_context(in_turn())
             stack.enter_context(eager())
             if isinstance(layer := getattr(method, "layer", None), Module):
                 stack.enter_context(sole_user(layer))

@@ -82,6 +82,7 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
         check_perturbations_per_eval(perturbations_per_eval)
         check_layer(self.layer)
         call = Call(self.forward_func, inputs, target, additional_forward_args)
+        call.check_rows()
         with session(call, self.layer, self.device_ids, attribute_to_layer_input) as opened:
             activations, scores = opened.layer_value, opened.unmasked_scores
             examples, channels = activations.flatten(2).any(dim=2).nonzero(as_tuple=True)

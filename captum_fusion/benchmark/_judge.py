@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from captum_fusion._methods import RememberedScoreCam
 from captum_fusion._names import reason
@@ -102,8 +103,11 @@ class Judge:
                 whole.append((piece, seen))
         if not whole:
             return
-        network = plan.classifier.model
-        score_cam = RememberedScoreCam(network, plan.layer.module)
+        with plan.layer.view() as layer:
+            yield from self._made(plan, layer, whole)
+
+    def _made(self, plan: Plan, layer: Module, whole: list[tuple[Piece, Seen]]) -> Iterator[list[Record]]:
+        score_cam = RememberedScoreCam(plan.classifier.model, layer, self.settings.tolerance)
         pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.place, non_blocking=True)
         batch = Batch(
             plan,
@@ -162,7 +166,9 @@ class Judge:
 
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
         plan, method = batch.plan, variant.method
-        attribution = method.build(plan.classifier.model, plan.layer.module, batch.score_cam)
+        attribution = method.build(
+            plan.classifier.model, batch.score_cam.layer, batch.score_cam, self.settings.activation
+        )
         options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
         if isinstance(attribution, LayerFusionCam):
             options |= {"weighting": method.weighting, "return_stages": True}
@@ -201,7 +207,9 @@ class Judge:
         with self._autocast(batch.plan.place):
             for name, metric in (("confidence_drop", confidence_drop), ("confidence_increase", confidence_increase)):
                 if name in metrics:
-                    numbers = metric(network, inputs, attributions, target=targets).tolist()
+                    numbers = metric(
+                        network, inputs, attributions, target=targets, activation=self.settings.activation
+                    ).tolist()
                     # A map that keeps everything changes nothing, whatever rounding makes of another batch.
                     values[name] = [
                         0.0 if (row == 1).all() else number for row, number in zip(maps, numbers, strict=True)
@@ -209,7 +217,13 @@ class Judge:
             for name, curve in (("insertion", insertion), ("deletion", deletion)):
                 if name in metrics:
                     area, _, probabilities = curve(
-                        network, inputs, attributions, target=targets, steps=self.settings.steps, return_curve=True
+                        network,
+                        inputs,
+                        attributions,
+                        target=targets,
+                        steps=self.settings.steps,
+                        activation=self.settings.activation,
+                        return_curve=True,
                     )
                     values[name] = area.tolist()
                     values[f"{name}_curve"] = [[round(p, 5) for p in row] for row in probabilities.tolist()]

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.tv_tensors import BoundingBoxes
 
+from captum_fusion._layers import FeatureMap
 from captum_fusion._methods import Method
-from captum_fusion._models import ChosenLayer, Classifier, Frame, choose_layer, load_classifier
+from captum_fusion._models import Classifier, Frame, choose_layer, load_classifier
 from captum_fusion._names import one_line
 from captum_fusion._photograph import open_photograph
 from captum_fusion._settings import Settings
@@ -72,7 +73,7 @@ class Plan:
     classifier: Classifier
     weights: str
     weights_hash: str
-    layer: ChosenLayer
+    layer: FeatureMap
     place: torch.device
     pieces: list[Piece]
     boxes: dict[str, dict[int, list[Box]]]
@@ -161,13 +162,13 @@ def _make_plan(
     subject: tuple[str, str | None, str | None],
 ) -> Plan:
     name, weights, layer = subject
-    classifier = load_classifier(name, weights)
+    classifier = load_classifier(name, weights, activation=settings.activation)
     classifier.model.to(place)
     size = classifier.preprocessing.size
     # Two rows, so that a model that returns one row for any batch is found before the first picture.
     blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=place))
     classes = classifier.scores(blank).shape[1]
-    chosen = choose_layer(classifier.model, blank, layer)
+    chosen = choose_layer(classifier.model, blank, layer, settings.grid)
     pieces = [Piece(picture, None, hashes[picture.name]) for picture in pictures]
     boxes = {}
     pointing = any(metric.endswith("pointing_game") for metric in settings.metrics)
@@ -226,7 +227,10 @@ def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
         "image_hash": piece.hash,
         "target_kind": settings.target,
         "steps": settings.steps if curves else None,
+        "tolerance": settings.tolerance,
         "precision": settings.precision,
+        "activation": settings.activation,
+        "grid": None if settings.grid is None else list(settings.grid),
         "device": plan.place.type,
         "batch_size": settings.batch_size,
     }
@@ -277,7 +281,10 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
 _ARGUMENTS = {
     "target_kind": "target",
     "steps": "steps",
+    "tolerance": "tolerance",
     "precision": "precision",
+    "activation": "activation",
+    "grid": "grid",
     "device": "device",
     "batch_size": "batch_size",
 }

@@ -92,6 +92,7 @@ def road(
     check_perturbations_per_eval(perturbations_per_eval)
     ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
     call = Call(forward_func, inputs, target, additional_forward_args, activation)
+    call.check_rows()
     with session(call) as opened:
         scorer = _Imputer(opened, tuple(ranked_maps), perturbations_per_eval, noise, seed)
         # Each example with each fraction, most relevant first, and then least relevant first.

@@ -71,6 +71,7 @@ def same_size_and_time(pictures: Path) -> None:
         ({"steps": 6}, "with steps = 5, not 6"),
         ({"limit": 2}, "of 3 pictures that this run leaves out, such as 2.jpg; expected images, limit and seed"),
         ({"batch_size": 2}, "with batch_size = 1, not 2"),
+        ({"tolerance": 0.1}, "with tolerance = 0.0, not 0.1"),
         ({"precision": "bfloat16"}, "with precision = 'float32', not 'bfloat16'"),
         ({"target": "label"}, "with target = 'predicted', not 'label'"),
         (same_size_and_time, "The picture 1.jpg has changed since"),

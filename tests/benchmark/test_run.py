@@ -306,6 +306,7 @@ def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> No
         ({"models": ["resnet5O"]}, "Close: resnet50"),
         ({"layers": ["rely"]}, "Close: relu"),
         ({"percentiles": [100]}, "percentile is 100"),
+        ({"tolerance": 1}, "tolerance is 1;"),
         ({"limit": 0}, "limit is 0; expected at least 1"),
         ({"methods": []}, "methods is empty; expected at least one"),
         ({"layers": ["relu", "stem", "relu"]}, "3 layers were given for 1 models"),
