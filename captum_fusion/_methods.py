@@ -99,11 +99,18 @@ METHODS = tuple(_CLASSES)
 
 def _loosely(name: str) -> str:
     """What remains of a name when case and separators do not count: "Grad-CAM-plus-plus" is "gradcam++"."""
-    bare = re.sub(r"[\s_-]", "", name.lower())
-    return bare.removeprefix("layer").replace("plusplus", "++")
+    return re.sub(r"[\s_-]", "", name.lower()).replace("plusplus", "++")
 
 
 _BY_LOOSE_NAME = {_loosely(name): name for name in METHODS}
+
+
+def _known(text: str) -> str | None:
+    """The method of a name, or of the name of its class, which begins with "Layer"."""
+    loose = _loosely(text)
+    return _BY_LOOSE_NAME.get(loose) or _BY_LOOSE_NAME.get(loose.removeprefix("layer"))
+
+
 METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
 Target = Literal["predicted", "label"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -148,7 +155,7 @@ def parse_method(text: str) -> Method:
     """
     parts = _FUSION.fullmatch("".join(text.split()))
     plain, gradient, region, weighting = parts.groups() if parts else (text, None, None, None)
-    name = None if plain is None else _BY_LOOSE_NAME.get(_loosely(plain))
+    name = None if plain is None else _known(plain)
     if plain is not None and (name is None or (weighting is not None and name != "fusion-cam")):
         raise ValueError(
             f"There is no method {text!r}.{close_names(text.lower(), METHODS)} Expected some of {', '.join(METHODS)}, "
@@ -169,7 +176,7 @@ def parse_method(text: str) -> Method:
 
 
 def _component(text: str) -> str:
-    name = _BY_LOOSE_NAME.get(_loosely(text))
+    name = _known(text)
     if name is None or name == "fusion-cam":
         known = [known for known in METHODS if known != "fusion-cam"]
         raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), known)}")
