@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from captum_fusion._models import Preprocessing
 from captum_fusion._scorer import scoring
 from captum_fusion._surrogate import Surrogate, final
-from captum_fusion.attr.score_cam import _channel_scores, _ChannelRows
+from captum_fusion.attr.score_cam import ChannelRows, _channel_scores
 from captum_fusion.functional import normalize, upsample
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,7 +89,7 @@ def exact_scores(model: nn.Module, layer: nn.Module, inputs: Tensor) -> Exact:
         target = int(model(inputs).argmax())
         blank = model(torch.zeros_like(inputs))[:, target]
     with scoring(model, inputs, target, None, baselines=None, activation=None, layer=layer) as scorer:
-        scores = _channel_scores(_ChannelRows(scorer, None))
+        scores = _channel_scores(ChannelRows(scorer, None))
         return Exact(scorer.session.layer_value[0].detach(), scores[0], blank, scorer.session.unmasked_scores)
 
 
@@ -191,6 +191,9 @@ def draw(records: list[Record]) -> Figure:
         some = [row for row in rows if row.estimate]
         errors.plot([row.estimate for row in some], [row.error for row in some], ".", alpha=0.6)
     savings.set(xlabel="tolerance", ylabel="times fewer masked passes, mean", xscale="log", yscale="log")
+    savings.set_xticks(TOLERANCES, [f"{tolerance:g}" for tolerance in TOLERANCES], minor=False)
+    savings.minorticks_off()
+    savings.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     savings.legend(fontsize="small")
     errors.plot([1e-3, 0.3], [1e-3, 0.3], "k:", linewidth=1)
     errors.set(xlabel="estimate of the error", ylabel="error", xscale="log", yscale="log")
