@@ -26,7 +26,7 @@ _FEWEST = 4
 _GROWTH = 0.2
 # The error estimate is this quantile over the draws, times a factor, since the draws are too sure of themselves.
 _QUANTILE = 0.9
-_CAUTION = 1.7
+_CAUTION = 1.9
 # Masks and final maps are told apart by about 200 pixels at most: so many along each of one, two or three axes.
 _LONGEST = {1: 196, 2: 14, 3: 6}
 
