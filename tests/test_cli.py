@@ -175,7 +175,7 @@ def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(pho
         (["--output", "out.txt"], "cannot be written as out.txt; expected one of"),
         (
             ["--methods", "grad-cam", "scorcam"],
-            "no method 'scorcam'. Close: score-cam.",
+            "no method 'scorcam'. Close: score-cam, ss-cam, is-cam.",
         ),
         (["--layer", "featurs"], "no layer 'featurs'. Close: features"),
         (["--target", "7"], "target is 7; expected an index below 3"),

@@ -68,6 +68,7 @@ class AugmentationTunnel(Attribution):
 
         Examples::
 
+            >>> import torch
             >>> from captum.attr import LayerGradCam
             >>> from torchvision.models import resnet18
             >>> model = resnet18(weights=None).eval()

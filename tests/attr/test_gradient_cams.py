@@ -178,4 +178,4 @@ def test_smooth_grad_cam_plus_plus_is_a_noise_tunnel_around_grad_cam_plus_plus(n
         activations, gradients = straight_line.activations_and_gradients(net, net.features, x, 1)
         maps.append(straight_line.grad_cam_plus_plus(activations, gradients))
     assert not np.allclose(maps[0], maps[1])
-    np.testing.assert_allclose(smoothed[0].detach(), sum(maps) / 4, atol=1e-5 * np.abs(maps).max())
+    np.testing.assert_allclose(smoothed[0, 0].detach(), sum(maps) / 4, atol=1e-5 * np.abs(maps).max())
