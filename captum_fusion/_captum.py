@@ -20,6 +20,7 @@ __all__ = [
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "eager",
+    "is_compiled",
     "layer_gradients",
     "layer_value",
     "logged",
@@ -57,6 +58,12 @@ def eager() -> AbstractContextManager[object]:
     """
     set_stance = getattr(torch.compiler, "set_stance", None)
     return cast(AbstractContextManager[object], set_stance("force_eager")) if set_stance else nullcontext()
+
+
+def is_compiled(forward_func: ForwardFunc) -> bool:
+    """Whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
+    in_place = getattr(forward_func, "_compiled_call_impl", None) is not None
+    return in_place or hasattr(forward_func, "_orig_mod") or hasattr(forward_func, "_torchdynamo_orig_callable")
 
 
 def progress_bar(description: str, total: int) -> ProgressBar:
