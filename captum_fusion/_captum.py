@@ -13,6 +13,8 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._progress import told_bar
+
 __all__ = [
     "BaselineType",
     "ForwardFunc",
@@ -67,8 +69,8 @@ def is_compiled(forward_func: ForwardFunc) -> bool:
 
 
 def progress_bar(description: str, total: int) -> ProgressBar:
-    """Captum's progress bar, moved on by hand."""
-    return cast(ProgressBar, progress(desc=description, total=total))
+    """Captum's progress bar, moved on by hand, or that of a listener."""
+    return told_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))
 
 
 def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:
