@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo test test-lowest lint docs tutorials benchmark clean
+.PHONY: demo page test test-lowest lint docs tutorials benchmark clean
 
 # One environment, to which each target adds the extra that it needs: $(VENV)/demo has the extra `demo`. uv installs it
 # in a fraction of pip's time; installed again only when the project file changes.
@@ -19,6 +19,9 @@ $(VENV)/%: pyproject.toml | $(VENV)/bin/uv
 
 demo: $(VENV)/demo
 	$(BIN)/captum-fusion explain --output demo/fusion_cam.png
+
+page: $(VENV)/page
+	$(BIN)/captum-fusion page
 
 test: $(VENV)/test
 	$(BIN)/pytest -n 2 --dist worksteal

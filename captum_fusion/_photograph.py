@@ -10,29 +10,48 @@ _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
 _SIGNED = 2
 
 
+# What a stranger's picture may be: kinds that are read without running another program, as PostScript is, and so large.
+_STRANGERS_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+_STRANGERS_PIXELS = 50_000_000
+
+
 class Photograph(NamedTuple):
     """A picture in RGB, and what had to be done to it, empty if nothing."""
 
     image: Image.Image
     note: str = ""
+    name: str = "The picture"
 
 
-def open_photograph(file: Path) -> Photograph:
-    """Reads a picture, upright and in RGB.
+def open_photograph(file: Path, stranger: bool = False) -> Photograph:
+    """Reads a picture, upright and in RGB; of several frames the first.
+
+    Args:
+        file (Path): The file.
+        stranger (bool): Whether the file comes from somebody who is not to be trusted, who sees the file's name only.
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
         ValueError: If it is no picture, beginning with the file's name.
     """
+    name = file.name if stranger else str(file)
+    Image.init()
+    # Releases of Pillow differ in what they read.
+    kinds = sorted(_STRANGERS_KINDS & Image.OPEN.keys()) if stranger else None
     try:
-        with Image.open(file) as image:
-            return as_rgb(image)
+        with Image.open(file, formats=kinds) as image:
+            width, height = image.size
+            if stranger and width * height > _STRANGERS_PIXELS:
+                raise ValueError(
+                    f"it has {width} x {height} pixels; expected at most {_STRANGERS_PIXELS / 1e6:g} million"
+                )
+            return as_rgb(image)._replace(name=name)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file} cannot be read: it is not a picture of a known kind") from error
+        raise ValueError(f"{name} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

@@ -1,26 +1,28 @@
 """The command ``captum-fusion``."""
 
-import io
-import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from traceback import format_exception
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import App, CycloptsError, Parameter
 from rich.table import Table
 
+from captum_fusion._archive import archive
 from captum_fusion._checks import Activation
 from captum_fusion._console import Output
 from captum_fusion._files import check_writable, write_whole
+from captum_fusion._models import BUNDLED
 from captum_fusion._names import one_line, reason
 from captum_fusion._picture import check_picture, draw
-from captum_fusion._settings import Settings, Whole
+from captum_fusion._settings import Settings, Several, Whole, one_each
 from captum_fusion.explain import Explanation
 from captum_fusion.explain import explain as explain_picture
 
@@ -106,7 +108,7 @@ def explain(
     )
     draw(output, explanation)
     if save_npz is not None:
-        write_whole(save_npz, _archive(explanation))
+        write_whole(save_npz, archive(explanation))
     # Last, so that a reader who has seen enough does not keep the files from being written.
     console = Output(soft_wrap=True, highlight=False, markup=False)
     console.print(_top(explanation))
@@ -116,6 +118,62 @@ def explain(
     if save_npz is not None:
         console.print(f"Maps: {save_npz}")
     console.print(f"Picture: {output}")
+
+
+@app.command
+def page(
+    *,
+    models: Annotated[tuple[str, ...], Several, Parameter(name="--model")] = (BUNDLED,),
+    weights: Annotated[tuple[str, ...], Several] = (),
+    layers: Annotated[tuple[str, ...], Several, Parameter(name="--layer")] = (),
+    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None,
+    size: Whole | None = None,
+    mean: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
+    std: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
+    activation: Activation = "softmax",
+    device: str | None = None,
+    host: str = "127.0.0.1",
+    port: Whole | None = None,
+) -> int:
+    """Explain photographs on a page in a browser, until Ctrl+C.
+
+    Args:
+        models: One or more classifiers to choose from, named as for explain.
+        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
+            it, the default weights.
+        layers: The dotted name of a layer for each model, or one for all. Without it, the last feature map that matters
+            as a whole.
+        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
+        size: Input size in pixels. Without it, that of each model's weights, else 224.
+        mean: Mean of each channel. Without it, that of each model's weights, else ImageNet's.
+        std: Standard deviation of each channel. Without it, that of each model's weights, else ImageNet's.
+        activation: What makes probabilities of the scores: softmax, or sigmoid for binary or multi-label classifiers.
+        device: Where to compute. Without it, cuda if there is one, else cpu.
+        host: The address to listen on. Without it, only this machine sees the page; 0.0.0.0 shows it, and what it
+            computes with, to everybody who reaches this machine.
+        port: The port to listen on. Without it, the first free one from 7860.
+    """
+    each_weights, each_layer = (
+        one_each(name, given, len(models)) for name, given in (("weights", weights), ("layers", layers))
+    )
+    shared = {"grid": grid, "size": size, "mean": mean, "std": std, "activation": activation, "device": device}
+    try:
+        from captum_fusion.page import load_models, serving
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
+    loaded = load_models(
+        [
+            {"model": model, "weights": weight, "layer": layer, **shared}
+            for model, weight, layer in zip(models, each_weights, each_layer, strict=True)
+        ]
+    )
+    with serving(loaded, host, port) as address:
+        Output(soft_wrap=True, highlight=False, markup=False).print(f"The page is at {address} until Ctrl+C.")
+        # Whoever ends it otherwise does not keep what browsers uploaded either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
 
 
 @app.command
@@ -171,27 +229,6 @@ def _top(explanation: Explanation) -> Table:
     for index, category, probability in explanation.top():
         table.add_row(str(index), category, f"{probability:.1%}")
     return table
-
-
-def _archive(explanation: Explanation) -> bytes:
-    metadata = {
-        "image": explanation.image,
-        "model": explanation.model,
-        "weights": explanation.weights,
-        "layer": explanation.layer,
-        "target": explanation.target,
-        "category": explanation.category,
-        "percentile": explanation.percentile,
-        "weighting": explanation.weighting,
-        "tolerance": explanation.tolerance,
-        "probability": explanation.probability,
-        "probability_kept": explanation.kept,
-        "version": version("captum-fusion"),
-    }
-    arrays: dict[str, Any] = {name: values[0, 0].numpy() for name, values in explanation.maps.items()}
-    content = io.BytesIO()
-    np.savez_compressed(content, metadata=json.dumps(metadata), pixels=explanation.pixels[0].numpy(), **arrays)
-    return content.getvalue()
 
 
 @app.meta.default
