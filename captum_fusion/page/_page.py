@@ -1,6 +1,7 @@
 """What follows from what one does on the page."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,8 +28,8 @@ _OVERLAY_MOVED = """strength => {
   window.captumFusionOverlay = strength;
   document.dispatchEvent(new Event("captum-fusion-overlay"));
 }"""
-# Files of browsers are forgotten: looked for each minute, and gone after ten.
-_FORGET_SECONDS = (60, 600)
+# How often files of browsers are looked for, and how old they may be: each is read once, at once.
+_FORGET_SECONDS = (30, 60)
 
 Values = dict[Any, Any]
 Work = Callable[[Run, Values, gr.EventData], Iterator[Values]]
@@ -58,7 +59,7 @@ class Page:
             "api_visibility": "private",
         }
         runs = handled | {"show_progress_on": on.status}
-        views_of_run = [on.status, on.stop, on.bars, on.classes, on.maps, on.stages, on.agreement, on.code]
+        views_of_run = [on.upload, on.status, on.stop, on.bars, on.classes, on.maps, on.stages, on.agreement, on.code]
         explains = runs | {"outputs": [*views_of_run, on.insertion, on.deletion]}
         self.blocks.load(self._runs(self._look_at_first), **explains)
         self.blocks.unload(self._leave)
@@ -95,15 +96,15 @@ class Page:
                 progress((heard.done, heard.total), desc=f"{heard.description}{note} ", unit="passes")
 
             session = self._sessions[str(request.session_hash)] = values[self._layout.session]
-            try:
+            # What a run shows is shown before the next one begins to.
+            with suppress(Stopped), session.run(listener) as started:
                 yield {stop: gr.Button(interactive=True), status: ""}
-                yield from work(Run(session, listener), values, event)
-                yield {stop: gr.Button(interactive=False)}
-            except Stopped:
-                return
-            except Exception as error:
-                sentence = one_line(error) if isinstance(error, _KNOWN) else reason(error)
-                yield {stop: gr.Button(interactive=False), status: sentence}
+                try:
+                    yield from work(started, values, event)
+                    yield {stop: gr.Button(interactive=False)}
+                except Exception as error:
+                    sentence = one_line(error) if isinstance(error, _KNOWN) else reason(error)
+                    yield {stop: gr.Button(interactive=False), status: sentence}
 
         return run
 
@@ -121,7 +122,9 @@ class Page:
 
     def _look_at_upload(self, run: Run, values: Values, event: gr.EventData) -> Iterator[Values]:
         file = Path(values[self._layout.upload])
-        return self._look_at(open_photograph(file, stranger=True), [repr(file.name)], run, values, event)
+        # Room for the next one.
+        yield {self._layout.upload: None}
+        yield from self._look_at(open_photograph(file, stranger=True), [repr(file.name)], run, values, event)
 
     def _look_at(
         self, photograph: Photograph, python: Sequence[str], run: Run, values: Values, event: gr.EventData

@@ -1,5 +1,6 @@
 """What one browser looks at, and what runs for it."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -7,6 +8,9 @@ from typing import Any, NamedTuple
 from captum_fusion._photograph import Photograph
 from captum_fusion._progress import Listener, Progress, Stopped, progress_to
 from captum_fusion.explain import Explainer, Explanation, OpenedPicture
+
+# Who waits for an older run to end looks that often whether a newer one has begun.
+_PATIENCE_SECONDS = 0.05
 
 
 class Model(NamedTuple):
@@ -26,9 +30,14 @@ class Session:
         """How Python opens the photograph: imports, and an expression."""
         self.model: Mapping[str, Any] = {}
         """The arguments of the model that is explained."""
-        self.newest_run = 0
         self._photograph: Photograph | None = None
         self._pictures: dict[str, OpenedPicture] = {}
+        self._newest_run = 0
+        self._turn = threading.Lock()
+
+    def __deepcopy__(self, _: object) -> "Session":
+        """Gradio copies the first one for each browser."""
+        return Session()
 
     def look_at(self, photograph: Photograph, python: Sequence[str]) -> None:
         """Takes another photograph."""
@@ -45,27 +54,48 @@ class Session:
 
     def stop(self) -> None:
         """Ends what runs."""
-        self.newest_run += 1
+        self._newest_run += 1
+
+    @contextmanager
+    def run(self, listener: Listener) -> Iterator["Run"]:
+        """Work for the browser. It ends what ran for it before, and begins when that has ended.
+
+        Raises:
+            Stopped: If yet another one was begun meanwhile.
+        """
+        self.stop()
+        run = Run(self, self._newest_run, listener)
+        while not self._turn.acquire(timeout=_PATIENCE_SECONDS):
+            run.check()
+        try:
+            run.check()
+            yield run
+        finally:
+            self._turn.release()
 
 
 class Run:
-    """Work for a browser. It ends what was running for it before, which then raises ``Stopped`` between two passes."""
+    """Work for a browser, which raises ``Stopped`` between two passes when it is to end."""
 
-    def __init__(self, session: Session, listener: Listener) -> None:
-        session.stop()
+    def __init__(self, session: Session, number: int, listener: Listener) -> None:
         self.session = session
-        self._number = session.newest_run
+        self._number = number
         self._listener = listener
 
-    def _hear(self, progress: Progress) -> None:
-        if self._number != self.session.newest_run:
+    def check(self) -> None:
+        """Raises ``Stopped`` if the work is to end."""
+        if self._number != self.session._newest_run:
             raise Stopped
-        self._listener(progress)
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Tells the listener of the passes inside, unless the run has been ended."""
-        with progress_to(self._hear):
-            self._hear(Progress("Starting", 0, 1))
+        """Tells the listener of the passes inside."""
+
+        def hear(progress: Progress) -> None:
+            self.check()
+            self._listener(progress)
+
+        with progress_to(hear):
+            self.check()
             yield
-            self._hear(Progress("Starting", 0, 1))
+            self.check()
