@@ -167,7 +167,7 @@ class Judge:
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
         plan, method = batch.plan, variant.method
         attribution = method.build(
-            plan.classifier.model, batch.score_cam.layer, batch.score_cam, self.settings.activation
+            plan.classifier.model, batch.score_cam.layer, {"score-cam": batch.score_cam}, self.settings.activation
         )
         options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
         if isinstance(attribution, LayerFusionCam):
