@@ -8,6 +8,9 @@ import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.application import Sphinx
+
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "captum-fusion"
@@ -46,7 +49,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!captum_fusion).*")]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
 # Tutorials are shown as they were executed last.
 # The tables behind the results are reached from the page of the results.
@@ -72,3 +75,14 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 # Leads from the top of the site to its start page.
 html_extra_path = ["_top"]
+
+
+def setup(app: Sphinx) -> None:
+    """Leaves out the empty line after an example, by which doctest tells its end."""
+
+    def trim(_: Sphinx, doctree: nodes.document) -> None:
+        for block in doctree.findall(nodes.literal_block):
+            block.rawsource = block.astext().rstrip()
+            block[:] = [nodes.Text(block.rawsource)]
+
+    app.connect("doctree-read", trim)

@@ -1,6 +1,5 @@
 """Makes links of the names in ``double backticks`` that the reference, Captum, torch, torchvision or NumPy explain."""
 
-import inspect
 import re
 from typing import Any
 
@@ -16,8 +15,8 @@ from captum_fusion import functional, metrics, targets
 _PUBLIC = {
     name: f"{module.__name__}.{name}"
     for module in (captum.attr, captum.metrics, functional, targets, metrics, captum_fusion)
-    for name, value in vars(module).items()
-    if name in getattr(module, "__all__", ()) or (inspect.isfunction(value) and value.__module__ == module.__name__)
+    for name in getattr(module, "__all__", dir(module))
+    if getattr(getattr(module, name), "__module__", "").partition(".")[0] in ("captum", "captum_fusion")
 }
 _KNOWN = re.compile(r"(captum|captum_fusion|numpy|torch|torchvision)(\.[A-Za-z]\w*)+")
 
