@@ -58,6 +58,7 @@ def torchcam_map(net: SmallNet, images: Tensor) -> Tensor:
 
 
 def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tensor) -> None:
+    pytest.importorskip("torchcam", reason="needs Python 3.11")
     from torchcam.methods import GradCAM
     from torchcam.metrics import ClassificationMetric
 
@@ -77,6 +78,7 @@ def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tens
 
 
 def test_torchcam_agrees_on_insertion_and_deletion(net: SmallNet, random_images: Tensor) -> None:
+    pytest.importorskip("torchcam", reason="needs Python 3.11")
     from torchcam.methods import GradCAM
     from torchcam.metrics import DeletionInsertionMetric
 
