@@ -21,7 +21,7 @@ demo: $(VENV)/demo
 	$(BIN)/captum-fusion explain --output demo/fusion_cam.png
 
 test: $(VENV)/test
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --cov
 
 # torch 2.4 needs Python 3.12 or older, torchcam 3.11 or later. pip tries versions against these bounds for hours.
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt
