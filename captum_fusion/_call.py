@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, select_targets
+from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, is_compiled, select_targets
 from captum_fusion._checks import Activation, check_activation
 from captum_fusion._precision import as_float
 from captum_fusion.functional import gaussian_blur
@@ -38,7 +38,7 @@ class Call:
         blur: tuple[int, float] | None = None,
     ) -> None:
         check_activation(activation)
-        if hasattr(forward_func, "_orig_mod") and not hasattr(torch.compiler, "set_stance"):
+        if is_compiled(forward_func) and not hasattr(torch.compiler, "set_stance"):
             raise ValueError(
                 f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
                 "2.6 or later, or the model before torch.compile"

@@ -13,6 +13,8 @@ from captum.log import log_usage
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._progress import told_bar
+
 __all__ = [
     "BaselineType",
     "ForwardFunc",
@@ -20,6 +22,7 @@ __all__ = [
     "TargetType",
     "TensorOrTupleOfTensorsGeneric",
     "eager",
+    "is_compiled",
     "layer_gradients",
     "layer_value",
     "logged",
@@ -59,9 +62,15 @@ def eager() -> AbstractContextManager[object]:
     return cast(AbstractContextManager[object], set_stance("force_eager")) if set_stance else nullcontext()
 
 
+def is_compiled(forward_func: ForwardFunc) -> bool:
+    """Whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
+    in_place = getattr(forward_func, "_compiled_call_impl", None) is not None
+    return in_place or hasattr(forward_func, "_orig_mod") or hasattr(forward_func, "_torchdynamo_orig_callable")
+
+
 def progress_bar(description: str, total: int) -> ProgressBar:
-    """Captum's progress bar, moved on by hand."""
-    return cast(ProgressBar, progress(desc=description, total=total))
+    """Captum's progress bar, moved on by hand, or that of a listener."""
+    return told_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))
 
 
 def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:

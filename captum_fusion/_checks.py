@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn import Module
 
-from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
+from captum_fusion.functional import INTERPOLATE_MODES, WEIGHTINGS, InterpolateMode
 
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -33,6 +33,12 @@ def check_percentile(percentile: float) -> None:
     """Refuses a percentile outside [0, 100)."""
     if not 0 <= percentile < 100:
         raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuses an unknown weighting."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
 
 
 def check_samples(samples: int) -> None:

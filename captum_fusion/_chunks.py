@@ -18,7 +18,7 @@ def in_chunks(
         compute (Callable): Takes the first row of a chunk, the row after its last one, and the most rows that a chunk
             has from here on; returns one value for each of its rows.
         total (int): The number of rows.
-        rows (int): The number of rows of a chunk.
+        rows (int): The most rows of a chunk.
         device (torch.device): Where the rows are computed.
         bar (ProgressBar or None): Moves on with the rows.
 
@@ -28,7 +28,7 @@ def in_chunks(
     heap = _reusable_heap() if device.type == "cpu" else None
     chunks: list[Tensor] = []
     start = 0
-    most = given = min(rows, total)
+    most = given = rows
     while start < total:
         stop = min(start + most, total)
         try:

@@ -1,6 +1,7 @@
 """Methods, metrics and settings by name, for the command and the benchmark."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 from time import perf_counter
@@ -60,6 +61,19 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
         return attributions
 
 
+class KnownAttribution(LayerAttribution):
+    """An attribution whose result is known, to be fused."""
+
+    def __init__(self, forward_func: ForwardFunc, layer: Module, attributions: Tensor) -> None:
+        super().__init__(forward_func, layer)
+        self._attributions = attributions
+
+    @logged
+    def attribute(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
+        """Gives what is known."""
+        return self._attributions
+
+
 _CAPTUMS: tuple[type[Attribution], ...] = (
     LayerGradCam,
     LayerGradientXActivation,
@@ -89,19 +103,19 @@ def _build(
     name: str,
     model: Module,
     layer: Module,
-    score_cam: Attribution,
-    activation: Activation = "softmax",
-    compiled: ForwardFunc | None = None,
+    parts: Mapping[str, Attribution],
+    activation: Activation,
+    compiled: ForwardFunc | None,
 ) -> Attribution:
-    """The attribution of this name for a model and a layer, whose Score-CAM the methods share.
+    """The attribution of this name for a model and a layer, unless it is there already among the parts.
 
     Ours have the compiled model do the masked passes; Captum's set hooks, which compiled code passes over.
     """
+    if name in parts:
+        return parts[name]
     method = _CLASSES[name]
-    if method is LayerScoreCam:
-        return score_cam
     parameters = signature(method).parameters
-    options = {"region_method": score_cam, "activation": activation}
+    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation}
     given = {option: value for option, value in options.items() if option in parameters}
     forward_func = compiled if compiled is not None and method in _OURS else model
     return method(forward_func, *([layer] if "layer" in parameters else []), **given)
@@ -109,6 +123,7 @@ def _build(
 
 CONTROLS = tuple(map(_name, _CONTROLS))
 METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
+_SCORE_CAM = _name(LayerScoreCam)
 
 
 def _loosely(name: str) -> str:
@@ -162,19 +177,26 @@ class Method:
         """Whether the method denoises by a percentile."""
         return self.components is not None or self.name == "union-cam"
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The methods whose attributions this one takes."""
+        if self.components is not None:
+            return self.components
+        return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
+
     def build(
         self,
         model: Module,
         layer: Module,
-        score_cam: Attribution,
+        parts: Mapping[str, Attribution],
         activation: Activation = "softmax",
         compiled: ForwardFunc | None = None,
     ) -> Attribution:
-        """The attribution of a model and a layer, with the Score-CAM that the methods share.
+        """The attribution of a model and a layer, made of the parts that are there already and of others made anew.
 
         ``compiled`` is what ``torch.compile`` made of the model, to do the masked passes.
         """
-        how = (model, layer, score_cam, activation, compiled)
+        how = (model, layer, parts, activation, compiled)
         if self.components is None:
             return _build(self.name, *how)
         gradient, region = (_build(component, *how) for component in self.components)
@@ -185,12 +207,13 @@ class Method:
         )
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     """A method from its name, in which case and separators do not count: "Grad-CAM" and "gradcam" are "grad-cam".
 
     Args:
         text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
             followed by ":raw" or another of its weightings.
+        weighting (str, optional): The weighting of a fusion that names none. Default: "normalized"
 
     Returns:
         *Method*.
@@ -199,9 +222,9 @@ def parse_method(text: str) -> Method:
         ValueError: If there is no such method, naming the close ones.
     """
     parts = _FUSION.fullmatch("".join(text.split()))
-    plain, gradient, region, weighting = parts.groups() if parts else (text, None, None, None)
+    plain, gradient, region, named = parts.groups() if parts else (text, None, None, None)
     name = None if plain is None else _known(plain)
-    if plain is not None and (name is None or (weighting is not None and name != "fusion-cam")):
+    if plain is not None and (name is None or (named is not None and name != "fusion-cam")):
         raise ValueError(
             f"There is no method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
             f"the controls {' and '.join(CONTROLS)}, fusion(gradient,region) of two of them, or a fusion with a "
@@ -213,12 +236,12 @@ def parse_method(text: str) -> Method:
     if name is None:
         components = (_component(str(gradient)), _component(str(region)))
         name = f"fusion({','.join(components)})"
-    if weighting is None:
-        return Method(name, components)
+    if named is None:
+        return Method(name, components, weighting)
     for known in WEIGHTINGS:
-        if known == weighting.lower():
+        if known == named.lower():
             return Method(f"{name}:{known}", components, known)
-    raise ValueError(f"There is no weighting {weighting!r}.{close_names(weighting, WEIGHTINGS)}")
+    raise ValueError(f"There is no weighting {named!r}.{close_names(named, WEIGHTINGS)}")
 
 
 def _component(text: str) -> str:

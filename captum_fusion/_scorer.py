@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from math import log2
 from typing import Any
 
 import torch
@@ -10,7 +11,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._call import Call, checked_inputs
-from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, progress_bar, run_forward
+from captum_fusion._captum import (
+    BaselineType,
+    ForwardFunc,
+    ProgressBar,
+    TargetType,
+    is_compiled,
+    progress_bar,
+    run_forward,
+)
 from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
 from captum_fusion._session import VIEW_HINT, Session, session
@@ -20,10 +29,11 @@ from captum_fusion.functional import InterpolateMode, upsample
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
 Masks = Callable[[Tensor, int], Tensor]
 
-# The rows of one forward pass are as many as keep what its modules have given out, and is still alive, within this
-# size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's allocator keeps
-# everything, and larger batches keep it busy.
-_LIVE_BYTES = {"cpu": 48 * 2**20}
+# The rows of one forward pass are the power of two for which what its modules have given out, and is still alive, comes
+# closest to this size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's
+# allocator keeps everything, and larger batches keep it busy. Nothing is timed: other rows round differently, and the
+# same call gives the same map.
+_LIVE_BYTES = {"cpu": 96 * 2**20}
 _LIVE_BYTES_ELSEWHERE = 512 * 2**20
 
 
@@ -55,9 +65,10 @@ class Scorer:
         self.masked = _masked_positions(self.inputs, opened.layer_value) if masked is None else masked
         self.interpolate_mode = interpolate_mode
         self.perturbations_per_eval = perturbations_per_eval
+        self._compiled = is_compiled(self.call.forward_func)
         budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
-        self._rows = (perturbations_per_eval or 0) * self.call.examples or max(
-            1, budget * self.call.examples // opened.live_bytes
+        self._rows = (perturbations_per_eval or 0) * self.call.examples or 2 ** max(
+            0, round(log2(budget * self.call.examples / opened.live_bytes))
         )
         # Convolutions on a CPU gain by it.
         self._channels_last = self.call.device.type == "cpu"
@@ -112,8 +123,9 @@ class Scorer:
             if not buffers or len(next(iter(buffers.values()))) != most:
                 buffers = {}  # Before the new ones take memory.
                 buffers = self._buffers(most)
-            # Where a number of rows is asked for, every forward pass has it: the last row is repeated.
-            last = start + most if self.perturbations_per_eval else stop
+            # Where a number of rows is asked for, and where another one would be compiled anew, every forward pass has
+            # the same: the last row is repeated.
+            last = start + most if self.perturbations_per_eval or self._compiled else stop
             rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
             chunk = self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
             if control and start == 0 and self._differs(chunk[0, 0], examples[0, 0]):
@@ -127,7 +139,8 @@ class Scorer:
 
         bar = progress_bar(progress, len(examples)) if isinstance(progress, str) else progress
         try:
-            scores = in_chunks(score, len(examples), self._rows, self.call.device, bar)
+            most = self._rows if self._compiled else min(self._rows, len(examples))
+            scores = in_chunks(score, len(examples), most, self.call.device, bar)
         finally:
             if bar and bar is not progress:
                 bar.close()
@@ -224,7 +237,7 @@ class Scorer:
 
     def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
         # The first one may run other modules than the unmasked pass, such as those for several rows.
-        known = self._passed or hasattr(self.call.forward_func, "_orig_mod")
+        known = self._passed or self._compiled
         watching = nullcontext() if known else self.session.state.watching()
         self._passed = True
         with in_turn(), watching:

@@ -1,84 +1,302 @@
-"""Explains one picture: what the command draws, as a value."""
+"""Explains pictures: what the command draws and the page shows, as values."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from captum.attr import Attribution
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion._checks import Activation, check_activation, check_tolerance
-from captum_fusion._layers import FeatureMap
-from captum_fusion._methods import RememberedScoreCam, parse_method
-from captum_fusion._models import Frame, choose_layer, find_device, give_scores, load_classifier
+from captum_fusion._checks import (
+    Activation,
+    check_activation,
+    check_percentile,
+    check_tolerance,
+    check_weighting,
+)
+from captum_fusion._explanation import Explanation, Prediction
+from captum_fusion._methods import KnownAttribution, Method, parse_method
+from captum_fusion._models import choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._names import reason
 from captum_fusion._photograph import Photograph, as_rgb, open_photograph
-from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
+from captum_fusion._progress import Progress, tell
+from captum_fusion.attr.fusion_cam import FusionCamStages
+from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.functional import Weighting
 from captum_fusion.metrics import saliency_map
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
+
+# Whoever waits for another thread's explanation is asked that often whether to go on.
+_PATIENCE_SECONDS = 0.2
+# A picture remembers what was made of it by so many methods, percentiles and weightings.
+_REMEMBERED = 64
 
 
-@dataclass(frozen=True)
-class Explanation:
-    r"""Why a model sees a class in a picture, by one or more methods.
+class Explainer:
+    """A classifier that is loaded once to explain many pictures; threads that share it take turns.
 
-    ``maps`` and ``kept`` go by the names of the methods, or of the stages of Fusion-CAM where no method was chosen.
+    Args:
+        model (str or Module, optional): As for ``explain``, and so are the others
+        weights (str, optional): Default: None
+        layer (str, optional): Default: None
+        grid (tuple[int, int], optional): Default: None
+        size (int, optional): Default: None
+        mean (tuple[float, float, float], optional): Default: None
+        std (tuple[float, float, float], optional): Default: None
+        activation (str, optional): Default: "softmax"
+        device (str, optional): Default: None
+
+    Raises:
+        ValueError: If an argument names nothing.
+        TypeError: If the model is none.
+        OSError: If weights cannot be read.
+
+    Examples::
+
+        >>> from torchvision.models import resnet18
+        >>> explainer = Explainer(resnet18(weights=None), size=64)
+        >>> picture = explainer.open(Image.new("RGB", (80, 60), "teal"))
+        >>> for index, name, probability in picture.prediction.top(2):
+        ...     explanation = picture.explain(index, ["grad-cam"])
+        ...     explanation.maps["grad-cam"].shape
+        torch.Size([1, 1, 64, 64])
+        torch.Size([1, 1, 64, 64])
     """
 
-    image: str
-    """The picture's file, or what it is."""
-    model: str
-    """The name of the model."""
-    weights: str
-    """Where its weights come from: "default", "none" for random ones, or a file."""
-    layer: str
-    """The dotted name of the layer that is explained."""
-    feature_map: FeatureMap
-    """The layer, and how its output is a feature map."""
-    target: int
-    """The class that is explained."""
-    categories: tuple[str, ...] | None
-    """The names of all classes, where they are known."""
-    probabilities: Tensor
-    """What the model predicts for each class, shape (K,)."""
-    pixels: Tensor
-    r"""The picture as the model sees it, (1, 3, \*S) in [0, 1]."""
-    frame: Frame
-    """Where these pixels lie in the upright picture, in its own pixels: x1, y1, x2, y2."""
-    maps: dict[str, Tensor]
-    r"""The maps, (1, 1, \*S) in [0, 1]. A map without evidence for the class is all zeros."""
-    kept: dict[str, float]
-    """The probability of the target that remains when each map masks the picture."""
-    stages: dict[str, FusionCamStages]
-    """The stages of each fusion, with what each contributes."""
-    notes: tuple[str, ...]
-    """What a reader of the maps ought to know, such as how the picture's values were brought to 8 bits."""
+    def __init__(
+        self,
+        model: str | nn.Module | None = None,
+        *,
+        weights: str | None = None,
+        layer: str | None = None,
+        grid: tuple[int, int] | None = None,
+        size: int | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        activation: Activation = "softmax",
+        device: str | None = None,
+    ) -> None:
+        check_activation(activation)
+        self.classifier = load_classifier(model, weights, size, mean, std, activation)
+        network = self.classifier.model
+        if isinstance(model, nn.Module):
+            if device is not None:
+                raise ValueError(f"device is {device!r} for a model that is given itself; expected the model's own")
+            self.place = next(iter(network.parameters()), torch.empty(0)).device
+        else:
+            self.place = find_device(device)
+            network.to(self.place)
+        self.weights = weights or "default"
+        self._layer, self._grid = layer, grid
+        self._turn = threading.Lock()
 
-    @property
-    def probability(self) -> float:
-        """The probability of the target."""
-        return float(self.probabilities[self.target])
+    def open(self, image: str | Path | Image.Image | None = None) -> "OpenedPicture":
+        """A picture with what the model predicts for it, ready to be explained.
 
-    @property
-    def category(self) -> str:
-        """The name of the target, or its index where there are no names."""
-        return self.category_of(self.target)
+        Args:
+            image (str, Path or PIL.Image, optional): As for ``explain``
 
-    def category_of(self, index: int) -> str:
-        """The name of a class, or its index where there are no names."""
-        return self.categories[index] if self.categories else str(index)
+        Raises:
+            ValueError: If the picture cannot be read, or if there is no such layer.
+            TypeError: If the model does not return a tensor.
+            RuntimeError: If the model's scores are not finite.
+            OSError: If there is no such picture.
+        """
+        return self._open(*_read(image))
 
-    def top(self, count: int = 5) -> list[tuple[int, str, float]]:
-        """The most probable classes: index, name and probability."""
-        best = self.probabilities.topk(min(count, len(self.probabilities)))
-        return [
-            (index, self.category_of(index), value)
-            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    def _open(self, name: str, photograph: Photograph) -> "OpenedPicture":
+        classifier = self.classifier
+        try:
+            pixels = classifier.preprocessing.crop(photograph.image)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be explained: {error}") from error
+        inputs = classifier.preprocessing.normalize(pixels).to(self.place)
+        with self.in_turn():
+            # Two rows, so that a model that returns one row for any batch is found.
+            scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
+            feature_map = choose_layer(classifier.model, inputs, self._layer, self._grid)
+        prediction = Prediction(
+            image=name,
+            model=classifier.name,
+            weights=self.weights,
+            layer=feature_map.name,
+            feature_map=feature_map,
+            categories=classifier.categories,
+            probabilities=classifier.probabilities(scores)[0].cpu(),
+            pixels=pixels,
+            frame=classifier.preprocessing.frame(*photograph.image.size),
+            notes=(f"{name}: {photograph.note}",) if photograph.note else (),
+        )
+        return OpenedPicture(self, prediction, inputs)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """This thread's turn with the model: in evaluation mode, giving its scores alone, and as it was afterwards."""
+        while not self._turn.acquire(timeout=_PATIENCE_SECONDS):
+            tell(Progress("Waiting for its turn", 0, 1))
+        try:
+            with _evaluating(self.classifier.model):
+                yield
+        finally:
+            self._turn.release()
+
+
+class OpenedPicture:
+    """A picture that ``Explainer.open`` gives. What is asked for again is remembered, and so is what it is made of.
+
+    Another percentile or weighting makes a fusion anew of the attributions that are there. Asked for one method at a
+    time, each map is there as soon as it is ready.
+    """
+
+    def __init__(self, explainer: Explainer, prediction: Prediction, inputs: Tensor) -> None:
+        self.explainer = explainer
+        self.prediction = prediction
+        """What the model sees in the picture."""
+        self.inputs = inputs
+        r"""The picture as it enters the model, (1, 3, \*S)."""
+        self._attributions: dict[tuple[str, int, float], Tensor] = {}
+        self._made: dict[tuple[Any, ...], _Made] = {}
+
+    def explain(
+        self,
+        target: int | str | None = None,
+        methods: Sequence[str] = (),
+        *,
+        percentile: float = 10.0,
+        weighting: Weighting = "normalized",
+        tolerance: float = 0.0,
+        show_progress: bool = False,
+    ) -> Explanation:
+        """Explains the picture; the function ``explain`` tells what its arguments are, and what it returns and raises.
+
+        Args:
+            target (int or str, optional): Default: None
+            methods (list[str], optional): Default: the stages of Fusion-CAM
+            percentile (float, optional): Default: 10.0
+            weighting (str, optional): Default: "normalized"
+            tolerance (float, optional): Default: 0.0
+            show_progress (bool, optional): Default: False
+        """
+        chosen = _checked(methods, percentile, weighting, tolerance)
+        probabilities = self.prediction.probabilities
+        index = (
+            int(probabilities.argmax())
+            if target is None
+            else self.explainer.classifier.target(str(target), len(probabilities))
+        )
+        asked = _Asked(index, percentile, tolerance, show_progress)
+        maps: dict[str, Tensor] = {}
+        kept: dict[str, float] = {}
+        stages: dict[str, FusionCamStages] = {}
+        for method in chosen or [parse_method("fusion-cam", weighting)]:
+            made = self._remembered(method, asked, staged=not chosen)
+            maps |= made.maps
+            kept |= made.kept
+            if made.stages is not None:
+                stages[method.name] = made.stages
+        empty = [
+            f"The map of {label} is empty: by it nothing speaks for the class"
+            for label in maps
+            if not maps[label].any()
         ]
+        seen = vars(self.prediction) | {"notes": (*self.prediction.notes, *empty)}
+        return Explanation(
+            **seen,
+            target=index,
+            percentile=percentile,
+            weighting=weighting,
+            tolerance=tolerance,
+            maps=maps,
+            kept=kept,
+            stages=stages,
+        )
+
+    def _remembered(self, method: Method, asked: "_Asked", *, staged: bool) -> "_Made":
+        percentile = asked.percentile if method.has_percentile else None
+        key = (method, staged, asked.target, percentile, asked.tolerance_of(method))
+        if key not in self._made:
+            with self.explainer.in_turn(), self.prediction.feature_map.view() as layer:
+                self._made[key] = self._make(layer, method, asked, staged)
+            for oldest in list(self._made)[:-_REMEMBERED]:
+                del self._made[oldest]
+        return self._made[key]
+
+    def _make(self, layer: nn.Module, method: Method, asked: "_Asked", staged: bool) -> "_Made":
+        stages = None
+        if method.components is not None:
+            options = {"percentile": asked.percentile, "weighting": method.weighting, "return_stages": True}
+            values, stages = self._attribute(layer, method, asked, **options)
+            stages = FusionCamStages(*(part.cpu() for part in stages))
+        elif method.has_percentile:
+            values = self._attribute(layer, method, asked, percentile=asked.percentile)
+        else:
+            values = self._attributions_of(layer, method, asked)
+        size = tuple(self.inputs.shape[2:])
+        maps = _stage_maps(stages) if staged and stages else {method.name: saliency_map(values, size).cpu()}
+        classifier = self.explainer.classifier
+        kept = {}
+        for label, part in maps.items():
+            masked = classifier.scores(self.inputs * part.to(self.inputs))
+            kept[label] = float(classifier.probabilities(masked)[0, asked.target])
+        return _Made(maps, kept, stages)
+
+    def _attributions_of(self, layer: nn.Module, method: Method, asked: "_Asked") -> Tensor:
+        """The attributions of a method by itself, which fusions share."""
+        key = (method.name, asked.target, asked.tolerance_of(method))
+        if key not in self._attributions:
+            # Without the graph, which holds all that the model computed.
+            self._attributions[key] = self._attribute(layer, method, asked).detach()
+        return self._attributions[key]
+
+    def _attribute(self, layer: nn.Module, method: Method, asked: "_Asked", **options: Any) -> Any:
+        """What a method attributes, made of parts that are remembered."""
+        classifier = self.explainer.classifier
+        network = classifier.model
+        parts: dict[str, Attribution] = {"score-cam": LayerScoreCam(network, layer, tolerance=asked.tolerance)}
+        for name in method.parts:
+            parts[name] = KnownAttribution(network, layer, self._attributions_of(layer, Method(name), asked))
+        attribution = method.build(network, layer, parts, classifier.activation)
+        if "show_progress" in signature(attribution.attribute).parameters:
+            options["show_progress"] = asked.show_progress
+        try:
+            return attribution.attribute(self.inputs.clone(), target=asked.target, **options)
+        except Exception as error:
+            raise RuntimeError(f"{method.name} fails: {reason(error)}") from error
+
+
+class _Asked(NamedTuple):
+    """What is asked of each method."""
+
+    target: int
+    percentile: float
+    tolerance: float
+    show_progress: bool
+
+    def tolerance_of(self, method: Method) -> float:
+        """The tolerance as far as it concerns a method."""
+        return self.tolerance if "score-cam" in (method.name, *method.parts) else 0.0
+
+
+class _Made(NamedTuple):
+    """What a method made: its map, or its stages, and what each keeps."""
+
+    maps: dict[str, Tensor]
+    kept: dict[str, float]
+    stages: FusionCamStages | None
+
+
+def _checked(methods: Sequence[str], percentile: float, weighting: Weighting, tolerance: float) -> list[Method]:
+    """The methods that are asked for."""
+    check_percentile(percentile)
+    check_weighting(weighting)
+    check_tolerance(tolerance)
+    return [parse_method(method, weighting) for method in methods]
 
 
 def explain(
@@ -90,6 +308,8 @@ def explain(
     grid: tuple[int, int] | None = None,
     target: int | str | None = None,
     methods: Sequence[str] = (),
+    percentile: float = 10.0,
+    weighting: Weighting = "normalized",
     tolerance: float = 0.0,
     size: int | None = None,
     mean: tuple[float, float, float] | None = None,
@@ -117,6 +337,10 @@ def explain(
             Default: None, which means the predicted class
         methods (list[str], optional): Names of methods, such as "grad-cam", "fusion-cam:raw" or
             "fusion(x-grad-cam,group-cam)". Default: the stages of Fusion-CAM
+        percentile (float, optional): The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
+            Default: 10.0
+        weighting (str, optional): How the fusions that name none weigh their maps, see ``LayerFusionCam``:
+            "normalized", "raw" or "released". Default: "normalized"
         tolerance (float, optional): How far Score-CAM, alone or fused, may be from the exact map, in [0, 1), see
             ``LayerScoreCam``. Default: 0.0, which is exact
         size (int, optional): Input size in pixels. Default: that of the model's weights, else 224
@@ -147,75 +371,30 @@ def explain(
         >>> explanation.layer, explanation.maps["grad-cam"].shape
         ('layer4', torch.Size([1, 1, 64, 64]))
     """
-    check_tolerance(tolerance)
-    chosen = [parse_method(method) for method in methods]
-    name, photograph = _open(image)
-    check_activation(activation)
-    classifier = load_classifier(model, weights, size, mean, std, activation)
-    network = classifier.model
-    if isinstance(model, nn.Module):
-        if device is not None:
-            raise ValueError(f"device is {device!r} for a model that is given itself; expected the model's own")
-        place = next(iter(network.parameters()), torch.empty(0)).device
-    else:
-        place = find_device(device)
-        network.to(place)
-    try:
-        pixels = classifier.preprocessing.crop(photograph.image)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be explained: {error}") from error
-    inputs = classifier.preprocessing.normalize(pixels).to(place)
-    with _evaluating(network):
-        # Two rows, so that a model that returns one row for any batch is found.
-        scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
-        feature_map = choose_layer(network, inputs, layer, grid)
-        probabilities = classifier.probabilities(scores)[0].cpu()
-        index = int(probabilities.argmax()) if target is None else classifier.target(str(target), len(probabilities))
-        maps: dict[str, Tensor] = {}
-        stages: dict[str, FusionCamStages] = {}
-        with feature_map.view() as module:
-            score_cam = RememberedScoreCam(network, module, tolerance)
-            for method in chosen or [parse_method("fusion-cam")]:
-                attribution = method.build(network, module, score_cam, activation)
-                options: dict[str, Any] = {}
-                if isinstance(attribution, LayerFusionCam):
-                    options = {"weighting": method.weighting, "return_stages": True, "show_progress": show_progress}
-                try:
-                    result: Any = attribution.attribute(inputs, target=index, **options)
-                except Exception as error:
-                    raise RuntimeError(f"{method.name} fails: {reason(error)}") from error
-                if isinstance(attribution, LayerFusionCam):
-                    result, stages[method.name] = result
-                maps[method.name] = saliency_map(result, tuple(inputs.shape[2:]))
-        if not chosen:
-            maps = _stage_maps(stages["fusion-cam"])
-        kept = {}
-        for label, values in maps.items():
-            masked = classifier.scores(inputs * values.to(inputs.dtype))
-            kept[label] = float(classifier.probabilities(masked)[0, index])
-    notes = [f"{name}: {photograph.note}"] if photograph.note else []
-    notes += [
-        f"The map of {label} is empty: by it nothing speaks for the class" for label in maps if not maps[label].any()
-    ]
-    return Explanation(
-        image=name,
-        model=classifier.name,
-        weights=weights or "default",
-        layer=feature_map.name,
-        feature_map=feature_map,
-        target=index,
-        categories=classifier.categories,
-        probabilities=probabilities,
-        pixels=pixels,
-        frame=classifier.preprocessing.frame(*photograph.image.size),
-        maps={label: values.cpu() for label, values in maps.items()},
-        kept=kept,
-        stages=stages,
-        notes=tuple(notes),
+    _checked(methods, percentile, weighting, tolerance)
+    name, photograph = _read(image)
+    explainer = Explainer(
+        model,
+        weights=weights,
+        layer=layer,
+        grid=grid,
+        size=size,
+        mean=mean,
+        std=std,
+        activation=activation,
+        device=device,
+    )
+    return explainer._open(name, photograph).explain(
+        target,
+        methods,
+        percentile=percentile,
+        weighting=weighting,
+        tolerance=tolerance,
+        show_progress=show_progress,
     )
 
 
-def _open(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:
+def _read(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:
     """The name of a picture and the picture."""
     if isinstance(image, Image.Image):
         return "The picture", as_rgb(image)

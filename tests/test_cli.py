@@ -53,6 +53,7 @@ def test_explain_writes_a_picture_and_the_maps(
         mask = torch.from_numpy(saved["Fusion-CAM"])
     assert mask.shape == (24, 24)
     assert (metadata["target"], metadata["layer"]) == (2, "relu")
+    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "normalized", 0)
     # The probability kept is that of the masked picture.
     with torch.no_grad():
         pixels = torch.from_numpy(np.load(maps)["pixels"])

@@ -14,6 +14,14 @@ def test_names() -> None:
     assert parse_method("fusion-cam:raw") == Method("fusion-cam:raw", ("grad-cam", "score-cam"), "raw")
     fused = Method("fusion(x-grad-cam,group-cam):released", ("x-grad-cam", "group-cam"), "released")
     assert parse_method("fusion(x-grad-cam, group-cam):released") == fused
+    assert parse_method("fusion-cam", "raw") == Method("fusion-cam", ("grad-cam", "score-cam"), "raw")
+    assert parse_method("fusion-cam:raw", "released") == parse_method("fusion-cam:raw")
+
+
+def test_what_a_method_is_made_of() -> None:
+    assert parse_method("fusion(x-grad-cam,rise)").parts == ("x-grad-cam", "rise")
+    assert parse_method("union-cam").parts == ("score-cam",)
+    assert parse_method("score-cam").parts == ()
 
 
 @pytest.mark.parametrize(
@@ -55,9 +63,9 @@ def test_unknown_names(text: str, message: str) -> None:
 @pytest.mark.parametrize("name", METHODS + CONTROLS)
 def test_every_name_builds_an_attribution(name: str, net: SmallNet, images: Tensor) -> None:
     if name == "group-cam":
-        assert isinstance(parse_method(name).build(net, net.features, LayerScoreCam(net, net.features)), LayerGroupCam)
+        assert isinstance(parse_method(name).build(net, net.features, {}), LayerGroupCam)
         return
-    attribution = parse_method(name).build(net, net.features, LayerScoreCam(net, net.features))
+    attribution = parse_method(name).build(net, net.features, {})
     assert len(attribution.attribute(images, target=0)) == len(images)
 
 
@@ -67,21 +75,26 @@ def test_the_compiled_model_does_the_masked_passes_of_ours_alone(net: SmallNet) 
 
     score_cam = LayerScoreCam(compiled, net.features)
     for name in ("group-cam", "union-cam", "fusion-cam", "fusion(x-grad-cam,integrated-gradients)"):
-        assert parse_method(name).build(net, net.features, score_cam, compiled=compiled).forward_func is compiled
+        assert (
+            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func
+            is compiled
+        )
     for name in ("grad-cam", "guided-grad-cam", "integrated-gradients"):
-        assert parse_method(name).build(net, net.features, score_cam, compiled=compiled).forward_func is net
-    fused = parse_method("fusion-cam").build(net, net.features, score_cam, compiled=compiled)
+        assert (
+            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func is net
+        )
+    fused = parse_method("fusion-cam").build(net, net.features, {"score-cam": score_cam}, compiled=compiled)
     assert isinstance(fused, LayerFusionCam)
     assert fused.gradient_method.forward_func is net
 
 
 def test_fusions_hold_their_components(net: SmallNet) -> None:
     score_cam = LayerScoreCam(net, net.features)
-    fused = parse_method("fusion(x-grad-cam,score-cam)").build(net, net.features, score_cam)
+    fused = parse_method("fusion(x-grad-cam,score-cam)").build(net, net.features, {"score-cam": score_cam})
     assert isinstance(fused, LayerFusionCam)
     assert isinstance(fused.gradient_method, LayerXGradCam)
     assert fused.region_method is score_cam
-    plain = parse_method("fusion-cam").build(net, net.features, score_cam)
+    plain = parse_method("fusion-cam").build(net, net.features, {"score-cam": score_cam})
     assert isinstance(plain, LayerFusionCam)
     assert type(plain.gradient_method) is LayerGradCam
 

@@ -1,5 +1,7 @@
 """Reduced precision and compiled models."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +71,35 @@ def test_a_compiled_model_explains_the_original_layer(
         return
     torch.testing.assert_close(method(compiled, net.features).attribute(images, target=0), expected)
     assert len(runs) > before, "the masked passes were not compiled"
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="compiled models need torch 2.6")
+@pytest.mark.parametrize("how", ["a module", "in place", "a function"])
+def test_a_compiled_model_sees_one_number_of_rows(net: SmallNet, images: Tensor, how: str) -> None:
+    graphs, sizes = [], []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> object:
+        graphs.append(graph)
+
+        def run(*args: Tensor) -> tuple[Tensor, ...]:
+            given = graph(*args)
+            sizes.append(len(given[0]))
+            return given
+
+        return run
+
+    expected = LayerFusionCam(net, net.features).attribute(images[:1], target=0)
+    torch.compiler.reset()
+    forward: Any = torch.compile(net if how == "a module" else net.forward, backend=backend)
+    if how == "in place":
+        net.compile(backend=backend)
+        forward = net
+    # Channels, two maps with the blank, and one map more: three scorings of three sizes.
+    ours = LayerFusionCam(forward, net.features).attribute(images[:1], target=0)
+    torch.testing.assert_close(ours, expected)
+    assert len(sizes) >= 3
+    assert len(set(sizes)) == 1
+    assert len(graphs) == 1
 
 
 def test_a_traced_copy_without_the_layer_is_refused(net: SmallNet, images: Tensor) -> None:

@@ -153,11 +153,11 @@ def test_other_errors_are_not_retried(net: SmallNet, images: Tensor) -> None:
 
 def test_the_rows_follow_from_what_is_alive_at_once() -> None:
     net = SmallNet().eval()
-    # The image, 3 * 700 * 700 * 4 bytes, the stem's 4 * 350 * 350 * 4 and the 6 * 350 * 350 * 4 of the features are
-    # alive together; four times as much fits into 48 MiB. Five channels and the baseline are scored.
+    # The image, 3 * 1000 * 1000 * 4 bytes, the stem's 4 * 500 * 500 * 4 and the 6 * 500 * 500 * 4 of the features are
+    # alive together; four times as much comes closest to 96 MiB. Five channels and the baseline are scored.
     for _ in range(2):
         counter = Counter(net)
-        LayerScoreCam(counter, net.features).attribute(torch.rand(1, 3, 700, 700), target=0)
+        LayerScoreCam(counter, net.features).attribute(torch.rand(1, 3, 1000, 1000), target=0)
         assert counter.sizes[:2] == [1, 4]
         assert 2 <= sum(counter.sizes[2:]) <= 2 + CONTROL
 

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import Activation, check_percentile
+from captum_fusion._checks import Activation, check_percentile, check_weighting
 from captum_fusion._prose import documented
 from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import (
-    WEIGHTINGS,
     InterpolateMode,
     Weighting,
     combine,
@@ -222,8 +221,7 @@ class LayerFusionCam(ProbabilityCam):
             (torch.Size([1, 3, 64, 64]), torch.Size([1, 1, 64, 64]), torch.Size([1]))
         """
         check_percentile(percentile)
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
+        check_weighting(weighting)
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
         with self._scoring(
             inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
