@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,8 +14,10 @@ from captum.attr import Attribution
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._call import Call
 from captum_fusion._methods import LOCALIZATION, RememberedScoreCam
 from captum_fusion._names import reason
+from captum_fusion._session import session
 from captum_fusion._settings import Settings
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.benchmark._pictures import regions_seen
@@ -39,6 +42,8 @@ Values = dict[str, list[Any]]
 
 # Large enough to tell maps apart in the report, small enough for a million records.
 _THUMBNAIL = (28, 28)
+# Integrated Gradients would take the gradients of all its steps at once.
+_GRADIENT_ROWS = 16
 # What ADCC is made of, and is told with it.
 _ADCC = ("confidence_drop", "coherency", "complexity")
 
@@ -221,6 +226,8 @@ class Judge:
         options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
         if isinstance(attribution, LayerFusionCam):
             options |= {"weighting": variant.method.weighting, "return_stages": True}
+        if "internal_batch_size" in signature(attribution.attribute).parameters:
+            options["internal_batch_size"] = max(_GRADIENT_ROWS, len(inputs))
         with self._autocast(plan.place):
             result: Any = attribution.attribute(inputs, target=batch.targets, **options)
         if not isinstance(attribution, LayerFusionCam):
@@ -235,7 +242,9 @@ class Judge:
         names = tuple(piece.picture.name for piece in batch.pieces)
         key = (names, tuple(batch.targets), tuple(sorted(metrics)), maps.numpy().tobytes())
         if key not in batch.known:
-            with self._autocast(batch.plan.place):
+            call = Call(batch.plan.masked_model, batch.inputs, batch.targets, None, self.settings.activation)
+            # All metrics share the unmasked pass.
+            with self._autocast(batch.plan.place), session(call):
                 masked = self._judge_by_masks(batch, attributions, metrics)
             empty = {"empty": [not row.any().item() for row in maps]}
             batch.known[key] = empty | masked | self._judge_by_place(batch, attributions, metrics)
