@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captum_fusion._files import drafts, write_whole
-from captum_fusion._methods import METRICS
+from captum_fusion.benchmark._measures import MEASURES
 
 try:
     import fcntl
@@ -22,6 +22,7 @@ Record = dict[str, Any]
 
 SHARDS = "records-*.jsonl"
 CURVES = ("insertion_curve", "deletion_curve")
+_MEASURED = tuple(measure.column for measure in MEASURES.values())
 _LOCK = ".lock"
 _HASHES = "hashes.json"
 _PIECE = 1 << 20
@@ -94,7 +95,7 @@ def parse(line: bytes) -> Record | None:
             assert isinstance(record["error"], str)
             return record
         assert _is_number(record["seconds"])
-        assert all(record.get(name) is None or _is_number(record[name]) for name in METRICS)
+        assert all(record.get(name) is None or _is_number(record[name]) for name in _MEASURED)
         assert all(all(map(_is_number, record.get(name, []))) for name in CURVES)
         assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
     except (AssertionError, KeyError, TypeError, ValueError, RecursionError):

@@ -65,18 +65,19 @@ def confidence_drop(
         >>> confidence_drop(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    whole, masked = _probabilities(
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        activation,
-        sign,
-        perturbations_per_eval,
+    return drop(
+        *probabilities(
+            forward_func,
+            inputs,
+            attributions,
+            baselines,
+            additional_forward_args,
+            target,
+            activation,
+            sign,
+            perturbations_per_eval,
+        )
     )
-    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
 
 
 @documented
@@ -132,32 +133,43 @@ def confidence_increase(
         >>> confidence_increase(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    whole, masked = _probabilities(
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        activation,
-        sign,
-        perturbations_per_eval,
+    return increase(
+        *probabilities(
+            forward_func,
+            inputs,
+            attributions,
+            baselines,
+            additional_forward_args,
+            target,
+            activation,
+            sign,
+            perturbations_per_eval,
+        )
     )
+
+
+def drop(whole: Tensor, masked: Tensor) -> Tensor:
+    """max(0, Y - O) / Y, 0/0 := 0."""
+    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
+
+
+def increase(whole: Tensor, masked: Tensor) -> Tensor:
+    """1 where O > Y beyond rounding, else 0."""
     return (contribution(masked, whole) > 0).to(whole.dtype)
 
 
-def _probabilities(
+def probabilities(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
     attributions: Tensor | tuple[Tensor | None, ...],
-    baselines: BaselineType,
-    additional_forward_args: object,
-    target: TargetType,
-    activation: Activation | None,
-    sign: Sign,
-    perturbations_per_eval: int | None,
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Y and O: the probability of the input as it is and masked."""
+    """Y and O: the probability of the input as it is and masked, from which both metrics follow."""
     maps = saliency_maps(inputs, attributions, sign)
     with scoring(
         forward_func,
