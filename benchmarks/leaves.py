@@ -100,6 +100,11 @@ class Network(NamedTuple):
     train: Callable[[nn.Module, Pictures, Preprocessing], None]
 
 
+def write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def read(file: Path) -> Tensor:
     with Image.open(file) as image:
         return v2.functional.pil_to_tensor(image.convert("RGB"))
@@ -182,13 +187,17 @@ def fit(network: nn.Module, pictures: Pictures, preprocessing: Preprocessing, ep
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * len(loader))
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        total = 0.0
         for pixels, classes in loader:
             scores = network(preprocessing.normalize(pixels).to(memory_format=torch.channels_last))
+            loss = nn.functional.cross_entropy(scores, classes)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(scores, classes).backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
+            total += loss.item()
+        write(f"epoch {epoch + 1} of {epochs}, loss {total / len(loader):.3f}")
 
 
 def from_scratch(network: nn.Module, pictures: Pictures, preprocessing: Preprocessing) -> None:
@@ -305,8 +314,7 @@ def main() -> None:
             }
             (arguments.output / f"{name}.json").write_text(json.dumps(record, indent=1))
             seconds = time.perf_counter() - start
-            sys.stdout.write(f"{title}, {name}: {record[title]['photographs']}, {seconds:.0f} s\n")
-            sys.stdout.flush()
+            write(f"{title}, {name}: {record[title]['photographs']}, {seconds:.0f} s")
 
 
 if __name__ == "__main__":
