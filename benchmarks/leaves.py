@@ -247,8 +247,8 @@ def share(right: np.ndarray) -> dict[str, Any]:
     return {
         "right": int(right.sum()),
         "of": len(right),
-        "share": round(right.mean(), 4),
-        "interval": [round(interval.low, 4), round(interval.high, 4)],
+        "share": round(float(right.mean()), 4),
+        "interval": [round(float(interval.low), 4), round(float(interval.high), 4)],
     }
 
 
