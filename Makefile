@@ -39,8 +39,9 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 docs: $(VENV)/docs
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
-	$(BIN)/python docs/check_links.py
+	rm -rf docs/_build
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . docs/_build/html
+	$(BIN)/lychee --quiet --offline --include-fragments docs/_build/html '*.md' 'benchmarks/**/*.md' 'tutorials/*.md'
 
 # Executed from a clean kernel each; the outputs of this run stay out of the checkout.
 tutorials: $(VENV)/tutorials

@@ -26,9 +26,14 @@ def confidence_drop(
 ) -> Tensor:
     r"""Computes how much of the target's probability is lost when the attribution masks the input.
 
-    In symbols, for Y = P(x) and O = P(m x + (1 - m) b), m being the saliency map and b the baseline:
-    max(0, Y - O) / Y. Its mean over a dataset, in percent, is the Average Drop of Grad-CAM++
-    (https://arxiv.org/abs/1710.11063); lower is better.
+    In symbols, m being the saliency map, b the baseline and P the target's probability::
+
+        Y = P(x)
+        O = P(m x + (1 - m) b)
+        drop = max(0, Y - O) / Y
+
+    Its mean over a dataset, in percent, is the Average Drop of Grad-CAM++ (https://arxiv.org/abs/1710.11063); lower is
+    better.
 
     Args:
         {forward_func}
@@ -89,8 +94,13 @@ def confidence_increase(
 ) -> Tensor:
     r"""Computes whether the target's probability rises when the attribution masks the input.
 
-    In symbols, for Y = P(x) and O = P(m x + (1 - m) b), m being the saliency map and b the baseline: 1 if O > Y else
-    0; a difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
+    In symbols, m being the saliency map, b the baseline and P the target's probability::
+
+        Y = P(x)
+        O = P(m x + (1 - m) b)
+        increase = 1 if O > Y else 0
+
+    A difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
     (https://arxiv.org/abs/1710.11063); higher is better.
 
     Args:
