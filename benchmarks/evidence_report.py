@@ -150,8 +150,8 @@ def claims(runs: Runs) -> list[Row]:
 def claims_table(rows: Sequence[Row]) -> str:
     """The claims as Markdown."""
     lines = [
-        "| claim | setting | measure | Fusion-CAM, 95 % interval | least advantage over | by, 95 % interval | effect | p | "
-        "verdict | run |",
+        "| claim | setting | measure | Fusion-CAM, 95 % interval | least advantage over | by, 95 % interval | effect | "
+        "p | verdict | run |",
         "| --- | --- | --- | ---: | --- | ---: | ---: | ---: | --- | --- |",
     ]
     for row in rows:
