@@ -106,6 +106,7 @@ def _build(
     parts: Mapping[str, Attribution],
     activation: Activation,
     compiled: ForwardFunc | None,
+    tolerance: float,
 ) -> Attribution:
     """The attribution of this name for a model and a layer, unless it is there already among the parts.
 
@@ -115,7 +116,7 @@ def _build(
         return parts[name]
     method = _CLASSES[name]
     parameters = signature(method).parameters
-    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation}
+    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation, "tolerance": tolerance}
     given = {option: value for option, value in options.items() if option in parameters}
     forward_func = compiled if compiled is not None and method in _OURS else model
     return method(forward_func, *([layer] if "layer" in parameters else []), **given)
@@ -178,6 +179,12 @@ class Method:
         return self.components is not None or self.name == "union-cam"
 
     @property
+    def has_tolerance(self) -> bool:
+        """Whether the method, or one that it takes, infers the scores of channels."""
+        names = self.components or (self.name, *self.parts)
+        return any("tolerance" in signature(_CLASSES[name]).parameters for name in names)
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The methods whose attributions this one takes."""
         if self.components is not None:
@@ -191,12 +198,13 @@ class Method:
         parts: Mapping[str, Attribution],
         activation: Activation = "softmax",
         compiled: ForwardFunc | None = None,
+        tolerance: float = 0.0,
     ) -> Attribution:
         """The attribution of a model and a layer, made of the parts that are there already and of others made anew.
 
         ``compiled`` is what ``torch.compile`` made of the model, to do the masked passes.
         """
-        how = (model, layer, parts, activation, compiled)
+        how = (model, layer, parts, activation, compiled, tolerance)
         if self.components is None:
             return _build(self.name, *how)
         gradient, region = (_build(component, *how) for component in self.components)

@@ -31,9 +31,10 @@ class LayerISCam(SampledScoreCam):
         {layer}
         {device_ids}
         samples (int, optional): n, the number of steps, at least 1. Default: 10
+        {tolerance}
 
     Raises:
-        ValueError: If samples is below 1.
+        ValueError: If samples is below 1, or if the tolerance is no number in [0, 1).
 
     Examples::
 
@@ -46,9 +47,15 @@ class LayerISCam(SampledScoreCam):
     """
 
     def __init__(
-        self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None, *, samples: int = 10
+        self,
+        forward_func: ForwardFunc,
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        samples: int = 10,
+        tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples)
+        super().__init__(forward_func, layer, device_ids, samples, tolerance)
 
     def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
         """See ``captum_fusion.functional.integration_masks``."""

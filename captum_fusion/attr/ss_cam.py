@@ -35,9 +35,10 @@ class LayerSSCam(SampledScoreCam):
         stdev (float, optional): The standard deviation of the noise, not negative. Default: 2.0, the paper's
         seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
             Default: 0
+        {tolerance}
 
     Raises:
-        ValueError: If samples is below 1 or stdev is negative.
+        ValueError: If samples is below 1, if stdev is negative, or if the tolerance is no number in [0, 1).
 
     Examples::
 
@@ -58,8 +59,9 @@ class LayerSSCam(SampledScoreCam):
         samples: int = 35,
         stdev: float = 2.0,
         seed: int = 0,
+        tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples)
+        super().__init__(forward_func, layer, device_ids, samples, tolerance)
         if not 0 <= stdev < float("inf"):
             raise ValueError(f"stdev is {stdev}; expected a number that is not negative")
         self.stdev, self.seed = stdev, seed

@@ -226,8 +226,8 @@ class Judge:
     def _maps(self, batch: Batch, variant: Variant, score_cam: Attribution, inputs: Tensor) -> list[Tensor]:
         """The attributions of a method, and those of its stages."""
         plan = batch.plan
-        layer, activation, parts = batch.score_cam.layer, self.settings.activation, {"score-cam": score_cam}
-        attribution = variant.method.build(plan.classifier.model, layer, parts, activation, plan.compiled)
+        how = (self.settings.activation, plan.compiled, self.settings.tolerance)
+        attribution = variant.method.build(plan.classifier.model, batch.score_cam.layer, {"score-cam": score_cam}, *how)
         options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
         if isinstance(attribution, LayerFusionCam):
             options |= {"weighting": variant.method.weighting, "return_stages": True}
