@@ -11,6 +11,7 @@ reads it, --leaves what benchmarks/leaves.py wrote. What is not given is left ou
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ from typing import Any
 import torch
 
 from benchmarks.evidence_coco import convert
-from benchmarks.evidence_report import write
+from benchmarks.evidence_report import GROUPS, write
+from benchmarks.evidence_variants import VARIANTS, measure
+from captum_fusion._files import write_whole
 from captum_fusion._models import load_classifier
 from captum_fusion.benchmark import Settings, run
 from captum_fusion.benchmark._images import find_pictures
@@ -33,14 +36,21 @@ from captum_fusion.benchmark._records import read_records
 LITE = "efficientnet-lite0"
 FAITHFUL = ("confidence_drop", "confidence_increase", "insertion", "deletion", "complexity")
 PLACED = ("pointing_game", "energy_pointing_game", "mask_pointing_game", "mask_energy_pointing_game")
-CONTROLS = ("random-map", "centred-gaussian")
-FUSED = ("fusion-cam", "fusion-cam:raw", "fusion-cam:released")
-# The methods of the paper's comparison, and what else is of the family.
-COMPARED = ("grad-cam", "grad-cam++", "group-cam", "score-cam", "union-cam")
-FAMILY = ("layer-cam", "eigen-cam", "eigen-grad-cam", "finer-cam")
+# The methods of the paper's comparison and the controls, and what else is of the family.
+COMPARED = (
+    "grad-cam",
+    "score-cam",
+    "union-cam",
+    "fusion-cam",
+    "random-map",
+    "centred-gaussian",
+    "grad-cam++",
+    "group-cam",
+)
+FAMILY = ("x-grad-cam", "layer-cam", "hi-res-cam", "grad-cam-element-wise", "eigen-cam", "eigen-grad-cam", "finer-cam")
 # The rows that a method has scored for one picture, beside Score-CAM's live channels, which fusions share; the passes
 # of Integrated Gradients with their backward passes.
-ROWS = {"group-cam": 33, "union-cam": 3, "fusion-cam": 4, "integrated-gradients": 150, "rise": 4000}
+ROWS = {"group-cam": 33, "union-cam": 3, "fusion-cam": 4, "integrated-gradients": 150}
 LIVE = 650
 # Rows of Score-CAM at a tolerance of 0.05, as a share.
 SHARE = 1 / 8
@@ -64,34 +74,33 @@ class Run:
         return Settings(images=images, output=output / self.name, **asked)
 
 
-ON_COCO = {"metrics": (*FAITHFUL, *PLACED, "instances_reached"), "target": "best-label"}
-SHORT = (*COMPARED, "fusion-cam", *CONTROLS)
+# A seeded choice of half of the photographs, for what takes long or decides little.
+HALF = {"limit": 50, "seed": 0}
+NEAR = {"tolerance": 0.05}
 RUNS = (
-    Run("imagenet", "imagenet", {"methods": (*COMPARED, "fusion-cam", *CONTROLS), "stages": True}),
-    Run("imagenet", "imagenet", {"methods": (*FUSED[1:], *FAMILY)}),
-    Run("coco", "coco", ON_COCO | {"methods": (*COMPARED, "fusion-cam", *CONTROLS), "stages": True}),
-    Run("coco", "coco", ON_COCO | {"methods": (*FUSED[1:], *FAMILY)}),
-    Run("percentiles", "imagenet", {"methods": ("fusion-cam",), "percentiles": (0, 5, 10, 15, 20, 30, 50)}),
-    Run("tolerance", "imagenet", {"methods": ("score-cam", "union-cam", "fusion-cam"), "tolerance": 0.05}),
+    Run("imagenet", "imagenet", {"methods": (*COMPARED, "fusion-cam:raw", "fusion-cam:released"), "stages": True}),
+    Run("tolerance", "imagenet", HALF | NEAR | {"methods": ("score-cam", "union-cam", "fusion-cam")}),
+    Run("percentiles", "imagenet", HALF | {"methods": ("fusion-cam",), "percentiles": (0, 5, 10, 15, 20, 30, 50)}),
+    Run("adcc", "imagenet", HALF | NEAR | {"methods": COMPARED, "metrics": ("adcc",)}),
+    Run("family", "imagenet", HALF | {"methods": (*FAMILY, "guided-grad-cam", "integrated-gradients")}),
     Run(
-        "adcc",
-        "imagenet",
-        {"methods": SHORT, "metrics": ("adcc",), "tolerance": 0.05, "limit": 50, "seed": 0},
-    ),
-    Run(
-        "gradients",
-        "imagenet",
-        {"methods": ("integrated-gradients", "guided-grad-cam"), "limit": 50, "seed": 0, "batch_size": 5},
+        "coco",
+        "coco",
+        NEAR
+        | {"metrics": (*FAITHFUL, *PLACED, "instances_reached"), "target": "best-label"}
+        | {"methods": COMPARED, "stages": True},
     ),
     *(
-        Run(
-            f"lite{number}", "imagenet", {"models": [f"efficientnet-lite{number}"], "methods": SHORT, "tolerance": 0.05}
-        )
+        Run(f"lite{number}", "imagenet", NEAR | {"models": [f"efficientnet-lite{number}"], "methods": COMPARED})
         for number in (1, 2)
     ),
     *(
-        Run(f"leaves-{model.rpartition(':')[2]}", "leaves", {"models": [model], "methods": SHORT, "tolerance": 0.05})
-        for model in ("benchmarks.leaves:vgg", "resnet18", "mobilenet_v2", LITE)
+        Run(
+            f"leaves-{model.rpartition(':')[2]}",
+            "leaves",
+            NEAR | {"models": [model], "methods": COMPARED, "stages": True},
+        )
+        for model in (LITE, "resnet18", "mobilenet_v2", "benchmarks.leaves:vgg")
     ),
 )
 
@@ -140,6 +149,16 @@ def rows_per_second(model: str, weights: str | None) -> float:
     return len(inputs) / min(seconds)
 
 
+def leaf_groups(folder: Path) -> dict[str, str]:
+    """For each test photograph the parts of one leaf that it belongs to."""
+    photographs = json.loads((folder / "split.json").read_text(encoding="utf-8"))["photographs"]
+    return {
+        f"{each['disease']}/{each['photograph']}": f"{each['disease']} {each['group']}"
+        for each in photographs
+        if each["part"] == "test"
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
@@ -171,8 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"In all {timedelta(seconds=round(total))}, less where compiling pays\n")
     if given.dry_run:
         return 0
+    if given.leaves:
+        write_whole(given.output / GROUPS, json.dumps(leaf_groups(given.leaves)))
     for settings in asked:
         run(settings, show_progress=sys.stdout.isatty())
+    if given.imagenet and not given.only:
+        measure(str(given.imagenet), given.output / VARIANTS)
     write(given.output)
     return 0
 

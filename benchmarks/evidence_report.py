@@ -1,5 +1,6 @@
 """The page of the evidence: the claims with their verdicts, tables, and pictures of differences with intervals."""
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence_statistics import SIGNIFICANT, Difference, difference, holm, interval, verdict
+from benchmarks.evidence_variants import PUBLISHED, VARIANTS
 from captum_fusion._files import write_whole
 from captum_fusion._picture import rendered
 from captum_fusion.benchmark._measures import MEASURES
@@ -20,6 +22,8 @@ from captum_fusion.benchmark._report import _table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "evidence"
+# Which pictures of the leaves show parts of one leaf: a name for each, by the picture's own.
+GROUPS = "groups.json"
 OURS = "fusion-cam"
 COMPETITORS = ("grad-cam", "grad-cam++", "group-cam", "score-cam", "union-cam")
 CONTROLS = ("random-map", "centred-gaussian")
@@ -76,10 +80,13 @@ class Runs:
 
     def __init__(self, output: Path) -> None:
         self.tables = {
-            folder.name: _table(read_records(folder))
+            folder.name: _table(records)
             for folder in sorted(output.iterdir())
-            if list(folder.glob("records-*.jsonl"))
+            if folder.is_dir() and (records := read_records(folder))
         }
+        groups = output / GROUPS
+        # Photographs of parts of one leaf are no two pictures.
+        self.groups: dict[str, str] = json.loads(groups.read_text(encoding="utf-8")) if groups.exists() else {}
         if "coco" in self.tables:
             several = self.tables["coco"]["instances"] > 1
             self.tables["coco-several"] = self.tables["coco"][several]
@@ -97,7 +104,8 @@ class Runs:
         for method, stage in stages.items():
             if stage in table:
                 table[method] = table.get(method, table[stage]).fillna(table[stage])
-        return table * asked.scale
+        pictures = [self.groups.get(image, image) for image in table.index.get_level_values("image")]
+        return table.groupby(pictures).mean() * asked.scale
 
     def compare(self, run: str, measure: str, first: str, others: Sequence[str]) -> dict[str, Difference]:
         """The differences of a method from others, corrected for their number; of those that there are."""
@@ -176,7 +184,9 @@ def means_table(runs: Runs, run: str, measures: Sequence[str]) -> str:
     for method in methods:
         cells = []
         count = 0
-        for name, table in tables.items():
+        if (output / VARIANTS).exists():
+        tables["VARIANTS"] = variants_table(output / VARIANTS)
+    for name, table in tables.items():
             digits = 1 if MEASURES[name].scale == 100 else 3
             values = table[method].dropna().to_numpy() if method in table else np.empty(0)
             count = max(count, len(values))
@@ -287,6 +297,34 @@ def tolerance_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def variants_table(file: Path) -> str:
+    """Variants of the fusion: chosen on one half of the pictures, judged on the other."""
+    lines = [json.loads(line) for line in file.open(encoding="utf-8")]
+    lines.sort(key=lambda line: line["image"])
+    table = [
+        "| map | coverage | average drop, even half | odd half | better than Fusion-CAM by, odd half | p | overall, odd half |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    drops = {
+        name: 100 * np.array([line[name]["confidence_drop"] for line in lines]) for name in lines[0] if name != "image"
+    }
+    found = holm(
+        {name: difference(drop[1::2], drops[PUBLISHED][1::2], higher=False) for name, drop in drops.items()}
+        if len(lines) > 3
+        else {}
+    )
+    for name, drop in drops.items():
+        covered = 100 * np.mean([line[name]["complexity"] for line in lines])
+        overall = [line[name]["overall"] for line in lines[1::2] if "overall" in line[name]]
+        each = found[name]
+        better = "" if name == PUBLISHED else f"{each.mean:+.1f} ({each.low:+.1f} to {each.high:+.1f}) | {each.p_value:.2g}"
+        table.append(
+            f"| {name} | {covered:.1f} | {drop[::2].mean():.1f} | {drop[1::2].mean():.1f} | {better or ' |'} | "
+            f"{f'{np.mean(overall):.3f}' if overall else ''} |"
+        )
+    return "\n".join(table)
+
+
 def comparisons(runs: Runs) -> pd.DataFrame:
     """Fusion-CAM against every other row of every run, in every measure."""
     lines = []
@@ -305,14 +343,14 @@ def write(output: Path) -> None:
     rows = claims(runs)
     write_whole(RESULTS / "comparisons.csv", comparisons(runs).to_csv(index=False, float_format="%.5g"))
     charts = {"claims": claims_chart(runs), "stages": stages_chart(runs)}
-    if "coco" in runs.tables:
+    if runs.compare("coco", "pointing_game", OURS, COMPETITORS):
         others = (*COMPETITORS, *CONTROLS)
         label = "advantage of Fusion-CAM over each method, paired, with its 95 % interval"
         charts["localization"] = advantages_chart(runs, "coco", (*PLACED, "instances_reached"), others, label)
-    if "imagenet" in runs.tables:
+    if runs.compare("imagenet", "average_drop", OURS, CONTROLS):
         label = "advantage of Fusion-CAM over maps that know nothing, paired, with its 95 % interval"
         charts["controls"] = advantages_chart(runs, "imagenet", FAITHFUL, CONTROLS, label)
-    if "percentiles" in runs.tables:
+    if runs.compare("percentiles", "average_drop", f"{OURS} 10%", [f"{OURS} 20%"]):
         charts["percentiles"] = percentiles_chart(runs)
     for name, chart in charts.items():
         write_whole(RESULTS / f"{name}.png", rendered(chart, ".png"))
