@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import bootstrap
 
-from captum_fusion.benchmark._statistics import signed_rank_p_value
+from captum_fusion.benchmark._statistics import SIGNIFICANT, rank_biserial, signed_rank_p_value
 
 # Smaller differences are rounding, and none.
 _DECIMALS = 5
 _RESAMPLES = 9999
-SIGNIFICANT = 0.05
 
 
 class Difference(NamedTuple):
@@ -51,15 +50,6 @@ def difference(first: np.ndarray, second: np.ndarray, higher: bool) -> Differenc
     return Difference(
         len(values), float(values.mean()), *interval(values), rank_biserial(values), signed_rank_p_value(values)
     )
-
-
-def rank_biserial(differences: np.ndarray) -> float:
-    """The share of the ranks in favour minus that against, differences of 0 left out; 0 where there is none."""
-    differences = differences[differences != 0]
-    if not len(differences):
-        return 0.0
-    ranks = rankdata(np.abs(differences))
-    return float((ranks * np.sign(differences)).sum() / ranks.sum())
 
 
 def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:

@@ -46,8 +46,8 @@ def measures_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
                 if label == best:
                     axis.plot(0, place, "D", color="black", markersize=5)
                     axis.annotate(f"{values[best].mean():.3g}", (0, place), (6, 0), **_BESIDE)
-                elif label in values:
-                    mean, half = _mean_and_half(np.stack((values[label] - values[best]).dropna().to_numpy()))
+                elif label in values and len(both := (values[label] - values[best]).dropna()):
+                    mean, half = _mean_and_half(both.to_numpy())
                     apart = bool(abs(mean) > half)
                     axis.errorbar(mean, place, xerr=half, fmt="o", markersize=4, capsize=2, color=_COLOURS[apart])
             axis.axvline(0, color="black", linewidth=0.6)

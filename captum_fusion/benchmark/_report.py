@@ -32,7 +32,8 @@ def report(folder: str | Path) -> pd.DataFrame:
     - summary.md: the same, with the best value of each measure, those that do not differ from it significantly, and
       what went wrong
     - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test (exact up to 50 pictures), adjusted
-      for the number of pairs by Benjamini and Yekutieli
+      for the number of pairs by Benjamini and Yekutieli, with the matched-pairs rank-biserial correlation as the effect
+      size: 1 where the first method's value is the higher one for every picture, -1 where the second one's is
     - measures.png: how far each method is from the best one, over the pictures that both explained
     - curves.png: the same along the insertion and deletion curves
     - explanations.png: the most and least faithful explanations
