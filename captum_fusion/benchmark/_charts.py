@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captum_fusion._methods import CONTROLS
 from captum_fusion._photograph import open_photograph
 from captum_fusion._picture import overlay
 from captum_fusion.benchmark._measures import MEASURES
@@ -72,9 +73,10 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
     figure = Figure(
         figsize=(3.4 * len(curves) + 0.4 + _LETTER * longest, 0.55 * len(rows) + 0.9), layout="constrained", dpi=120
     )
-    grid = figure.subplots(len(rows), len(curves), squeeze=False, sharex=True, sharey="col")
+    grid = figure.subplots(len(rows), len(curves), squeeze=False, sharex=True)
     for column, curve in enumerate(curves):
         area, higher = curve.partition("_")[0], MEASURES[curve.partition("_")[0]].higher
+        farthest = 0.0
         for row, (subject, label) in enumerate(rows):
             axis = grid[row][column]
             areas, lines = _values(records, subject, area), _values(records, subject, curve)
@@ -86,6 +88,8 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
                 share = np.linspace(0, 1, len(mean))
                 axis.fill_between(share, mean - half, mean + half, alpha=0.3, linewidth=0)
                 axis.plot(share, mean, linewidth=1.2)
+                if label not in CONTROLS:
+                    farthest = max(farthest, float((np.abs(mean) + half).max()))
             axis.axhline(0, color="black", linewidth=0.6)
             axis.tick_params(labelsize=6)
             if label == best:
@@ -95,6 +99,10 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
                 axis.set_ylabel(shown, rotation=0, ha="right", va="center", size=8)
             if row == 0:
                 axis.set_title(f"{area}: {'higher' if higher else 'lower'} is better", size=9)
+        # One scale, but for the controls, beside which the others could not be told apart.
+        for row, (_, label) in enumerate(rows):
+            if label not in CONTROLS and farthest:
+                grid[row][column].set_ylim(-1.1 * farthest, 1.1 * farthest)
         grid[-1][column].set_xlabel(f"share of the pixels {'restored' if higher else 'removed'}", size=9)
     figure.supxlabel("probability less that of the best one, paired, and its 95 % interval", size=9)
     return figure
