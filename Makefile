@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo test test-lowest lint docs tutorials benchmark clean
+.PHONY: demo test test-lowest lint docs tutorials benchmark evidence clean
 
 # One environment, to which each target adds the extra that it needs: $(VENV)/demo has the extra `demo`. uv installs it
 # in a fraction of pip's time; installed again only when the project file changes.
@@ -58,6 +58,12 @@ tutorials: $(VENV)/tutorials
 benchmark: $(VENV)/benchmark
 	$(BIN)/python benchmarks/score_cam.py
 	$(BIN)/python -m benchmarks.overhead
+
+# Hours: --dry-run tells how many. IMAGENET, COCO and LEAVES are the folders that benchmarks/evidence.py tells of; what
+# is not given is left out.
+evidence: $(VENV)/benchmark
+	$(BIN)/python -m benchmarks.evidence build/evidence $(if $(IMAGENET),--imagenet $(IMAGENET)) \
+	  $(if $(COCO),--coco $(COCO)) $(if $(LEAVES),--leaves $(LEAVES)) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(LOWEST)
