@@ -5,11 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-<<<<<<< HEAD
-.PHONY: demo page test test-lowest lint docs tutorials benchmark clean
-=======
-.PHONY: demo test test-lowest lint docs tutorials benchmark evidence clean
->>>>>>> main
+.PHONY: demo page test test-lowest lint docs tutorials benchmark evidence clean
 
 # One environment, to which each target adds the extra that it needs: $(VENV)/demo has the extra `demo`. uv installs it
 # in a fraction of pip's time; installed again only when the project file changes.
