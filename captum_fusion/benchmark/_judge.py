@@ -57,6 +57,7 @@ class Batch:
     seen: list[Seen]
     inputs: Tensor
     targets: list[int]
+    probabilities: list[float]
     score_cam: RememberedScoreCam
     known: "dict[tuple[Any, ...], Values]"
     """What metrics gave to a map, since methods share stages."""
@@ -71,6 +72,7 @@ class Batch:
             [self.seen[index] for index in indices],
             self.inputs[indices],
             [self.targets[index] for index in indices],
+            [self.probabilities[index] for index in indices],
             self.score_cam,
             self.known,
         )
@@ -132,6 +134,7 @@ class Judge:
             [seen for _, seen in whole],
             plan.classifier.preprocessing.normalize(pixels),
             [-1] * len(whole),
+            [torch.nan] * len(whole),
             score_cam,
             {},
         )
@@ -180,7 +183,8 @@ class Judge:
             int(row.argmax()) if not piece.classes else max(piece.classes, key=row.tolist().__getitem__)
             for piece, row in zip(batch.pieces, scores, strict=True)
         ]
-        return replace(batch, targets=targets)
+        probabilities = batch.plan.classifier.probabilities(scores)[range(len(targets)), targets].tolist()
+        return replace(batch, targets=targets, probabilities=probabilities)
 
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
         plan = batch.plan
@@ -211,6 +215,7 @@ class Judge:
                 records.append(
                     self._base(plan, piece, plan.key(piece, variant, stage))
                     | {"target": target, "category": plan.classifier.category(target)}
+                    | {"probability": round(batch.probabilities[index], 5)}
                     | {"frame": [round(side, 3) for side in seen.frame]}
                     | ({"note": seen.note} if seen.note else {})
                     | {name: numbers[index] for name, numbers in judged.items()}
@@ -286,6 +291,7 @@ class Judge:
             "mask_energy_pointing_game": energy_pointing_game(attributions, [region.mask for region in regions], size),
             "instances_reached": instances_reached(attributions, [region.singles for region in regions], size),
         }
+        values["instances"] = [len(region.singles) for region in regions]
         for name in metrics & found.keys():
             values[name] = [None if share != share else share for share in found[name].tolist()]
         return values

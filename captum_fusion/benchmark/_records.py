@@ -47,10 +47,19 @@ class Key(NamedTuple):
         """The picture and the target that were asked of which model, whatever the method."""
         return self[:5]
 
+    @property
+    def base(self) -> str:
+        """The method, whatever its weighting."""
+        return self.method.partition(":")[0]
+
     def label(self, several: Iterable[str]) -> str:
-        """What a row is called; its percentile is told where the method is there with several."""
-        percentile = f" {self.percentile:g}%" if self.method in several else ""
-        return f"{self.method}{percentile}{f' {self.stage}' if self.stage else ''}"
+        """What a row is called; its percentile is told where the method is there with several.
+
+        Stages that do not depend on the weighting or the percentile have one name.
+        """
+        method = self.base if self.stage in ("gradient", "denoised", "region") else self.method
+        told = self.method in several and self.stage not in ("gradient", "region")
+        return f"{method}{f' {self.percentile:g}%' if told else ''}{f' {self.stage}' if self.stage else ''}"
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
