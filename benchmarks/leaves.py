@@ -216,7 +216,7 @@ def fit(
 
 def from_scratch(network: nn.Module, photographs: Sequence[Photograph], preprocessing: Preprocessing) -> None:
     pictures = Pictures(photographs, 96, (0.15, 0.5), 0.1)
-    fit(network.train(), pictures, preprocessing, batch=16, epochs=60, rate=1e-3)
+    fit(network.train(), pictures, preprocessing, batch=16, epochs=30, rate=1e-3)
 
 
 def fine_tune(network: nn.Module, photographs: Sequence[Photograph], preprocessing: Preprocessing) -> None:
