@@ -330,7 +330,7 @@ def variants_table(file: Path) -> str:
     published = drops[PUBLISHED][1::2]
     found = holm({name: difference(drops[name][1::2], published, higher=False) for name in names if name != PUBLISHED})
     table = [
-        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd half | p | overall, odd |",
+        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd | p | overall, odd |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in names:
