@@ -112,10 +112,24 @@ class Layout:
 
     def _settings(self) -> None:
         with gr.Row(elem_id="settings"):
-            self.overlay = gr.Slider(0, 1, OVERLAY, step=0.05, label="Overlay", min_width=180)
-            self.percentile = gr.Slider(0, 99, 10, step=1, label="Percentile", min_width=180)
-            self.tolerance = gr.Slider(0, 0.2, _TOLERANCE, step=0.01, label="Tolerance", min_width=180)
-            self.weighting = gr.Radio(WEIGHTINGS, value=WEIGHTINGS[0], label="Weighting", min_width=340)
+            self.overlay = gr.Slider(
+                0, 1, OVERLAY, step=0.05, label="Overlay", info="Colour over the photograph", min_width=180
+            )
+            self.percentile = gr.Slider(
+                0, 99, 10, step=1, label="Percentile", info="Dropped from the gradient map", min_width=180
+            )
+            self.tolerance = gr.Slider(
+                0,
+                0.2,
+                _TOLERANCE,
+                step=0.01,
+                label="Tolerance",
+                info="Of Score-CAM; 0 is exact and slow",
+                min_width=180,
+            )
+            self.weighting = gr.Radio(
+                WEIGHTINGS, value=WEIGHTINGS[0], label="Weighting", info="Of the maps that are fused", min_width=340
+            )
         with gr.Row(elem_id="downloads"):
             self.get_picture, self.get_maps, self.get_python = (
                 gr.Button(f"Download {what}", size="sm", min_width=120) for what in ("picture", "maps", "Python")
