@@ -18,7 +18,8 @@ $(VENV)/%: pyproject.toml | $(VENV)/bin/uv
 	touch $@
 
 demo: $(VENV)/demo
-	$(BIN)/captum-fusion explain --output demo/fusion_cam.png
+	$(BIN)/captum-fusion explain --target espresso --target "Egyptian cat" --methods grad-cam score-cam fusion-cam \
+	  --output demo/fusion_cam.png --force
 
 test: $(VENV)/test
 	$(BIN)/pytest -n 2 --dist worksteal

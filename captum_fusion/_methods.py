@@ -1,11 +1,11 @@
-"""Methods, metrics and settings by name, for the command and the benchmark."""
+"""Methods by name, for the command and the benchmark."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
+from inspect import getdoc, signature
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from captum.attr import (
@@ -26,10 +26,9 @@ from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._captum import ForwardFunc, logged
-from captum_fusion._checks import Activation
-from captum_fusion._names import close_names
+from captum_fusion._names import close_names, one_line
+from captum_fusion._options import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
-from captum_fusion.functional import WEIGHTINGS, Weighting
 
 
 class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
@@ -109,6 +108,14 @@ def _build(
 
 
 METHODS = tuple(_CLASSES)
+
+
+def summary(name: str) -> str:
+    """What a method computes: the first sentence of its class's docstring."""
+    first = one_line((getdoc(_CLASSES[name]) or "").partition("\n\n")[0])
+    return first.partition(". ")[0].removesuffix(".") + "."
+
+
 _SCORE_CAM = _name(LayerScoreCam)
 
 
@@ -126,9 +133,6 @@ def _known(text: str) -> str | None:
     return _BY_LOOSE_NAME.get(loose) or _BY_LOOSE_NAME.get(loose.removeprefix("layer"))
 
 
-METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
-Target = Literal["predicted", "label"]
-Precision = Literal["float32", "bfloat16", "float16"]
 _FUSION = re.compile(r"(?:([^,():]+)|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?", re.IGNORECASE)
 
 

@@ -22,9 +22,9 @@ from torchvision.models import ResNet50_Weights, get_model, get_model_weights, l
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from captum_fusion._checks import Activation
 from captum_fusion._layers import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._names import close_names, reason, words
+from captum_fusion._options import Activation
 from captum_fusion._outputs import scores_in
 from captum_fusion._photograph import as_rgb
 from captum_fusion._views import Grid

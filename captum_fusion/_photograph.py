@@ -1,5 +1,7 @@
 """Photographs from files, as 8-bit RGB whatever their type."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
 _SIGNED = 2
+
+
+class PictureError(ValueError):
+    """A picture that cannot be explained, whatever else is asked; the message begins with its name."""
 
 
 class Photograph(NamedTuple):
@@ -22,17 +28,38 @@ def open_photograph(file: Path) -> Photograph:
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
-        ValueError: If it is no picture, beginning with the file's name.
+        PictureError: If it is no picture.
     """
+    with _opened(file) as image:
+        return as_rgb(image)
+
+
+def check_photograph(file: Path) -> None:
+    """Refuses what does not begin as a picture does, without reading it whole.
+
+    Raises:
+        OSError: As ``open_photograph``, and so does the other.
+        PictureError: Likewise.
+    """
+    if not file.exists() and set(file.name) & set("*?["):
+        raise FileNotFoundError(f"No file matches {file}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; expected pictures, such as {file}/*.jpg")
+    with _opened(file):
+        pass
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
-            return as_rgb(image)
+            yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file} cannot be read: it is not a picture of a known kind") from error
+        raise PictureError(f"{file} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise PictureError(f"{file} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

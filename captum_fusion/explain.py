@@ -12,22 +12,17 @@ from captum.attr import Attribution
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion._checks import (
-    Activation,
-    check_activation,
-    check_percentile,
-    check_tolerance,
-    check_weighting,
-)
+from captum_fusion._checks import check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion._explanation import Explanation, Prediction
 from captum_fusion._methods import KnownAttribution, Method, parse_method
 from captum_fusion._models import choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._names import reason
-from captum_fusion._photograph import Photograph, as_rgb, open_photograph
+from captum_fusion._options import Activation, Weighting
+from captum_fusion._photograph import Photograph, PictureError, as_rgb, open_photograph
 from captum_fusion._progress import Progress, tell
+from captum_fusion._sample import NAME, sample_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import Weighting
 from captum_fusion.metrics import saliency_map
 
 __all__ = ["Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
@@ -115,7 +110,7 @@ class Explainer:
         try:
             pixels = classifier.preprocessing.crop(photograph.image)
         except ValueError as error:
-            raise ValueError(f"{name} cannot be explained: {error}") from error
+            raise PictureError(f"{name} cannot be explained: {error}") from error
         inputs = classifier.preprocessing.normalize(pixels).to(self.place)
         with self.in_turn():
             # Two rows, so that a model that returns one row for any batch is found.
@@ -321,8 +316,8 @@ def explain(
     r"""Explains one picture: which of its parts speak for a class.
 
     Args:
-        image (str, Path or PIL.Image, optional): The picture. Default: None, which means the photograph of a cup of
-            espresso that the demo extra brings
+        image (str, Path or PIL.Image, optional): The picture. Default: None, which means the sample that the demo
+            extra brings, photographs of a cup of espresso and of a cat, one above the other
         model (str or Module, optional): A torchvision classifier such as "resnet50", "timm:NAME", "hf:NAME" or
             "hf:FOLDER" for an image classifier of Hugging Face, "package.module:callable" for a callable that returns a
             model, or a model. Default: None, which means the EfficientNet-Lite0 of the demo extra with its ImageNet
@@ -400,14 +395,7 @@ def _read(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:
         return "The picture", as_rgb(image)
     if image is not None:
         return str(image), open_photograph(Path(image))
-    try:
-        from skimage import data
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"The sample photograph needs the package {error.name}: pip install 'captum-fusion[demo]', "
-            "or give a picture"
-        ) from error
-    return "skimage.data.coffee", Photograph(Image.fromarray(data.coffee()))
+    return NAME, sample_photograph()
 
 
 @contextmanager

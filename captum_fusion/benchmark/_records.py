@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captum_fusion._files import drafts, write_whole
-from captum_fusion._methods import METRICS
+from captum_fusion._options import METRICS
 
 try:
     import fcntl

@@ -1,0 +1,16 @@
+"""What is chosen by name, and its defaults: known without torch, for which ``--help`` need not wait."""
+
+from typing import Literal, get_args
+
+Activation = Literal["softmax", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+Weighting = Literal["normalized", "raw", "released"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
+Target = Literal["predicted", "label"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+OVERLAY = 0.8
+"""How much of the photograph a map covers where it is 1, in [0, 1]."""
