@@ -1,5 +1,7 @@
 """Times Score-CAM, insertion and deletion against the model's own forward passes, on this machine, in one run.
 
+Insertion is timed with a compiled model as well, whose weights are frozen; its seconds include no compiling.
+
 A machine's speed drifts by more than what is measured here. So each takes turns with forward passes alone, in every
 batch size and memory format, on pieces of work of a few seconds. The figure is the time for each input that the model
 evaluates over that of the fastest way to run the model alone, turn by turn. Results go to the terminal and to
@@ -59,6 +61,9 @@ def overheads(name: str, turns: int) -> dict[str, list[float]]:
         "insertion": partial(insertion, model, image, attributions, target=target, steps=ROWS),
         "deletion": partial(deletion, model, image, attributions, target=target, steps=ROWS),
     }
+    compiled = torch.compile(model, options={"freezing": True})
+    works["insertion, compiled"] = partial(insertion, compiled, image, attributions, target=target, steps=ROWS)
+    works["insertion, compiled"]()
     for rows in (1, 2, 4, 8, 16):
         for memory_format in (torch.channels_last, torch.contiguous_format):
             batch = torch.rand(rows, *image.shape[1:]).to(memory_format=memory_format)
@@ -70,7 +75,7 @@ def overheads(name: str, turns: int) -> dict[str, list[float]]:
         nonlocal evaluated
         evaluated += len(args[0])
 
-    counter = model.register_forward_pre_hook(count)
+    counters = [part.register_forward_pre_hook(count) for part in (model, compiled)]
     times: dict[str, list[float]] = {work: [] for work in works}
     with torch.no_grad():
         for _ in range(turns):
@@ -80,7 +85,8 @@ def overheads(name: str, turns: int) -> dict[str, list[float]]:
                 while evaluated < 16:
                     run()
                 times[work].append((time.perf_counter() - start) / evaluated)
-    counter.remove()
+    for counter in counters:
+        counter.remove()
     alone = {work: taken for work, taken in times.items() if work.startswith("alone")}
     fastest = min(alone.values(), key=statistics.median)
     return {

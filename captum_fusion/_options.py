@@ -8,8 +8,26 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 Weighting = Literal["normalized", "raw", "released"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
-METRICS = ("confidence_drop", "confidence_increase", "insertion", "deletion", "pointing_game", "energy_pointing_game")
-Target = Literal["predicted", "label"]
+# The pointing games and the instances need boxes or masks of objects.
+LOCALIZATION = (
+    "pointing_game",
+    "energy_pointing_game",
+    "mask_pointing_game",
+    "mask_energy_pointing_game",
+    "instances_reached",
+)
+METRICS = (
+    "confidence_drop",
+    "confidence_increase",
+    "insertion",
+    "deletion",
+    "coherency",
+    "complexity",
+    "adcc",
+    "road",
+    *LOCALIZATION,
+)
+Target = Literal["predicted", "label", "best-label"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 OVERLAY = 0.8

@@ -17,6 +17,12 @@ layer (torch.nn.Module): The layer for which attributions are computed. Its outp
     "device_ids": """
 device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
     not that model itself. Default: None""",
+    "tolerance": """
+tolerance (float, optional): How far, at most, the final map (ReLU, then min-max) may be from the exact one at
+    any point, as a share of its range, in [0, 1). Above 0 only some channels are scored, and the scores of the
+    others, smooth functions of the masks, are inferred from them. Channels are scored until the estimate of
+    the error is within the tolerance; where the scores are not smooth, all are. The estimate covers the error
+    for about nine examples of ten, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact""",
     "activation": """
 activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
     selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities, or scores that are to be

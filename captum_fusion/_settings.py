@@ -31,8 +31,9 @@ class Settings:
     """What a benchmark does.
 
     Args:
-        images: A folder of pictures, a folder with a folder of pictures for each class, or imagenet:ROOT, voc2007:ROOT
-            or voc2012:ROOT for a torchvision dataset that is on disk.
+        images: A folder of pictures, a folder with a folder of pictures for each class, imagenet:ROOT, voc2007:ROOT or
+            voc2012:ROOT for a torchvision dataset that is on disk, or coco:FILE for COCO's instances_val2017.json or
+            another file of its form, whose pictures lie beside it or where COCO has them.
         output: The folder for records and report; made if it does not exist.
         models: One or more classifiers, named as for explain.
         layers: The dotted name of a layer for each model, or one for all. Without it, the last feature map that matters
@@ -42,13 +43,17 @@ class Settings:
             it, the default weights.
         labels: A JSON file with the class index of each picture of a plain folder, by its name.
         labels_by_order: Take a folder's classes for the model's in their order, where names do not tell.
-        methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw.
-        metrics: Any of confidence_drop, confidence_increase, insertion, deletion, pointing_game,
-            energy_pointing_game. The pointing games need boxes.
+        methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw. The controls
+            random-map and centred-gaussian tell what a metric gives for nothing.
+        metrics: Any of confidence_drop, confidence_increase, insertion, deletion, road, complexity, coherency and adcc,
+            for which each method explains a second time, pointing_game and energy_pointing_game, which need boxes,
+            mask_pointing_game and mask_energy_pointing_game, which need outlines, and instances_reached, which takes
+            either.
         tolerance: How far Score-CAM, alone or fused, may be from the exact map, in [0, 1); 0 is exact.
         percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
         stages: Judge the stages of each fusion as well.
-        target: Explain the predicted class, or each label of a picture.
+        target: Explain the predicted class, each label of a picture, or the one of its labels that the model finds most
+            likely. ImageNet's classes name the objects of VOC and COCO: for a dog, the likeliest breed is explained.
         limit: How many pictures to take.
         seed: Take a random choice of them instead of the first ones.
         steps: Steps of insertion and deletion.
@@ -56,6 +61,7 @@ class Settings:
         device: Where to compute. Without it, cuda if there is one, else cpu.
         precision: float32, or bfloat16 or float16 for autocast.
         batch_size: Pictures that are explained together.
+        compile: Run the masked inputs through torch.compile, which pays for many pictures.
         strict: Stop at a picture that cannot be read or a method that fails, rather than record the error.
     """
 
@@ -80,6 +86,7 @@ class Settings:
     device: str | None = None
     precision: Precision = "float32"
     batch_size: Whole = 1
+    compile: Annotated[bool, Parameter(negative="")] = False
     strict: Annotated[bool, Parameter(negative="")] = False
 
     def check(self) -> None:

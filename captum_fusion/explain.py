@@ -22,7 +22,6 @@ from captum_fusion._photograph import Photograph, PictureError, as_rgb, open_pho
 from captum_fusion._progress import Progress, tell
 from captum_fusion._sample import NAME, sample_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages
-from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.metrics import saliency_map
 
 __all__ = ["Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
@@ -253,10 +252,10 @@ class OpenedPicture:
         """What a method attributes, made of parts that are remembered."""
         classifier = self.explainer.classifier
         network = classifier.model
-        parts: dict[str, Attribution] = {"score-cam": LayerScoreCam(network, layer, tolerance=asked.tolerance)}
+        parts: dict[str, Attribution] = {}
         for name in method.parts:
             parts[name] = KnownAttribution(network, layer, self._attributions_of(layer, Method(name), asked))
-        attribution = method.build(network, layer, parts, classifier.activation)
+        attribution = method.build(network, layer, parts, classifier.activation, tolerance=asked.tolerance)
         if "show_progress" in signature(attribution.attribute).parameters:
             options["show_progress"] = asked.show_progress
         try:
@@ -275,7 +274,7 @@ class _Asked(NamedTuple):
 
     def tolerance_of(self, method: Method) -> float:
         """The tolerance as far as it concerns a method."""
-        return self.tolerance if "score-cam" in (method.name, *method.parts) else 0.0
+        return self.tolerance if method.has_tolerance else 0.0
 
 
 class _Made(NamedTuple):

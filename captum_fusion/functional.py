@@ -38,6 +38,10 @@ def _like(values: Tensor, maps: Tensor) -> Tensor:
 def normalize(maps: Tensor) -> Tensor:
     r"""N: min-max normalization of each example's map to [0, 1].
 
+    In symbols, for a map m::
+
+        N(m) = (m - min(m)) / (max(m) - min(m))
+
     Args:
         maps (Tensor): Maps of shape (N, 1, \*S).
 
@@ -106,7 +110,12 @@ def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
 
 
 def denoise(maps: Tensor, percentile: float) -> Tensor:
-    r"""Step 1 of Fusion-CAM: D = N(G'), where G' is G with all values below their percentile tau set to 0.
+    r"""Step 1 of Fusion-CAM: the map without its lowest values.
+
+    In symbols, for the percentile tau of the values of G::
+
+        G' = G if G >= tau else 0
+        D = N(G')
 
     Args:
         maps (Tensor): G, gradient maps of shape (N, 1, \*S).
@@ -125,10 +134,14 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
 
 
 def contribution(kept: Tensor, without: Tensor) -> Tensor:
-    """c: how much of the target's probability a map keeps when it masks the input, P(mask(x, m)) - P(b).
+    """c: how much of the target's probability a map keeps when it masks the input.
+
+    In symbols, for a map m and the baseline b::
+
+        c(m) = P(m x + (1 - m) b) - P(b)
 
     Args:
-        kept (Tensor): P(mask(x, m)), shape (N,).
+        kept (Tensor): P(m x + (1 - m) b), shape (N,).
         without (Tensor): P(b), shape (N,).
 
     Returns:
@@ -148,6 +161,11 @@ def contribution(kept: Tensor, without: Tensor) -> Tensor:
 
 def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "normalized") -> tuple[Tensor, Tensor]:
     """The weights of two maps from their contributions.
+
+    In symbols, for the normalized weights of contributions c_1 and c_2 that are not negative::
+
+        w_1 = c_1 / (c_1 + c_2)
+        w_2 = c_2 / (c_1 + c_2)
 
     Args:
         first (Tensor): Contributions of the first map, shape (N,).
@@ -188,7 +206,11 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
 
 
 def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
-    r"""Step 2 of Fusion-CAM: the contribution-weighted union C = N(w_D D + w_R R).
+    r"""Step 2 of Fusion-CAM: the contribution-weighted union.
+
+    In symbols::
+
+        C = N(w_D D + w_R R)
 
     Args:
         first (Tensor): D, maps of shape (N, 1, \*S).
@@ -209,10 +231,14 @@ def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: 
 
 
 def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
-    r"""Step 3 of Fusion-CAM: the similarity fusion N(F) of A = w_C C and B = w_R R.
+    r"""Step 3 of Fusion-CAM: the similarity fusion N(F).
 
-    Where the two agree (sim near 1) F takes the larger, where they conflict their mean:
-    sim = clip(1 - \|A - B\|, 0, 1), F = sim max(A, B) + (1 - sim) (A + B) / 2.
+    Where the two maps agree (sim near 1) F takes the larger value, where they conflict their mean. In symbols::
+
+        A = w_C C
+        B = w_R R
+        sim = clip(1 - |A - B|, 0, 1)
+        F = sim max(A, B) + (1 - sim) (A + B) / 2
 
     Args:
         first (Tensor): C, maps of shape (N, 1, \*S).
@@ -237,6 +263,12 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
 def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
     r"""Several maps of each example as one: N of their mean, maximum or product.
 
+    In symbols, for maps m_k, one of::
+
+        L = N(mean_k m_k)
+        L = N(max_k m_k)
+        L = N(product_k m_k)
+
     Args:
         maps (Tensor): m, shape (N, K, \*S), with values in [0, 1].
         fusion (str): "mean", "maximum" or "product".
@@ -256,7 +288,11 @@ def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    r"""The class activation map of channel weights: L = sum_k w_k A_k.
+    r"""The class activation map of channel weights.
+
+    In symbols::
+
+        L = sum_k w_k A_k
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
@@ -274,7 +310,7 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted(activations: Tensor, weights: Tensor) -> Tensor:
-    r"""The channels by their weights: w_k A_k.
+    r"""The channels by their weights, w_k A_k.
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
@@ -293,10 +329,14 @@ def weighted(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:
-    r"""Grad-CAM++ (https://arxiv.org/abs/1710.11063): w_k = sum over pixels of alpha ReLU(g).
+    r"""The weights of Grad-CAM++ (https://arxiv.org/abs/1710.11063).
 
-    alpha = g^2 / (2 g^2 + sum(A) g^3), which is 1 / (2 + sum(A) g) where g is not 0; 0 where g is 0, or the divisor is
-    0 but for rounding.
+    In symbols, for sums over pixels::
+
+        alpha_k = g_k^2 / (2 g_k^2 + sum(A_k) g_k^3) = 1 / (2 + sum(A_k) g_k)
+        w_k = sum(alpha_k ReLU(g_k))
+
+    A pixel has no weight where its gradient is 0, or the divisor is 0 but for rounding.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -317,9 +357,13 @@ def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor
 
 
 def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
-    r"""XGrad-CAM (https://arxiv.org/abs/2008.02312): w_k = sum(g A) / sum(A).
+    r"""The weights of XGrad-CAM (https://arxiv.org/abs/2008.02312).
 
-    The weight is 0 where sum(A) is 0 but for rounding, as after an instance normalization.
+    In symbols, for sums over pixels::
+
+        w_k = sum(g_k A_k) / sum(A_k)
+
+    The weight is 0 where the channel's sum is 0 but for rounding, as after an instance normalization.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -338,7 +382,11 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
 
 
 def grad_cam_weights(gradients: Tensor) -> Tensor:
-    r"""Grad-CAM (https://arxiv.org/abs/1610.02391): w_k = mean over pixels of g.
+    r"""The weights of Grad-CAM (https://arxiv.org/abs/1610.02391).
+
+    In symbols, for the mean over pixels::
+
+        w_k = mean(g_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -355,7 +403,11 @@ def grad_cam_weights(gradients: Tensor) -> Tensor:
 
 
 def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
-    r"""Finer-CAM (https://arxiv.org/abs/2501.11309): y - gamma mean of the scores that are closest to y.
+    r"""What Finer-CAM (https://arxiv.org/abs/2501.11309) explains: a score less those that are closest to it.
+
+    In symbols, for the closest scores y_d::
+
+        y - gamma mean_d y_d
 
     Args:
         scores (Tensor): y, the target's score, shape (N,).
@@ -377,7 +429,11 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
 
 
 def layer_cam_weights(gradients: Tensor) -> Tensor:
-    r"""Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943): w_k = ReLU(g), for each pixel its own.
+    r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
+
+    In symbols::
+
+        w_k = ReLU(g_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -394,7 +450,11 @@ def layer_cam_weights(gradients: Tensor) -> Tensor:
 
 
 def element_wise_weights(gradients: Tensor, activations: Tensor) -> Tensor:
-    r"""Element-wise Grad-CAM: w_k = g where g A_k is positive, else 0, so that w_k A_k = ReLU(g A_k).
+    r"""The weights of element-wise Grad-CAM, for each pixel its own.
+
+    In symbols, so that w_k A_k is the positive part of g_k A_k::
+
+        w_k = g_k if g_k A_k > 0 else 0
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -417,6 +477,9 @@ def principal_component(channels: Tensor) -> Tensor:
 
     The pixels are points in the space of the channels, centred at their mean; v is the direction in which they vary
     most. Its sign is such that the component correlates with the sum of the channels: v sums to something positive.
+    In symbols, the component is::
+
+        L = sum_k v_k (A_k - mean(A_k))
 
     Args:
         channels (Tensor): A, shape (N, C, \*s).
@@ -454,7 +517,11 @@ def principal_component(channels: Tensor) -> Tensor:
 
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
-    r"""Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360): w_k = (y - y_k) / \|y\|.
+    r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
+
+    In symbols::
+
+        w_k = (y - y_k) / |y|
 
     Args:
         scores (Tensor): y, the target's score of each example as it is, shape (N,).
@@ -475,7 +542,11 @@ def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
 
 
 def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
-    r"""The masks of IS-CAM (https://arxiv.org/abs/2010.03023): (i / n) M for the step i = 1 ... n.
+    r"""The masks of IS-CAM (https://arxiv.org/abs/2010.03023).
+
+    In symbols, for the steps i from 1 to n::
+
+        m_i = i M / n
 
     Args:
         masks (Tensor): M, shape (N, 1, \*S).
@@ -531,7 +602,11 @@ def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor
 
 
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
-    r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859): ReLU of sums of w_k A_k, where w_k = mean(g).
+    r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859).
+
+    In symbols, for the channels k of the group j and means over pixels::
+
+        m_j = ReLU(sum_(k in j) mean(g_k) A_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -554,10 +629,14 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
 
 
 def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: float) -> Tensor:
-    r"""The denoised map of Union-CAM (https://doi.org/10.3389/fnbot.2024.1490198): L = sum_k W_k A_k / sum(W_k).
+    r"""The denoised map of Union-CAM (https://doi.org/10.3389/fnbot.2024.1490198).
 
-    W is ReLU(g) after each channel's gradients below their percentile are set to 0. Channels without any positive
-    gradient left do not count.
+    In symbols, for the percentile tau_k of each channel's gradients and sums over pixels::
+
+        W_k = ReLU(g_k) if g_k >= tau_k else 0
+        L = sum_k (W_k / sum(W_k)) A_k
+
+    Channels without any positive gradient left do not count.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -689,6 +768,10 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     """ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
+
+    In symbols::
+
+        ADCC = 3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity))
 
     Args:
         drop (Tensor): Shape (N,), in [0, 1].

@@ -1,5 +1,6 @@
 """Other packages' maps and metrics: the same values where the definitions agree, and judging our maps."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.conftest import SmallNet
 
 # The packages are imported by the tests that use them: that takes longer than the tests.
 TARGETS = [0, 1, 2]
+torchcam_runs = pytest.mark.skipif(sys.version_info < (3, 11), reason="torchcam needs Python 3.11")
 
 
 @pytest.fixture
@@ -57,6 +59,7 @@ def torchcam_map(net: SmallNet, images: Tensor) -> Tensor:
     return LayerGradCam(lambda x: net(x).softmax(1), net.features).attribute(images, TARGETS)
 
 
+@torchcam_runs
 def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tensor) -> None:
     from torchcam.methods import GradCAM
     from torchcam.metrics import ClassificationMetric
@@ -76,6 +79,7 @@ def test_torchcam_agrees_on_drop_and_increase(net: SmallNet, random_images: Tens
     assert ours == pytest.approx(theirs["avg_drop"], abs=0.1)
 
 
+@torchcam_runs
 def test_torchcam_agrees_on_insertion_and_deletion(net: SmallNet, random_images: Tensor) -> None:
     from torchcam.methods import GradCAM
     from torchcam.metrics import DeletionInsertionMetric
@@ -183,6 +187,7 @@ def test_pytorch_grad_cam_agrees_on_ablation_cam() -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
+@torchcam_runs
 @pytest.mark.parametrize(
     ("method", "peer"), [(None, "GradCAM"), (LayerGradCamPlusPlus, None), (LayerLayerCam, "LayerCAM")]
 )
@@ -200,6 +205,7 @@ def test_torchcam_agrees_on_finer_cam(method: type[LayerAttribution] | None, pee
     assert all(agree) if peer else not all(agree)
 
 
+@torchcam_runs
 def test_torchcam_agrees_on_layer_cam() -> None:
     import torchcam.methods
 
@@ -211,6 +217,7 @@ def test_torchcam_agrees_on_layer_cam() -> None:
         assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999
 
 
+@torchcam_runs
 def test_torchcam_agrees_on_x_grad_cam() -> None:
     """On Grad-CAM++ it does not: its division by the denominator works on a copy, so that alpha stays g^2."""
     import torchcam.methods

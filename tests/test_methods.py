@@ -4,7 +4,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor
 
 from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, LayerXGradCam
-from captum_fusion._methods import METHODS, Method, RememberedScoreCam, parse_method
+from captum_fusion._methods import CONTROLS, METHODS, Method, RememberedScoreCam, parse_method
 from tests.conftest import SmallNet
 
 
@@ -60,13 +60,32 @@ def test_unknown_names(text: str, message: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:captum")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS + CONTROLS)
 def test_every_name_builds_an_attribution(name: str, net: SmallNet, images: Tensor) -> None:
     if name == "group-cam":
         assert isinstance(parse_method(name).build(net, net.features, {}), LayerGroupCam)
         return
     attribution = parse_method(name).build(net, net.features, {})
     assert len(attribution.attribute(images, target=0)) == len(images)
+
+
+def test_the_compiled_model_does_the_masked_passes_of_ours_alone(net: SmallNet) -> None:
+    def compiled(inputs: Tensor) -> Tensor:
+        return net(inputs)
+
+    score_cam = LayerScoreCam(compiled, net.features)
+    for name in ("group-cam", "union-cam", "fusion-cam", "fusion(x-grad-cam,integrated-gradients)"):
+        assert (
+            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func
+            is compiled
+        )
+    for name in ("grad-cam", "guided-grad-cam", "integrated-gradients"):
+        assert (
+            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func is net
+        )
+    fused = parse_method("fusion-cam").build(net, net.features, {"score-cam": score_cam}, compiled=compiled)
+    assert isinstance(fused, LayerFusionCam)
+    assert fused.gradient_method.forward_func is net
 
 
 def test_fusions_hold_their_components(net: SmallNet) -> None:
@@ -94,6 +113,7 @@ def test_score_cam_is_remembered_for_the_same_inputs_and_target_alone(net: Small
     assert torch.equal(first, LayerScoreCam(net, net.features).attribute(images, target=[0, 1, 2]))
     rows = 0
     assert torch.equal(remembered.attribute(images.clone(), target=[0, 1, 2]), first)
+    assert torch.equal(remembered.attribute(images.clone(), target=torch.tensor([0, 1, 2])), first)
     assert rows == 0
     assert remembered.saved > 0
     remembered.attribute(images, target=[0, 1, 1])

@@ -60,6 +60,17 @@ def test_state_dict_of_another_number_of_classes(tmp_path: Path) -> None:
     assert classifier.categories is None
 
 
+def test_bundled_model_with_a_state_dict_of_another_number_of_classes(tmp_path: Path) -> None:
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    trained = lite.EfficientNet.from_name("efficientnet-lite0", image_size=224, num_classes=3)
+    torch.save(trained.state_dict(), tmp_path / "leaves.pt")
+    classifier = load("efficientnet-lite0", str(tmp_path / "leaves.pt"))
+    assert torch.equal(classifier.model._fc.weight, trained._fc.weight)
+    assert classifier.categories is None
+    # The input is what the network with ImageNet's classes takes.
+    assert classifier.preprocessing == load("efficientnet-lite0").preprocessing
+
+
 def test_state_dict_of_another_model(tmp_path: Path) -> None:
     torch.save(get_model("squeezenet1_1", weights=None).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt does not fit mobilenet_v3_small"):

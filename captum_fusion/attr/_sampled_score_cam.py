@@ -15,8 +15,15 @@ from captum_fusion.attr.score_cam import ChannelRows, LayerScoreCam
 class SampledScoreCam(LayerScoreCam):
     """Score-CAM whose channels are scored by the mean over several versions of their masks."""
 
-    def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None, samples: int) -> None:
-        super().__init__(forward_func, layer, device_ids)
+    def __init__(
+        self,
+        forward_func: ForwardFunc,
+        layer: Module,
+        device_ids: list[int] | None,
+        samples: int,
+        tolerance: float,
+    ) -> None:
+        super().__init__(forward_func, layer, device_ids, tolerance=tolerance)
         check_samples(samples)
         self.samples = samples
 
@@ -42,6 +49,14 @@ class _SampledRows(ChannelRows):
     def __init__(self, method: SampledScoreCam, scorer: Scorer, description: str | None) -> None:
         super().__init__(scorer, description)
         self._method = method
+
+    def whole_scores(self) -> Tensor:
+        """The mean score of the versions of the mask of ones."""
+
+        def ones(rows: Tensor, position: int) -> Tensor:
+            return rows.new_ones(len(rows), 1, *self.scorer.size_of(position), dtype=self.channels.dtype)
+
+        return self.mean_scores(self.groups, ones, None)
 
     def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
         """The mean score of the versions of each row's mask."""

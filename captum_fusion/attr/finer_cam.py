@@ -19,7 +19,9 @@ class LayerFinerCam(GradientCam):
 
     It is a gradient class activation map, Grad-CAM by default, of the difference between the target's score and the
     mean score of the classes whose scores are closest to it. In symbols, for the scores y of an example, the target c
-    and the T classes d_1 ... d_T with the smallest \|y_d - y_c\|, it explains y_c - gamma (y_d1 + ... + y_dT) / T.
+    and the classes d whose scores differ least from its own, it explains::
+
+        y_c - gamma mean_d y_d
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
     along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are

@@ -18,10 +18,14 @@ class FusedAttributions(Attribution):
     r"""Fuses the maps of several attributions of one model, such as one class activation map for each of its layers.
 
     Each attribution becomes a map in [0, 1] of the input's size: summed over its channels, negative evidence dropped,
-    interpolated and normalized. In symbols, for these maps m_1 ... m_K, pixel by pixel: N(mean_k m_k), N(max_k m_k) or
-    N(product_k m_k). The mean is how pytorch-grad-cam takes several layers together, the maximum, their union, how
-    torchcam fuses them, and the product, Refine-CAM's, keeps what all agree on: sharp early layers refine
-    coarse late ones.
+    interpolated and normalized. In symbols, for these maps m_k, pixel by pixel, one of::
+
+        L = N(mean_k m_k)
+        L = N(max_k m_k)
+        L = N(product_k m_k)
+
+    The mean is how pytorch-grad-cam takes several layers together, the maximum, their union, how torchcam fuses them,
+    and the product, Refine-CAM's, keeps what all agree on: sharp early layers refine coarse late ones.
 
     Like ``captum.attr.GuidedGradCam``, it carries maps to the input: the attribution has the input's shape.
     ``LayerFusionCam`` takes it as a component.

@@ -21,8 +21,10 @@ from captum_fusion.functional import InterpolateMode, combine, contribution, con
 class FusionCamStages(NamedTuple):
     r"""The stages of Fusion-CAM: maps of shape (N, 1, \*S) in [0, 1] and contributions of shape (N,).
 
-    The contribution of a map m is c(m) = P(m x + (1 - m) b) - P(b), as measured: it is negative where the map hurts
-    the class, and 0 where the difference is within rounding.
+    Contributions are as measured: negative where the map hurts the class, and 0 where the difference is within
+    rounding. In symbols, for a map m::
+
+        c(m) = P(m x + (1 - m) b) - P(b)
     """
 
     gradient: Tensor
@@ -49,13 +51,28 @@ class LayerFusionCam(ProbabilityCam):
 
     Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
     up by what each one, used as a mask, contributes to the probability P of the target, and fuses the sum with the
-    region map pixel by pixel according to how far they agree. In symbols, for the component maps at the input's size
-    G = N(U(ReLU(Grad-CAM))) and R = N(U(ReLU(Score-CAM))), and the contribution c(m) = P(m x + (1 - m) b) - P(b):
+    region map pixel by pixel according to how far they agree. In symbols, for the component maps G and R at the input's
+    size and the contribution c(m) of a map m::
 
-    1. Denoise: D = N(G'), where G' is G with all values below their percentile set to 0.
-    2. Contribution-weighted union: C = N(w_D D + w_R R), with weights from c(D) and c(R).
-    3. Similarity fusion: A = w_C C, B = w_R R with weights from c(C) and c(R), sim = clip(1 - \|A - B\|, 0, 1),
-       F = sim max(A, B) + (1 - sim) (A + B) / 2. The attribution is N(F).
+        G = N(U(ReLU(Grad-CAM)))
+        R = N(U(ReLU(Score-CAM)))
+        c(m) = P(m x + (1 - m) b) - P(b)
+
+    1. Denoise, with the percentile tau of the values of G::
+
+        G' = G if G >= tau else 0
+        D = N(G')
+
+    2. Contribution-weighted union, with weights from c(D) and c(R)::
+
+        C = N(w_D D + w_R R)
+
+    3. Similarity fusion, with weights from c(C) and c(R). The attribution is N(F)::
+
+        A = w_C C
+        B = w_R R
+        sim = clip(1 - |A - B|, 0, 1)
+        F = sim max(A, B) + (1 - sim) (A + B) / 2
 
     Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
 

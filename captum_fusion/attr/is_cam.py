@@ -14,8 +14,12 @@ class LayerISCam(SampledScoreCam):
     r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
-    for channels A_k and baseline b: M_k = N(U(A_k)), m_i = (i / n) M_k,
-    s_k = mean over i = 1 ... n of f(m_i x + (1 - m_i) b), w = softmax over k of s_k, L = sum_k w_k A_k.
+    for channels A_k, baseline b and the steps i from 1 to n::
+
+        m_i = i N(U(A_k)) / n
+        s_k = mean_i f(m_i x + (1 - m_i) b)
+        w = softmax(s)
+        L = sum_k w_k A_k
 
     It takes n times as many forward passes as Score-CAM, in the same memory. The steps are those of the integral that
     the paper means; torchcam adds them up instead, so that its masks grow to (n + 1) / 2 times the input.
@@ -27,9 +31,10 @@ class LayerISCam(SampledScoreCam):
         {layer}
         {device_ids}
         samples (int, optional): n, the number of steps, at least 1. Default: 10
+        {tolerance}
 
     Raises:
-        ValueError: If samples is below 1.
+        ValueError: If samples is below 1, or if the tolerance is no number in [0, 1).
 
     Examples::
 
@@ -42,9 +47,15 @@ class LayerISCam(SampledScoreCam):
     """
 
     def __init__(
-        self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None, *, samples: int = 10
+        self,
+        forward_func: ForwardFunc,
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        samples: int = 10,
+        tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples)
+        super().__init__(forward_func, layer, device_ids, samples, tolerance)
 
     def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
         """See ``captum_fusion.functional.integration_masks``."""

@@ -13,7 +13,11 @@ class LayerLayerCam(GradientCam):
 
     Each pixel of a channel is weighted by its own gradient where that is positive, so that the map stays sharp in early
     layers, too, where a mean over all pixels says little. In symbols, for channels A_k and gradients g of the target's
-    score: L = sum_k ReLU(g_k) A_k. The paper takes ReLU(L), which ``relu_attributions`` does.
+    score::
+
+        L = sum_k ReLU(g_k) A_k
+
+    The paper takes ReLU(L), which ``relu_attributions`` does.
 
     More details can be found in the paper: https://doi.org/10.1109/TIP.2021.3089943
 

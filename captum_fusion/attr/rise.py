@@ -23,9 +23,10 @@ class Rise(PerturbationAttribution):
     r"""Computes RISE, which scores the input under random masks.
 
     No layer and no gradients are needed: each pixel is worth the mean score of the masks that keep it. A mask is a
-    small grid of zeros and ones, enlarged smoothly and shifted at random. In symbols, for masks M_i that keep a cell
-    with the probability p, the probability P of the target and the baseline b:
-    L = 1 / (p n) sum over i = 1 ... n of P(M_i x + (1 - M_i) b) M_i.
+    small grid of zeros and ones, enlarged smoothly and shifted at random. In symbols, for n masks M_i that keep a cell
+    with the probability p, the probability P of the target and the baseline b::
+
+        L = (sum_i P(M_i x + (1 - M_i) b) M_i) / (p n)
 
     All examples see the same masks, which follow from the seed alone, so that an example has the same attribution in
     any batch. The attribution has the input's shape, each channel holding the same map.

@@ -26,8 +26,12 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
     target for that masked input tells what the channel is worth. The attribution is the sum of the channels, weighted
     by the softmax of their scores. No gradients are needed.
 
-    In symbols, for channels A_k and baseline b:
-    M_k = N(U(A_k)), s_k = f(M_k x + (1 - M_k) b), w = softmax over k of s_k, L = sum_k w_k A_k.
+    In symbols, for channels A_k and baseline b::
+
+        M_k = N(U(A_k))
+        s_k = f(M_k x + (1 - M_k) b)
+        w = softmax(s)
+        L = sum_k w_k A_k
 
     The score is the raw output of ``forward_func``, a logit if the model returns logits, as in the paper. A channel
     that is constant for an example masks everything; all such channels share one forward pass, which is exact. So do
@@ -40,11 +44,7 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         {forward_func}
         {layer}
         {device_ids}
-        tolerance (float, optional): How far, at most, the final map (ReLU, then min-max) may be from the exact one at
-            any point, as a share of its range, in [0, 1). Above 0 only some channels are scored, and the scores of the
-            others, smooth functions of the masks, are inferred from them. Channels are scored until the estimate of
-            the error is within the tolerance; where the scores are not smooth, all are. The estimate covers the error
-            for about nine examples of ten, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact
+        {tolerance}
 
     Raises:
         ValueError: If the tolerance is no number in [0, 1).
@@ -191,6 +191,10 @@ class ChannelRows:
 
         return self.mean_scores(self.groups[masking], masks, progress)
 
+    def whole_scores(self) -> Tensor:
+        """The scores of the mask of ones, (groups, targets)."""
+        return self.scorer.session.unmasked_scores[self.groups]
+
     def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
         """The score of each row's mask; methods that score several masks in its place override this."""
         return self.scorer.scores(examples, masks, progress)
@@ -211,11 +215,12 @@ def _channel_scores(rows: ChannelRows) -> Tensor:
 def _inferred_weights(rows: ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
     """w, (N, C), and the estimates of the errors, (N,), from the scores of as few channels as are enough."""
     everyone = torch.arange(len(rows.groups), device=rows.groups.device)
+    whole = rows.whole_scores()
     blank = rows.scores(everyone, torch.full_like(everyone, rows.channels.shape[1] - 1))
     members = [group.unique() for group in rows.groups]
     surrogates = [
-        Surrogate(activations[:-1], scores[: len(own)], rows.scorer.session.unmasked_scores[own], tolerance)
-        for activations, scores, own in zip(rows.channels, blank, members, strict=True)
+        Surrogate(activations[:-1], of_blank[: len(own)], of_whole[: len(own)], tolerance)
+        for activations, of_blank, of_whole, own in zip(rows.channels, blank, whole, members, strict=True)
     ]
     bar = progress_bar(rows.description, int((~rows.constant).sum())) if rows.description else None
     with closing(bar) if bar else nullcontext():

@@ -14,9 +14,12 @@ class LayerSSCam(SampledScoreCam):
     r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n noisy copies of its mask. In symbols, for channels A_k,
-    baseline b and noises d_i of the input's size, normal with a standard deviation of ``stdev``: M_k = N(U(A_k)),
-    m_i = M_k + d_i, s_k = mean over i = 1 ... n of f(m_i x + (1 - m_i) b), w = softmax over k of s_k,
-    L = sum_k w_k A_k.
+    baseline b and n noises d_i of the input's size, normal with a standard deviation of ``stdev``::
+
+        m_i = N(U(A_k)) + d_i
+        s_k = mean_i f(m_i x + (1 - m_i) b)
+        w = softmax(s)
+        L = sum_k w_k A_k
 
     It takes n times as many forward passes as Score-CAM, in the same memory. All channels and examples see the same n
     noises, which follow from the seed alone: channels differ by their masks and not by chance, and an example has the
@@ -32,9 +35,10 @@ class LayerSSCam(SampledScoreCam):
         stdev (float, optional): The standard deviation of the noise, not negative. Default: 2.0, the paper's
         seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
             Default: 0
+        {tolerance}
 
     Raises:
-        ValueError: If samples is below 1 or stdev is negative.
+        ValueError: If samples is below 1, if stdev is negative, or if the tolerance is no number in [0, 1).
 
     Examples::
 
@@ -55,8 +59,9 @@ class LayerSSCam(SampledScoreCam):
         samples: int = 35,
         stdev: float = 2.0,
         seed: int = 0,
+        tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples)
+        super().__init__(forward_func, layer, device_ids, samples, tolerance)
         if not 0 <= stdev < float("inf"):
             raise ValueError(f"stdev is {stdev}; expected a number that is not negative")
         self.stdev, self.seed = stdev, seed

@@ -28,13 +28,24 @@ from captum_fusion.functional import (
 class LayerUnionCam(ProbabilityCam):
     r"""Computes Union-CAM, which chooses between Score-CAM and its union with a denoised gradient map.
 
-    In symbols, for channels A_k, gradients g, R = N(U(ReLU(Score-CAM))), the probability P of the target, the
-    contribution c(m) = P(m x + (1 - m) b) - P(b) of a map, and sums over pixels:
+    In symbols, for channels A_k, gradients g, the probability P of the target, the contribution c(m) of a map m, and
+    sums over pixels::
 
-    1. Denoise: W_k is ReLU(g) where g is at least its channel's percentile, else 0;
-       D = N(U(sum_k W_k A_k / sum(W_k))).
-    2. Union: C = N(c(D) D + c(R) R), where negative contributions count as 0, and both as 1 where none is positive.
-    3. Choose: the attribution is C if c(C) > c(R), else R.
+        R = N(U(ReLU(Score-CAM)))
+        c(m) = P(m x + (1 - m) b) - P(b)
+
+    1. Denoise, with the percentile tau_k of each channel's gradients::
+
+        W_k = ReLU(g_k) if g_k >= tau_k else 0
+        D = N(U(sum_k (W_k / sum(W_k)) A_k))
+
+    2. Union, where negative contributions count as 0, and both as 1 where none is positive::
+
+        C = N(c(D) D + c(R) R)
+
+    3. Choose::
+
+        L = C if c(C) > c(R) else R
 
     Where Score-CAM is negative everywhere, R is zero, and so is c(R): the attribution is then D if D raises the
     probability of the baseline, and zero, with a warning, if it does not.

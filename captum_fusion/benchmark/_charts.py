@@ -5,12 +5,14 @@ import textwrap
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captum_fusion._methods import CONTROLS
 from captum_fusion._photograph import open_photograph
 from captum_fusion._picture import overlay
 from captum_fusion.benchmark._measures import MEASURES
@@ -20,54 +22,109 @@ _SHOWN = 6
 _SIDE = 224
 # About the width of a letter in inches.
 _LETTER = 0.09
+# Whether a difference is told from none.
+_COLOURS = {False: "0.6", True: "tab:red"}
+_BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
+_NORMAL = 1.96
 
 
-def measures_chart(summary: pd.DataFrame, measures: Sequence[str]) -> Figure:
-    """The means of all methods with their standard errors."""
-    several = summary["subject"].nunique() > 1
-    labels = [f"{row['subject']}: {row['method']}" if several else str(row["method"]) for _, row in summary.iterrows()]
-    width = 3.0 * len(measures) + 0.5 + _LETTER * max(map(len, labels))
-    figure = Figure(figsize=(width, 0.9 + 0.26 * len(summary)), layout="constrained")
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    for axis, measure in zip(axes, measures, strict=True):
-        errors = summary[f"{measure}_standard_error"]
-        axis.errorbar(summary[measure], range(len(summary)), xerr=errors, fmt="o", markersize=4, capsize=2)
-        axis.grid(axis="x", linewidth=0.4)
-        axis.set_title(
-            f"{measure.replace('_', ' ')} ({'higher' if MEASURES[measure].higher else 'lower'} is better)", size=9
-        )
-        axis.set_yticks(range(len(summary)), labels)
-    axes[0].invert_yaxis()
+def measures_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
+    """How far each method is from the best one in each measure, over the pictures that both explained."""
+    subjects = list(records["subject"].unique())
+    labels = {subject: _labels(records, subject) for subject in subjects}
+    longest = max(len(label) for names in labels.values() for label in names)
+    heights = [0.7 + 0.26 * len(labels[subject]) for subject in subjects]
+    figure = Figure(
+        figsize=(2.6 * len(measures) + 0.3 + _LETTER * longest, sum(heights) + 0.5), layout="constrained", dpi=120
+    )
+    grid = figure.subplots(len(subjects), len(measures), squeeze=False, height_ratios=heights, sharex="col")
+    for line, subject in zip(grid, subjects, strict=True):
+        for axis, name in zip(line, measures, strict=True):
+            measure = MEASURES[name]
+            values = _values(records, subject, measure.column).astype(float) * measure.scale
+            best = values.mean().idxmax() if measure.higher else values.mean().idxmin()
+            for place, label in enumerate(labels[subject]):
+                if label == best:
+                    axis.plot(0, place, "D", color="black", markersize=5)
+                    axis.annotate(f"{values[best].mean():.3g}", (0, place), (6, 0), **_BESIDE)
+                elif label in values and len(both := (values[label] - values[best]).dropna()):
+                    mean, half = _mean_and_half(both.to_numpy())
+                    apart = bool(abs(mean) > half)
+                    axis.errorbar(mean, place, xerr=half, fmt="o", markersize=4, capsize=2, color=_COLOURS[apart])
+            axis.axvline(0, color="black", linewidth=0.6)
+            axis.grid(axis="x", linewidth=0.4)
+            axis.set_title(f"{name.replace('_', ' ')}\n{'higher' if measure.higher else 'lower'} is better", size=9)
+            axis.set_ylim(len(labels[subject]) - 0.4, -0.6)
+            axis.set_yticks(range(len(labels[subject])), labels[subject] if axis is line[0] else [])
+        if len(subjects) > 1:
+            line[0].set_title(f"{subject}\n{line[0].get_title()}", size=9, loc="left")
+    figure.supxlabel("difference from the best one (black, with its mean), paired, and its 95 % interval", size=9)
     return figure
 
 
 def curves_chart(records: pd.DataFrame) -> Figure | None:
-    """The mean insertion and deletion curves of each model; None where there are none."""
+    """How far each method's insertion and deletion curves are from the best ones; None where there are none."""
     curves = [name for name in CURVES if name in records]
     if not curves:
         return None
     subjects = list(records["subject"].unique())
-    longest = max(map(len, records["label"].cat.categories))
-    size = (4.6 * len(curves) + 1 + _LETTER * longest, 3.6 * len(subjects))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(subjects), len(curves), squeeze=False)
-    for line, subject in zip(axes, subjects, strict=True):
-        for axis, curve in zip(line, curves, strict=True):
-            of_subject = records[records["subject"] == subject]
-            for method, group in of_subject.groupby("label", observed=True):
-                rows = group[curve].dropna().tolist()
-                if rows:
-                    mean = np.mean(rows, axis=0)
-                    axis.plot(np.linspace(0, 1, len(mean)), mean, label=method, linewidth=1.2)
-            done = "restored" if curve == "insertion_curve" else "removed"
-            axis.set(
-                xlabel=f"share of the pixels {done}",
-                ylabel="mean probability",
-                title=textwrap.fill(f"{subject}: {curve.partition('_')[0]}", 44),
-            )
-        handles, labels = line[-1].get_legend_handles_labels()
-        line[-1].legend(handles, labels, fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    rows = [(subject, label) for subject in subjects for label in _labels(records, subject)]
+    longest = max(len(label) for _, label in rows)
+    figure = Figure(
+        figsize=(3.4 * len(curves) + 0.4 + _LETTER * longest, 0.55 * len(rows) + 0.9), layout="constrained", dpi=120
+    )
+    grid = figure.subplots(len(rows), len(curves), squeeze=False, sharex=True)
+    for column, curve in enumerate(curves):
+        area, higher = curve.partition("_")[0], MEASURES[curve.partition("_")[0]].higher
+        farthest = 0.0
+        for row, (subject, label) in enumerate(rows):
+            axis = grid[row][column]
+            areas, lines = _values(records, subject, area), _values(records, subject, curve)
+            means = areas.astype(float).mean()
+            best = means.idxmax() if higher else means.idxmin()
+            both = lines[[label, best]].dropna() if label in lines else lines[:0]
+            if label != best and len(both):
+                mean, half = _mean_and_half(np.stack(both[label].to_numpy()) - np.stack(both[best].to_numpy()))
+                share = np.linspace(0, 1, len(mean))
+                axis.fill_between(share, mean - half, mean + half, alpha=0.3, linewidth=0)
+                axis.plot(share, mean, linewidth=1.2)
+                if label not in CONTROLS:
+                    farthest = max(farthest, float((np.abs(mean) + half).max()))
+            axis.axhline(0, color="black", linewidth=0.6)
+            axis.tick_params(labelsize=6)
+            if label == best:
+                axis.annotate(f"best, area {means[best]:.3f}", (0.5, 0), (0, 4), **_BESIDE | {"ha": "center"})
+            if column == 0:
+                shown = f"{subject}\n{label}" if len(subjects) > 1 else label
+                axis.set_ylabel(shown, rotation=0, ha="right", va="center", size=8)
+            if row == 0:
+                axis.set_title(f"{area}: {'higher' if higher else 'lower'} is better", size=9)
+        # One scale, but for the controls, beside which the others could not be told apart.
+        for row, (_, label) in enumerate(rows):
+            if label not in CONTROLS and farthest:
+                grid[row][column].set_ylim(-1.1 * farthest, 1.1 * farthest)
+        grid[-1][column].set_xlabel(f"share of the pixels {'restored' if higher else 'removed'}", size=9)
+    figure.supxlabel("probability less that of the best one, paired, and its 95 % interval", size=9)
     return figure
+
+
+def _labels(records: pd.DataFrame, subject: str) -> list[str]:
+    """The rows of a subject, in their order."""
+    found = set(records.loc[records["subject"] == subject, "label"])
+    return [label for label in records["label"].cat.categories if label in found]
+
+
+def _values(records: pd.DataFrame, subject: str, column: str) -> pd.DataFrame:
+    """What is in a column for each picture, a row, and each method that has it."""
+    of_subject = records[records["subject"] == subject].dropna(subset=[column])
+    return of_subject.pivot(index=["image", "requested"], columns="label", values=column)
+
+
+def _mean_and_half(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the pictures and half of its 95 % interval, by the normal distribution."""
+    count = len(values)
+    spread = values.std(axis=0, ddof=1) if count > 1 else np.zeros_like(values[0])
+    return values.mean(axis=0), _NORMAL * spread / count**0.5
 
 
 def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:

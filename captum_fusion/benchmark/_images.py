@@ -1,7 +1,8 @@
-"""The pictures of a benchmark: folders and torchvision's datasets."""
+"""Where a benchmark's pictures come from: folders, torchvision's datasets, and files of COCO's form."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,42 +10,24 @@ from torchvision.datasets import ImageNet, VOCDetection
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._models import Classifier
+from captum_fusion._models import Classifier, imagenet_categories
 from captum_fusion._names import close_names, reason
+from captum_fusion.benchmark._coco import coco
+from captum_fusion.benchmark._objects import imagenet_classes
+from captum_fusion.benchmark._pictures import Box, Instance, Picture, Source
 from captum_fusion.benchmark._records import SHARDS
 
-Box = tuple[float, float, float, float]
 # torchvision's VOC categories, without the background.
 _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture file with what is known about it.
-
-    ``boxes`` holds the boxes (x1, y1, x2, y2) of each class in the picture's pixels, None where the source has none.
-    """
-
-    name: str
-    file: Path
-    labels: tuple[int, ...] = ()
-    boxes: dict[int, list[Box]] | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """The pictures and what their labels are called, None where labels are the model's own class indices."""
-
-    pictures: list[Picture]
-    categories: tuple[str, ...] | None = None
 
 
 def find_pictures(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
     """Finds the pictures of a folder or of a torchvision dataset.
 
     Args:
-        images (str): A folder of pictures; a folder with a folder of pictures for each class; or "imagenet:ROOT",
-            "voc2007:ROOT" or "voc2012:ROOT" for the validation images of a torchvision dataset that is on disk.
+        images (str): A folder of pictures; a folder with a folder of pictures for each class; "imagenet:ROOT",
+            "voc2007:ROOT" or "voc2012:ROOT" for the validation images of a torchvision dataset that is on disk; or
+            "coco:FILE" for an annotation file of COCO's form.
         labels (Path or None): A JSON file with the class index of each picture of a plain folder, by its name.
             Default: None
         output (Path or None): The folder of the results, whose charts are no pictures to explain; nor are those of
@@ -57,11 +40,11 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
         ValueError: If there is no picture, or if the labels do not fit.
     """
     kind, _, root = images.partition(":")
-    if root and kind in ("imagenet", "voc2007", "voc2012"):
+    if root and kind in _DATASETS:
         if labels is not None:
             raise ValueError(f"labels are given for {images}, which has its own; expected a plain folder")
         try:
-            source = _imagenet(Path(root)) if kind == "imagenet" else _voc(Path(root), kind.removeprefix("voc"))
+            source = _DATASETS[kind](Path(root))
         except Exception as error:
             raise ValueError(f"images is {images}, which cannot be read: {reason(error)}") from error
     else:
@@ -74,7 +57,8 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
 def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     if not root.is_dir():
         raise ValueError(
-            f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT or voc2012:ROOT"
+            f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
+            "coco:FILE"
         )
     if output is not None and output.resolve() == root.resolve():
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
@@ -128,20 +112,33 @@ def _voc(root: Path, year: str) -> Source:
     for index, file in enumerate(dataset.images):
         try:
             annotation = dataset.parse_voc_xml(ElementTree.parse(dataset.annotations[index]).getroot())["annotation"]
-            boxes: dict[int, list[Box]] = {}
+            instances = []
             for thing in annotation["object"]:
                 corners = {side: float(value) for side, value in thing["bndbox"].items()}
                 # VOC counts pixels from 1 and includes the last one.
-                box = (corners["xmin"] - 1, corners["ymin"] - 1, corners["xmax"], corners["ymax"])
-                boxes.setdefault(_VOC_CATEGORIES.index(thing["name"]), []).append(box)
+                box: Box = (corners["xmin"] - 1, corners["ymin"] - 1, corners["xmax"], corners["ymax"])
+                instances.append(Instance(_VOC_CATEGORIES.index(thing["name"]), box))
         except Exception as error:
             raise ValueError(f"{dataset.annotations[index]}: {reason(error)}") from error
-        pictures.append(Picture(Path(file).name, Path(file), tuple(sorted(boxes)), boxes))
-    return Source(pictures, _VOC_CATEGORIES)
+        labels = tuple(sorted({instance.label for instance in instances}))
+        pictures.append(Picture(Path(file).name, Path(file), labels, tuple(instances)))
+    return Source(pictures, _VOC_CATEGORIES, of_objects=True)
 
 
-def classes_of_labels(source: Source, classifier: Classifier, classes: int, by_order: bool) -> dict[int, int]:
-    """The model's class index of each label: by its name, or by its order where names do not tell and that is asked.
+_DATASETS: dict[str, Callable[[Path], Source]] = {
+    "imagenet": _imagenet,
+    "voc2007": partial(_voc, year="2007"),
+    "voc2012": partial(_voc, year="2012"),
+    "coco": coco,
+}
+
+
+def classes_of_labels(
+    source: Source, classifier: Classifier, classes: int, by_order: bool
+) -> dict[int, tuple[int, ...]]:
+    """The model's class indices for each label: by its name, or by its order where names do not tell and that is asked.
+
+    For an ImageNet classifier, a category of COCO or VOC has all classes that name it, which may be none.
 
     Raises:
         ValueError: If a label is none of the model's classes.
@@ -153,12 +150,16 @@ def classes_of_labels(source: Source, classifier: Classifier, classes: int, by_o
                 raise ValueError(
                     f"A label is {label}; expected an index below {classes}, the model's number of classes"
                 )
-        return {label: label for label in labels}
+        return {label: (label,) for label in labels}
+    if source.of_objects and classifier.categories == imagenet_categories():
+        named = imagenet_classes(source.categories)
+        if named is not None:
+            return dict(enumerate(named))
     try:
-        return {label: classifier.target(source.categories[label], classes) for label in sorted(labels)}
+        return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:
         if by_order and len(source.categories) == classes:
-            return {label: label for label in labels}
+            return {label: (label,) for label in labels}
         hint = (
             f"{len(source.categories)} classes, named by the model's class indices, WordNet ids or category names"
             if by_order

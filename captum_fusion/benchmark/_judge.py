@@ -3,35 +3,50 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from captum.attr import Attribution
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._call import Call
 from captum_fusion._methods import RememberedScoreCam
 from captum_fusion._names import reason
+from captum_fusion._options import LOCALIZATION
+from captum_fusion._session import session
 from captum_fusion._settings import Settings
-from captum_fusion.attr.fusion_cam import LayerFusionCam
+from captum_fusion.attr import LayerFusionCam, LayerScoreCam
+from captum_fusion.benchmark._pictures import regions_seen
 from captum_fusion.benchmark._plan import STAGES, Piece, Plan, Seen, Variant, made_with, variants_of
 from captum_fusion.benchmark._records import Key, Record
+from captum_fusion.functional import adcc
 from captum_fusion.metrics import (
-    confidence_drop,
-    confidence_increase,
+    coherency,
+    complexity,
     deletion,
     energy_pointing_game,
     insertion,
+    instances_reached,
     pointing_game,
+    road,
     saliency_map,
 )
+from captum_fusion.metrics.confidence import drop, increase, probabilities
 
 T = TypeVar("T")
+Values = dict[str, list[Any]]
 
 # Large enough to tell maps apart in the report, small enough for a million records.
 _THUMBNAIL = (28, 28)
+# Integrated Gradients would take the gradients of all its steps at once.
+_GRADIENT_ROWS = 16
+# What ADCC is made of, and is told with it.
+_ADCC = ("confidence_drop", "coherency", "complexity")
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,10 @@ class Batch:
     seen: list[Seen]
     inputs: Tensor
     targets: list[int]
+    probabilities: list[float]
     score_cam: RememberedScoreCam
+    known: "dict[tuple[Any, ...], Values]"
+    """What metrics gave to a map, since methods share stages."""
 
     def of(self, indices: list[int]) -> "Batch":
         """Some of the pictures."""
@@ -55,7 +73,9 @@ class Batch:
             [self.seen[index] for index in indices],
             self.inputs[indices],
             [self.targets[index] for index in indices],
+            [self.probabilities[index] for index in indices],
             self.score_cam,
+            self.known,
         )
 
 
@@ -107,7 +127,7 @@ class Judge:
             yield from self._made(plan, layer, whole)
 
     def _made(self, plan: Plan, layer: Module, whole: list[tuple[Piece, Seen]]) -> Iterator[list[Record]]:
-        score_cam = RememberedScoreCam(plan.classifier.model, layer, self.settings.tolerance)
+        score_cam = RememberedScoreCam(plan.masked_model, layer, self.settings.tolerance)
         pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.place, non_blocking=True)
         batch = Batch(
             plan,
@@ -115,7 +135,9 @@ class Judge:
             [seen for _, seen in whole],
             plan.classifier.preprocessing.normalize(pixels),
             [-1] * len(whole),
+            [torch.nan] * len(whole),
             score_cam,
+            {},
         )
         for part in self._each(batch, self._predict):
             if isinstance(part, Failure):
@@ -157,41 +179,44 @@ class Judge:
 
     def _predict(self, batch: Batch) -> Batch:
         with self._autocast(batch.plan.place):
-            predicted = batch.plan.classifier.scores(batch.inputs).argmax(dim=1).tolist()
+            scores = batch.plan.classifier.scores(batch.inputs)
         targets = [
-            index if piece.requested is None else piece.requested
-            for piece, index in zip(batch.pieces, predicted, strict=True)
+            int(row.argmax()) if not piece.classes else max(piece.classes, key=row.tolist().__getitem__)
+            for piece, row in zip(batch.pieces, scores, strict=True)
         ]
-        return Batch(batch.plan, batch.pieces, batch.seen, batch.inputs, targets, batch.score_cam)
+        probabilities = batch.plan.classifier.probabilities(scores)[range(len(targets)), targets].tolist()
+        return replace(batch, targets=targets, probabilities=probabilities)
 
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
-        plan, method = batch.plan, variant.method
-        attribution = method.build(
-            plan.classifier.model, batch.score_cam.layer, {"score-cam": batch.score_cam}, self.settings.activation
-        )
-        options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
-        if isinstance(attribution, LayerFusionCam):
-            options |= {"weighting": method.weighting, "return_stages": True}
+        plan = batch.plan
         saved = batch.score_cam.saved
         _synchronize(plan.place)
         start = perf_counter()
-        with self._autocast(plan.place):
-            result: Any = attribution.attribute(batch.inputs, target=batch.targets, **options)
+        maps = self._maps(batch, variant, batch.score_cam, batch.inputs)
         _synchronize(plan.place)
         seconds = (perf_counter() - start + batch.score_cam.saved - saved) / len(batch.pieces)
-        maps: list[Tensor] = [result]
-        if isinstance(attribution, LayerFusionCam):
-            attributions, stages = result
-            maps = [attributions, *(getattr(stages, stage) for stage in STAGES)][: len(variant.parts)]
+        if "adcc" in metrics:
+            metrics = metrics | set(_ADCC)
         records: list[Record] = []
-        for part, values in zip(variant.parts, maps, strict=True):
-            judged = self._judge(batch, values, metrics)
+        for part, (stage, values) in enumerate(zip(variant.parts, maps, strict=True)):
+
+            def again(inputs: Tensor, target: list[int], part: int = part) -> Tensor:  # noqa: ARG001
+                """The same method anew, whose Score-CAM is of other inputs than the one that is remembered."""
+                score_cam = LayerScoreCam(plan.masked_model, batch.score_cam.layer, tolerance=self.settings.tolerance)
+                return self._maps(batch, variant, score_cam, inputs)[part]
+
+            judged = dict(self._judge(batch, values, metrics))
+            if "coherency" in metrics:
+                judged["coherency"] = coherency(again, batch.inputs, values, target=batch.targets).tolist()
+            if "adcc" in metrics:
+                judged["adcc"] = adcc(*(torch.tensor(judged[name]) for name in _ADCC)).tolist()
             thumbnails = (saliency_map(values, _THUMBNAIL) * 255).round().byte().cpu()
             for index, piece in enumerate(batch.pieces):
                 seen, target = batch.seen[index], batch.targets[index]
                 records.append(
-                    self._base(plan, piece, plan.key(piece, variant, part))
+                    self._base(plan, piece, plan.key(piece, variant, stage))
                     | {"target": target, "category": plan.classifier.category(target)}
+                    | {"probability": round(batch.probabilities[index], 5)}
                     | {"frame": [round(side, 3) for side in seen.frame]}
                     | ({"note": seen.note} if seen.note else {})
                     | {name: numbers[index] for name, numbers in judged.items()}
@@ -199,51 +224,81 @@ class Judge:
                 )
         return records
 
-    def _judge(self, batch: Batch, attributions: Tensor, metrics: set[str]) -> dict[str, list[Any]]:
-        network, inputs, targets = batch.plan.classifier.model, batch.inputs, batch.targets
-        size = tuple(inputs.shape[2:])
-        maps = saliency_map(attributions, size).flatten(1)
-        values: dict[str, list[Any]] = {"empty": [not row.any().item() for row in maps]}
-        with self._autocast(batch.plan.place):
-            for name, metric in (("confidence_drop", confidence_drop), ("confidence_increase", confidence_increase)):
-                if name in metrics:
-                    numbers = metric(
-                        network, inputs, attributions, target=targets, activation=self.settings.activation
-                    ).tolist()
-                    # A map that keeps everything changes nothing, whatever rounding makes of another batch.
-                    values[name] = [
-                        0.0 if (row == 1).all() else number for row, number in zip(maps, numbers, strict=True)
-                    ]
-            for name, curve in (("insertion", insertion), ("deletion", deletion)):
-                if name in metrics:
-                    area, _, probabilities = curve(
-                        network,
-                        inputs,
-                        attributions,
-                        target=targets,
-                        steps=self.settings.steps,
-                        activation=self.settings.activation,
-                        return_curve=True,
-                    )
-                    values[name] = area.tolist()
-                    values[f"{name}_curve"] = [[round(p, 5) for p in row] for row in probabilities.tolist()]
-        games = (("pointing_game", pointing_game), ("energy_pointing_game", energy_pointing_game))
-        for name, game in games:
+    def _maps(self, batch: Batch, variant: Variant, score_cam: Attribution, inputs: Tensor) -> list[Tensor]:
+        """The attributions of a method, and those of its stages."""
+        plan = batch.plan
+        how = (self.settings.activation, plan.compiled, self.settings.tolerance)
+        attribution = variant.method.build(plan.classifier.model, batch.score_cam.layer, {"score-cam": score_cam}, *how)
+        options: dict[str, Any] = {} if variant.percentile is None else {"percentile": variant.percentile}
+        if isinstance(attribution, LayerFusionCam):
+            options |= {"weighting": variant.method.weighting, "return_stages": True}
+        if "internal_batch_size" in signature(attribution.attribute).parameters:
+            options["internal_batch_size"] = max(_GRADIENT_ROWS, len(inputs))
+        with self._autocast(plan.place):
+            result: Any = attribution.attribute(inputs, target=batch.targets, **options)
+        if not isinstance(attribution, LayerFusionCam):
+            return [result]
+        attributions, stages = result
+        return [attributions, *(getattr(stages, stage) for stage in STAGES)][: len(variant.parts)]
+
+    def _judge(self, batch: Batch, attributions: Tensor, metrics: set[str]) -> Values:
+        """What the metrics that need a map alone give to it; a map that is known is not judged again."""
+        size = tuple(batch.inputs.shape[2:])
+        maps = saliency_map(attributions, size).cpu()
+        names = tuple(piece.picture.name for piece in batch.pieces)
+        key = (names, tuple(batch.targets), tuple(sorted(metrics)), maps.numpy().tobytes())
+        if key not in batch.known:
+            call = Call(batch.plan.masked_model, batch.inputs, batch.targets, None, self.settings.activation)
+            # All metrics share the unmasked pass.
+            with self._autocast(batch.plan.place), session(call):
+                masked = self._judge_by_masks(batch, attributions, metrics)
+            empty = {"empty": [not row.any().item() for row in maps]}
+            batch.known[key] = empty | masked | self._judge_by_place(batch, attributions, metrics)
+        return batch.known[key]
+
+    def _judge_by_masks(self, batch: Batch, attributions: Tensor, metrics: set[str]) -> Values:
+        what = (batch.plan.masked_model, batch.inputs, attributions)
+        how: dict[str, Any] = {"target": batch.targets, "activation": self.settings.activation}
+        values: Values = {}
+        confidence = {"confidence_drop": drop, "confidence_increase": increase}
+        if metrics & confidence.keys():
+            both = probabilities(*what, **how)
+            values |= {name: metric(*both).tolist() for name, metric in confidence.items() if name in metrics}
+        for name, curve in (("insertion", insertion), ("deletion", deletion)):
             if name in metrics:
-                regions = [
-                    torch.tensor(batch.plan.boxes[piece.picture.name].get(target, [])).reshape(-1, 4)
-                    for piece, target in zip(batch.pieces, targets, strict=True)
-                ]
-                shares = game(attributions, regions, size).tolist()
-                values[name] = [None if share != share else share for share in shares]
+                area, _, curves = curve(*what, **how, steps=self.settings.steps, return_curve=True)
+                values[name] = area.tolist()
+                values[f"{name}_curve"] = [[round(p, 5) for p in row] for row in curves.tolist()]
+        if "road" in metrics:
+            most, least = (road(*what, **how, order=order) for order in ("most", "least"))
+            values |= {"road_most": most.tolist(), "road_least": least.tolist(), "road": ((least - most) / 2).tolist()}
+        return values
+
+    def _judge_by_place(self, batch: Batch, attributions: Tensor, metrics: set[str]) -> Values:
+        size = tuple(batch.inputs.shape[2:])
+        values: Values = {}
+        if "complexity" in metrics:
+            values["complexity"] = complexity(attributions, size).tolist()
+        if not metrics & set(LOCALIZATION):
+            return values
+        regions = [
+            regions_seen(batch.plan.instances(piece, target), seen.frame, size[0])
+            for piece, seen, target in zip(batch.pieces, batch.seen, batch.targets, strict=True)
+        ]
+        found = {
+            "pointing_game": pointing_game(attributions, [region.boxes for region in regions], size),
+            "energy_pointing_game": energy_pointing_game(attributions, [region.boxes for region in regions], size),
+            "mask_pointing_game": pointing_game(attributions, [region.mask for region in regions], size),
+            "mask_energy_pointing_game": energy_pointing_game(attributions, [region.mask for region in regions], size),
+            "instances_reached": instances_reached(attributions, [region.singles for region in regions], size),
+        }
+        values["instances"] = [len(region.singles) for region in regions]
+        for name in metrics & found.keys():
+            values[name] = [None if share != share else share for share in found[name].tolist()]
         return values
 
     def _base(self, plan: Plan, piece: Piece, key: Key) -> Record:
-        return (
-            key._asdict()
-            | {"file": str(piece.picture.file.absolute()), "target": piece.requested}
-            | made_with(self.settings, plan, piece)
-        )
+        return key._asdict() | {"file": str(piece.picture.file.absolute())} | made_with(self.settings, plan, piece)
 
     def _autocast(self, place: torch.device) -> AbstractContextManager[Any]:
         if self.settings.precision == "float32":

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as transforms
-from torchvision.tv_tensors import BoundingBoxes
 
+from captum_fusion._captum import ForwardFunc
 from captum_fusion._layers import FeatureMap
 from captum_fusion._methods import Method
 from captum_fusion._models import Classifier, Frame, choose_layer, load_classifier
 from captum_fusion._names import one_line
+from captum_fusion._options import LOCALIZATION
 from captum_fusion._photograph import open_photograph
 from captum_fusion._settings import Settings
-from captum_fusion.benchmark._images import Box, Picture, Source, classes_of_labels
+from captum_fusion._state import warn
+from captum_fusion.benchmark._images import classes_of_labels
+from captum_fusion.benchmark._pictures import Instance, Picture, Source
 from captum_fusion.benchmark._records import Key, Record, hash_of
 
 T = TypeVar("T")
@@ -51,11 +53,12 @@ def variants_of(settings: Settings) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Piece:
-    """A picture and the target that is requested for it, None for the predicted class."""
+    """A picture and what is requested for it: the likeliest of some classes, or the predicted one of all."""
 
     picture: Picture
-    requested: int | None
     hash: str
+    requested: str = "predicted"
+    classes: tuple[int, ...] = ()
 
 
 class Seen(NamedTuple):
@@ -68,15 +71,25 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A model with its pictures."""
+    """A model with its pictures.
+
+    ``compiled`` is what ``torch.compile`` made of the model, None where that is not asked; ``label_of`` tells which
+    label a class names.
+    """
 
     classifier: Classifier
+    compiled: ForwardFunc | None
     weights: str
     weights_hash: str
     layer: FeatureMap
     place: torch.device
     pieces: list[Piece]
-    boxes: dict[str, dict[int, list[Box]]]
+    label_of: dict[int, int]
+
+    @property
+    def masked_model(self) -> ForwardFunc:
+        """What does the masked passes."""
+        return self.classifier.model if self.compiled is None else self.compiled
 
     @property
     def subject(self) -> tuple[str, str, str]:
@@ -85,14 +98,17 @@ class Plan:
 
     def key(self, piece: Piece, variant: Variant, part: str | None) -> Key:
         """The key of a record."""
-        requested = "predicted" if piece.requested is None else str(piece.requested)
-        return Key(*self.subject, piece.picture.name, requested, variant.method.name, variant.percentile, part)
+        return Key(*self.subject, piece.picture.name, piece.requested, variant.method.name, variant.percentile, part)
 
     def keys(self, piece: Piece, variants: Iterable[Variant]) -> Iterator[Key]:
         """The keys of all records of a picture."""
         for variant in variants:
             for part in variant.parts:
                 yield self.key(piece, variant, part)
+
+    def instances(self, piece: Piece, target: int) -> list[Instance]:
+        """The objects that a class names in a picture."""
+        return [instance for instance in piece.picture.instances or () if instance.label == self.label_of.get(target)]
 
     def load(self, batches: list[list[Piece]]) -> Iterator[list[Seen | str]]:
         """What the model sees of each batch's pictures, or what is wrong with them; on a GPU read ahead."""
@@ -169,22 +185,13 @@ def _make_plan(
     blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=place))
     classes = classifier.scores(blank).shape[1]
     chosen = choose_layer(classifier.model, blank, layer, settings.grid)
-    pieces = [Piece(picture, None, hashes[picture.name]) for picture in pictures]
-    boxes = {}
-    pointing = any(metric.endswith("pointing_game") for metric in settings.metrics)
-    if settings.target == "label" or pointing:
-        index_of = classes_of_labels(source, classifier, classes, settings.labels_by_order)
-        boxes = {picture.name: _boxes_as_seen(picture, classifier, index_of) for picture in pictures}
-    if settings.target == "label":
-        for picture in pictures:
-            if not picture.labels:
-                raise ValueError(
-                    f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
-                    "labels"
-                )
-        pieces = [
-            Piece(picture, index_of[label], hashes[picture.name]) for picture in pictures for label in picture.labels
-        ]
+    label_of: dict[int, int] = {}
+    pieces = [Piece(picture, hashes[picture.name]) for picture in pictures]
+    if settings.target != "predicted" or any(metric in LOCALIZATION for metric in settings.metrics):
+        classes_of = classes_of_labels(source, classifier, classes, settings.labels_by_order)
+        label_of = {index: label for label, indices in classes_of.items() for index in indices}
+        if settings.target != "predicted":
+            pieces = _labelled(settings, pictures, hashes, classes_of)
     state = classifier.model.state_dict()
     weights_hash = hash_of(
         part
@@ -192,31 +199,39 @@ def _make_plan(
         if isinstance(value, Tensor)
         for part in (key.encode(), value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     )
-    return Plan(classifier, weights or "default", weights_hash, chosen, place, pieces, boxes)
+    # Its masked rows come in one shape, and its weights do not change.
+    compiled = torch.compile(classifier.model, options={"freezing": True}) if settings.compile else None
+    return Plan(classifier, compiled, weights or "default", weights_hash, chosen, place, pieces, label_of)
 
 
-def _boxes_as_seen(picture: Picture, classifier: Classifier, index_of: Mapping[int, int]) -> dict[int, list[Box]]:
-    """The boxes by the model's classes, in the pixels that it sees; those outside the crop are left out."""
-    if not picture.boxes:
-        return {}
-    try:
-        with Image.open(picture.file) as image:
-            width, height = image.size
-    except Exception:
-        return {}  # It cannot be explained either, which its record will say.
-    frame, size = classifier.preprocessing.frame(width, height), classifier.preprocessing.size
-    across, down = size / (frame.x2 - frame.x1), size / (frame.y2 - frame.y1)
-    seen: dict[int, list[Box]] = {}
-    for label, boxes in picture.boxes.items():
-        moved = [
-            ((x1 - frame.x1) * across, (y1 - frame.y1) * down, (x2 - frame.x1) * across, (y2 - frame.y1) * down)
-            for x1, y1, x2, y2 in boxes
-        ]
-        values: Any = BoundingBoxes(moved, format="XYXY", canvas_size=(size, size), dtype=torch.float32)
-        kept = [box for box in transforms.clamp_bounding_boxes(values).tolist() if box[0] < box[2] and box[1] < box[3]]
-        if kept:
-            seen[index_of[label]] = [(box[0], box[1], box[2], box[3]) for box in kept]
-    return seen
+def _labelled(
+    settings: Settings,
+    pictures: Sequence[Picture],
+    hashes: Mapping[str, str],
+    classes_of: Mapping[int, tuple[int, ...]],
+) -> list[Piece]:
+    """The pieces of pictures with their labels; pictures whose objects no class names are left out, and counted."""
+    pieces: list[Piece] = []
+    unnamed = []
+    for picture in pictures:
+        if not picture.labels and picture.instances is None:
+            raise ValueError(
+                f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
+                "labels"
+            )
+        named = [classes_of[label] for label in picture.labels if classes_of[label]]
+        if not named:
+            unnamed.append(picture.name)
+        elif settings.target == "best-label":
+            pieces.append(Piece(picture, hashes[picture.name], "best-label", tuple(chain.from_iterable(named))))
+        else:
+            pieces += [Piece(picture, hashes[picture.name], "|".join(map(str, indices)), indices) for indices in named]
+    if unnamed:
+        left_out = f"{len(unnamed)} of {len(pictures)} pictures, such as {unnamed[0]}, show nothing that a class names"
+        if not pieces:
+            raise ValueError(f"{left_out}; expected pictures of what the model classifies")
+        warn(f"{left_out}; they are left out")
+    return pieces
 
 
 def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
@@ -233,6 +248,7 @@ def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
         "grid": None if settings.grid is None else list(settings.grid),
         "device": plan.place.type,
         "batch_size": settings.batch_size,
+        "compile": settings.compile,
     }
 
 
@@ -264,13 +280,11 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
             left_out[key.image] = None
         elif record.get("image_hash") != images[key.image]:
             raise ValueError(f"The picture {key.image} has changed since {folder} was written; {other}")
-        elif key[:3] in pieces:
-            requested = None if key.requested == "predicted" else int(key.requested)
-            if (key.image, requested) not in pieces[key[:3]]:
-                raise ValueError(
-                    f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
-                    f"{other}"
-                )
+        elif key[:3] in pieces and (key.image, key.requested) not in pieces[key[:3]]:
+            raise ValueError(
+                f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
+                f"{other}"
+            )
     if left_out:
         raise ValueError(
             f"{folder} holds records of {len(left_out)} pictures that this run leaves out, such as "
@@ -287,4 +301,5 @@ _ARGUMENTS = {
     "grid": "grid",
     "device": "device",
     "batch_size": "batch_size",
+    "compile": "compile",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captum_fusion._files import drafts, write_whole
-from captum_fusion._options import METRICS
+from captum_fusion.benchmark._measures import MEASURES
 
 try:
     import fcntl
@@ -22,6 +22,7 @@ Record = dict[str, Any]
 
 SHARDS = "records-*.jsonl"
 CURVES = ("insertion_curve", "deletion_curve")
+_MEASURED = tuple(measure.column for measure in MEASURES.values())
 _LOCK = ".lock"
 _HASHES = "hashes.json"
 _PIECE = 1 << 20
@@ -46,10 +47,19 @@ class Key(NamedTuple):
         """The picture and the target that were asked of which model, whatever the method."""
         return self[:5]
 
+    @property
+    def base(self) -> str:
+        """The method, whatever its weighting."""
+        return self.method.partition(":")[0]
+
     def label(self, several: Iterable[str]) -> str:
-        """What a row is called; its percentile is told where the method is there with several."""
-        percentile = f" {self.percentile:g}%" if self.method in several else ""
-        return f"{self.method}{percentile}{f' {self.stage}' if self.stage else ''}"
+        """What a row is called; its percentile is told where the method is there with several.
+
+        Stages that do not depend on the weighting or the percentile have one name.
+        """
+        method = self.base if self.stage in ("gradient", "denoised", "region") else self.method
+        told = self.method in several and self.stage not in ("gradient", "region")
+        return f"{method}{f' {self.percentile:g}%' if told else ''}{f' {self.stage}' if self.stage else ''}"
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -94,7 +104,7 @@ def parse(line: bytes) -> Record | None:
             assert isinstance(record["error"], str)
             return record
         assert _is_number(record["seconds"])
-        assert all(record.get(name) is None or _is_number(record[name]) for name in METRICS)
+        assert all(record.get(name) is None or _is_number(record[name]) for name in _MEASURED)
         assert all(all(map(_is_number, record.get(name, []))) for name in CURVES)
         assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
     except (AssertionError, KeyError, TypeError, ValueError, RecursionError):

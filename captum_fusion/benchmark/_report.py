@@ -15,6 +15,7 @@ from captum_fusion._files import write_whole
 from captum_fusion._picture import rendered
 from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
 from captum_fusion.benchmark._measures import MEASURES
+from captum_fusion.benchmark._plan import STAGES
 from captum_fusion.benchmark._records import Key, Record, key_of, read_records, with_several_percentiles
 from captum_fusion.benchmark._statistics import SIGNIFICANT, marks_of, on_different_pictures, pairs_of
 from captum_fusion.metrics.means import mean_of
@@ -31,9 +32,11 @@ def report(folder: str | Path) -> pd.DataFrame:
     - summary.md: the same, with the best value of each measure, those that do not differ from it significantly, and
       what went wrong
     - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test (exact up to 50 pictures), adjusted
-      for the number of pairs by Benjamini and Yekutieli
-    - curves.png, measures.png, explanations.png: insertion and deletion curves, the measures, and the most and least
-      faithful explanations
+      for the number of pairs by Benjamini and Yekutieli, with the matched-pairs rank-biserial correlation as the effect
+      size: 1 where the first method's value is the higher one for every picture, -1 where the second one's is
+    - measures.png: how far each method is from the best one, over the pictures that both explained
+    - curves.png: the same along the insertion and deletion curves
+    - explanations.png: the most and least faithful explanations
 
     Args:
         folder (str or Path): The output folder of a benchmark.
@@ -169,7 +172,7 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     write_whole(folder / "pairs.csv", result.pairs.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
     write_whole(folder / "summary.md", result.markdown())
     if measures:  # There are none where nothing but errors was recorded.
-        write_whole(folder / "measures.png", rendered(measures_chart(result.summary, measures), ".png"))
+        write_whole(folder / "measures.png", rendered(measures_chart(records, measures), ".png"))
         write_whole(folder / "explanations.png", rendered(explanations_chart(records, measures), ".png"))
     curves = curves_chart(records)
     if curves is not None:
@@ -178,14 +181,20 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
 
 
 def _table(found: Mapping[Key, Record]) -> pd.DataFrame:
-    """The records with the names of their rows, in the order in which models and methods came."""
+    """The records with the names of their rows, in the order in which models and methods came, stage by stage.
+
+    A stage that several methods share is there once.
+    """
     several = with_several_percentiles(found)
-    order: dict[str, None] = {}
+    bases = list(dict.fromkeys(key.base for key in found))
+    stages = [*STAGES, None]
+    order: dict[str, tuple[int, int]] = {}
     subjects: dict[str, None] = {}
     rows = []
     for key, record in found.items():
         subject = f"{key.model}, {key.layer}{'' if key.weights == 'default' else f', weights {key.weights}'}"
-        subjects[subject], order[key.label(several)] = None, None
+        subjects[subject] = None
+        order[key.label(several)] = (bases.index(key.base), stages.index(key.stage))
         rows.append(record | {"subject": subject, "label": key.label(several)})
     records = pd.DataFrame(rows)
     for name in ("error", "note", "empty", "seconds"):
@@ -193,7 +202,9 @@ def _table(found: Mapping[Key, Record]) -> pd.DataFrame:
             records[name] = None
     if {"insertion", "deletion"} <= set(records):
         records["overall"] = records["insertion"] - records["deletion"]
-    records["label"] = pd.Categorical(records["label"], list(order), ordered=True)
+    records = records.sort_values("error", key=pd.Series.notna, kind="stable")
+    records = records.drop_duplicates(["subject", "label", "image", "requested"])
+    records["label"] = pd.Categorical(records["label"], sorted(order, key=order.__getitem__), ordered=True)
     records["subject"] = pd.Categorical(records["subject"], list(subjects), ordered=True)
     return records.sort_values(["subject", "label", "image", "requested"], ignore_index=True)
 

@@ -13,9 +13,11 @@ import torch
 
 from captum_fusion._console import Output
 from captum_fusion._models import find_device
+from captum_fusion._options import LOCALIZATION
 from captum_fusion._settings import Settings
-from captum_fusion.benchmark._images import Picture, Source, find_pictures
+from captum_fusion.benchmark._images import find_pictures
 from captum_fusion.benchmark._judge import Judge
+from captum_fusion.benchmark._pictures import Picture, Source
 from captum_fusion.benchmark._plan import Plan, check_records, make_plans
 from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, Shard, hash_of, locked, mend, read_records
@@ -58,9 +60,10 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     folder = Path(settings.output)
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = _chosen(settings, source)
-    if any(metric.endswith("pointing_game") for metric in settings.metrics) and source.pictures[0].boxes is None:
+    if any(metric in LOCALIZATION for metric in settings.metrics) and source.pictures[0].instances is None:
         raise ValueError(
-            f"The pointing games need boxes, which {settings.images} has not; expected voc2007:ROOT or voc2012:ROOT"
+            f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} has "
+            "not; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
         )
     place = find_device(settings.device)
     if place.type == "cuda" and place.index is None:

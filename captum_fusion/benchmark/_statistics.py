@@ -12,7 +12,16 @@ SIGNIFICANT = 0.05
 _EXACT = 50
 # Smaller differences are rounding, and none: methods that are the same but for it do not differ.
 _DECIMALS = 5
-_COLUMNS = ["measure", "first", "second", "explanations", "mean_difference", "p_value", "adjusted_p_value"]
+_COLUMNS = [
+    "measure",
+    "first",
+    "second",
+    "explanations",
+    "mean_difference",
+    "effect_size",
+    "p_value",
+    "adjusted_p_value",
+]
 
 
 def pairs_of(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -22,9 +31,9 @@ def pairs_of(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
         values (dict): For each measure the values, a row for each picture and a column for each method.
 
     Returns:
-        *pandas.DataFrame* with a row for each measure and pair that has pictures in common: the mean difference, its p
-        value by Wilcoxon's signed-rank test, and that value adjusted for the number of pairs of the measure by
-        Benjamini and Yekutieli.
+        *pandas.DataFrame* with a row for each measure and pair that has pictures in common: the mean difference,
+        the matched-pairs rank-biserial correlation as its effect size, its p value by Wilcoxon's signed-rank test, and
+        that value adjusted for the number of pairs of the measure by Benjamini and Yekutieli.
     """
     rows = []
     for measure, table in values.items():
@@ -33,11 +42,21 @@ def pairs_of(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
             both = table[[first, second]].dropna()
             difference = np.round((both[first] - both[second]).to_numpy(dtype=float), _DECIMALS)
             if len(difference):
-                p_value = signed_rank_p_value(difference)
-                tested.append((measure, first, second, len(difference), difference.mean(), p_value))
+                sizes = (difference.mean(), rank_biserial(difference), signed_rank_p_value(difference))
+                tested.append((measure, first, second, len(difference), *sizes))
         adjusted = false_discovery_control([row[-1] for row in tested], method="by") if tested else []
         rows += [(*row, value) for row, value in zip(tested, adjusted, strict=True)]
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def rank_biserial(differences: np.ndarray) -> float:
+    """The share of the ranks of positive differences minus that of negative ones, differences of 0 left out.
+
+    It is 1 where all are positive, -1 where all are negative, and 0 where there are none.
+    """
+    differences = differences[differences != 0]
+    ranks = rankdata(np.abs(differences))
+    return float((ranks * np.sign(differences)).sum() / ranks.sum()) if len(differences) else 0.0
 
 
 def signed_rank_p_value(differences: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from captum_fusion._maps import saliency_map
 from captum_fusion.metrics.coherency import adcc, coherency, complexity
 from captum_fusion.metrics.confidence import confidence_drop, confidence_increase
 from captum_fusion.metrics.curves import deletion, insertion
-from captum_fusion.metrics.localization import energy_pointing_game, pointing_game
+from captum_fusion.metrics.localization import energy_pointing_game, instances_reached, pointing_game
 from captum_fusion.metrics.means import DatasetMeans, Mean
 from captum_fusion.metrics.randomization import weight_randomization
 from captum_fusion.metrics.road import road
@@ -20,6 +20,7 @@ __all__ = [
     "deletion",
     "energy_pointing_game",
     "insertion",
+    "instances_reached",
     "pointing_game",
     "road",
     "saliency_map",

@@ -24,7 +24,7 @@ Explain = Callable[..., Any]
 def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive") -> Tensor:
     r"""Computes how much of the picture an attribution covers.
 
-    In symbols, for the saliency map m: the mean of m over its pixels; lower is better, as long as the map is faithful.
+    It is the mean of the saliency map over its pixels; lower is better, as long as the map is faithful.
 
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 
@@ -62,8 +62,12 @@ def coherency(
 ) -> Tensor:
     r"""Computes whether the method explains what it has kept of the input as it explains the input.
 
-    In symbols, for the saliency map m of the input x, the baseline b and the saliency map m' that the method gives for
-    m x + (1 - m) b: (1 + r) / 2 with Pearson's correlation r of m and m' over the pixels; higher is better.
+    In symbols, for the saliency map m of the input x, the saliency map m' that the method gives for m x + (1 - m) b,
+    the baseline b, and Pearson's correlation r over the pixels::
+
+        coherency = (1 + r(m, m')) / 2
+
+    Higher is better.
 
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 
@@ -144,8 +148,11 @@ def adcc(
 ) -> Tensor:
     r"""Computes ADCC, one number for how faithful, coherent and concise an attribution is.
 
-    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example:
-    3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity)); higher is better.
+    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example::
+
+        ADCC = 3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity))
+
+    Higher is better.
 
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 

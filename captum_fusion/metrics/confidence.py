@@ -26,9 +26,14 @@ def confidence_drop(
 ) -> Tensor:
     r"""Computes how much of the target's probability is lost when the attribution masks the input.
 
-    In symbols, for Y = P(x) and O = P(m x + (1 - m) b), m being the saliency map and b the baseline:
-    max(0, Y - O) / Y. Its mean over a dataset, in percent, is the Average Drop of Grad-CAM++
-    (https://arxiv.org/abs/1710.11063); lower is better.
+    In symbols, m being the saliency map, b the baseline and P the target's probability::
+
+        Y = P(x)
+        O = P(m x + (1 - m) b)
+        drop = max(0, Y - O) / Y
+
+    Its mean over a dataset, in percent, is the Average Drop of Grad-CAM++ (https://arxiv.org/abs/1710.11063); lower is
+    better.
 
     Args:
         {forward_func}
@@ -60,18 +65,19 @@ def confidence_drop(
         >>> confidence_drop(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    whole, masked = _probabilities(
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        activation,
-        sign,
-        perturbations_per_eval,
+    return drop(
+        *probabilities(
+            forward_func,
+            inputs,
+            attributions,
+            baselines,
+            additional_forward_args,
+            target,
+            activation,
+            sign,
+            perturbations_per_eval,
+        )
     )
-    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
 
 
 @documented
@@ -88,8 +94,13 @@ def confidence_increase(
 ) -> Tensor:
     r"""Computes whether the target's probability rises when the attribution masks the input.
 
-    In symbols, for Y = P(x) and O = P(m x + (1 - m) b), m being the saliency map and b the baseline: 1 if O > Y else
-    0; a difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
+    In symbols, m being the saliency map, b the baseline and P the target's probability::
+
+        Y = P(x)
+        O = P(m x + (1 - m) b)
+        increase = 1 if O > Y else 0
+
+    A difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
     (https://arxiv.org/abs/1710.11063); higher is better.
 
     Args:
@@ -122,32 +133,43 @@ def confidence_increase(
         >>> confidence_increase(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    whole, masked = _probabilities(
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        activation,
-        sign,
-        perturbations_per_eval,
+    return increase(
+        *probabilities(
+            forward_func,
+            inputs,
+            attributions,
+            baselines,
+            additional_forward_args,
+            target,
+            activation,
+            sign,
+            perturbations_per_eval,
+        )
     )
+
+
+def drop(whole: Tensor, masked: Tensor) -> Tensor:
+    """max(0, Y - O) / Y, 0/0 := 0."""
+    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
+
+
+def increase(whole: Tensor, masked: Tensor) -> Tensor:
+    """1 where O > Y beyond rounding, else 0."""
     return (contribution(masked, whole) > 0).to(whole.dtype)
 
 
-def _probabilities(
+def probabilities(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
     attributions: Tensor | tuple[Tensor | None, ...],
-    baselines: BaselineType,
-    additional_forward_args: object,
-    target: TargetType,
-    activation: Activation | None,
-    sign: Sign,
-    perturbations_per_eval: int | None,
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Y and O: the probability of the input as it is and masked."""
+    """Y and O: the probability of the input as it is and masked, from which both metrics follow."""
     maps = saliency_maps(inputs, attributions, sign)
     with scoring(
         forward_func,

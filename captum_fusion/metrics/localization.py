@@ -1,10 +1,11 @@
-"""Whether attributions lie on the object: the pointing games."""
+"""Whether attributions lie on the objects: the pointing games, and the instances that are reached."""
 
 from collections.abc import Callable, Sequence
 from math import ceil, floor
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
@@ -61,7 +62,11 @@ def energy_pointing_game(
     r"""Computes the share of the attribution that lies on the object.
 
     Its mean over a dataset is the energy-based pointing game of Score-CAM (https://arxiv.org/abs/1910.01279). In
-    symbols, for the saliency map m: the sum of m inside the region over the sum of m; 0 for a map of zeros.
+    symbols, for the saliency map m and the region B::
+
+        energy = sum_(p in B) m_p / sum_p m_p
+
+    It is 0 for a map of zeros.
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
@@ -94,6 +99,62 @@ def energy_pointing_game(
     return _per_region(share, attributions, regions, size, sign)
 
 
+@documented
+def instances_reached(
+    attributions: Tensor,
+    instances: Sequence[Regions],
+    size: tuple[int, ...] | None = None,
+    threshold: float = 0.5,
+    sign: Sign = "positive",
+) -> Tensor:
+    r"""Computes the share of the objects of a class to which the attribution points.
+
+    An object is reached where the saliency map has a peak on it: a pixel that none of its eight neighbours exceeds, and
+    whose value is at least the threshold. That local maxima tell instances of a class apart is what peak response maps
+    (https://arxiv.org/abs/1804.00880) rest on; unlike a wide map's values, they are not had by covering everything.
+
+    Args:
+        attributions (Tensor): Attributions of any method, (N, C, H, W) at the input's or at a layer's resolution, see
+            ``saliency_map``.
+        instances (list): For each example the regions of its objects, one for each object: a tensor of boxes (K, 4), a
+            tensor of dtype bool and shape (K, H, W) or a list of masks (H, W). See ``pointing_game``.
+        size (tuple[int, int], optional): The height and width of the image in which the regions lie. Default: None,
+            which means those of the attributions
+        threshold (float, optional): The least value of a peak, as a share of the map's maximum, in (0, 1].
+            Default: 0.5
+        {sign}
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1], NaN where there is no object.
+
+    Raises:
+        ValueError: If the attributions do not have two spatial axes, do not fit the size or hold NaN, if there are not
+            as many lists of regions as examples, if a region does not lie inside the image, or if the threshold is
+            outside its range.
+
+    Examples::
+
+        >>> attributions = torch.tensor([[[[4.0, 0.0, 3.0, 0.0, 1.0]] * 3]])
+        >>> boxes = torch.tensor([[0, 0, 1, 3], [2, 0, 3, 3], [4, 0, 5, 3]])
+        >>> instances_reached(attributions, [boxes])
+        tensor([0.6667])
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected a number in (0, 1]")
+    shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
+    if len(shape) != 2:
+        raise ValueError(f"The image has the shape {shape}; expected two spatial axes")
+    maps = saliency_map(attributions, shape, sign)
+    _check_count(instances, maps)
+    peaks = (maps >= threshold) & (maps == max_pool2d(maps, kernel_size=3, stride=1, padding=1))
+    values = maps.new_full((len(maps),), torch.nan)
+    for example, regions in enumerate(instances):
+        if len(regions):
+            masks = [_as_mask(r.unsqueeze(0) if r.dim() == 1 else r, shape, example).to(maps.device) for r in regions]
+            values[example] = sum((peaks[example, 0] & mask).any() for mask in masks) / len(masks)
+    return values
+
+
 def _per_region(
     measure: Callable[[Tensor, Tensor], Tensor],
     attributions: Tensor,
@@ -104,14 +165,18 @@ def _per_region(
     """The measure of each example's saliency map and region, NaN without a region."""
     shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
     maps = saliency_map(attributions, shape, sign)
-    if len(regions) != len(maps):
-        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+    _check_count(regions, maps)
     values = maps.new_full((len(maps),), torch.nan)
     for example, (saliency, region) in enumerate(zip(maps, regions, strict=True)):
         mask = _as_mask(region, shape, example).to(maps.device)
         if mask.any():
             values[example] = measure(saliency, mask)
     return values
+
+
+def _check_count(regions: Sequence[object] | Tensor, maps: Tensor) -> None:
+    if len(regions) != len(maps):
+        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
 
 
 def _as_mask(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-_NAMES = ("confidence_drop", "confidence_increase", "insertion", "deletion")
+_NAMES = ("confidence_drop", "confidence_increase", "insertion", "deletion", "road", "coherency", "complexity", "adcc")
+# What papers report in percent, and what they call it.
+_IN_PERCENT = {
+    "confidence_drop": "average_drop",
+    "confidence_increase": "average_increase",
+    "coherency": "coherency",
+    "complexity": "complexity",
+    "adcc": "adcc",
+}
 
 
 class Mean(NamedTuple):
@@ -24,8 +32,9 @@ class DatasetMeans:
     """Collects metrics batch by batch and gives what papers report.
 
     Average Drop and Average Increase, in percent, are the means of ``confidence_drop`` and ``confidence_increase``
-    times 100; overall is the mean of insertion minus deletion, example by example. The values are kept and summed
-    exactly, so that the result does not depend on how the examples were divided into batches or processes.
+    times 100; so are coherency, complexity and ADCC. Overall is the mean of insertion minus deletion, example by
+    example. The values are kept and summed exactly, so that the result does not depend on how the examples were divided
+    into batches or processes.
 
     Examples::
 
@@ -45,6 +54,10 @@ class DatasetMeans:
         confidence_increase: Tensor | None = None,
         insertion: Tensor | None = None,
         deletion: Tensor | None = None,
+        road: Tensor | None = None,
+        coherency: Tensor | None = None,
+        complexity: Tensor | None = None,
+        adcc: Tensor | None = None,
     ) -> None:
         """Adds the metrics of a batch.
 
@@ -53,11 +66,16 @@ class DatasetMeans:
             confidence_increase (Tensor, optional): Shape (N,). Default: None
             insertion (Tensor, optional): Shape (N,). Default: None
             deletion (Tensor, optional): Shape (N,). Default: None
+            road (Tensor, optional): Shape (N,). Default: None
+            coherency (Tensor, optional): Shape (N,). Default: None
+            complexity (Tensor, optional): Shape (N,). Default: None
+            adcc (Tensor, optional): Shape (N,). Default: None
 
         Raises:
             ValueError: If the metrics are not of the same examples, or if one is not finite.
         """
-        batch = dict(zip(_NAMES, (confidence_drop, confidence_increase, insertion, deletion), strict=True))
+        metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc)
+        batch = dict(zip(_NAMES, metrics, strict=True))
         given = {name: values for name, values in batch.items() if values is not None}
         shapes = {name: tuple(values.shape) for name, values in given.items()}
         if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
@@ -84,16 +102,14 @@ class DatasetMeans:
         """The means with their standard errors.
 
         Returns:
-            *dict* of average_drop and average_increase in percent, insertion, deletion and overall, as far as they
-            were given.
+            *dict* of average_drop, average_increase, coherency, complexity and adcc in percent, insertion, deletion,
+            overall and road, as far as they were given.
         """
-        scales = {"confidence_drop": ("average_drop", 100), "confidence_increase": ("average_increase", 100)}
-        means = {}
-        for name, values in self.values.items():
-            if values:
-                shown, scale = scales.get(name, (name, 1))
-                means[shown] = mean_of([scale * value for value in values])
-        return means
+        return {
+            _IN_PERCENT.get(name, name): mean_of([(100 if name in _IN_PERCENT else 1) * value for value in values])
+            for name, values in self.values.items()
+            if values
+        }
 
 
 def mean_of(values: list[float]) -> Mean:

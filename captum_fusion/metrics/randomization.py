@@ -35,8 +35,8 @@ def weight_randomization(
 
     An attribution that shows what the model has learned has to change; one that stays shows the edges of the picture.
     The weights are randomized module by module from the output to the input, as the modules are registered, each with
-    those before it ("cascading") or alone ("independent"). In symbols, for the saliency maps m before and m' after:
-    Spearman's rank correlation of m and m' over the pixels, near 0 where the attribution depends on the weights.
+    those before it ("cascading") or alone ("independent"). The value is Spearman's rank correlation over the pixels of
+    the saliency maps before and after, near 0 where the attribution depends on the weights.
 
     A module is randomized by its own ``reset_parameters``, or, where it has none, by a normal distribution with the
     mean and the standard deviation of each parameter. The model's parameters, buffers and the random state are as they

@@ -41,8 +41,12 @@ def road(
 
     Removed pixels become a noisy mean of their neighbours (noisy linear imputation, see
     ``captum_fusion.functional.impute``), so that the model sees neither a black shape nor, from the shape, the class.
-    In symbols, for the input x_q whose share q of the pixels is removed, most relevant first (M) or least relevant
-    first (L), and the probability P of the target: the mean over q of P(x_q), and combined (L - M) / 2.
+    In symbols, for the input x_q without the share q of its pixels, of which the most relevant ones go first, or the
+    least relevant ones in x_q', and the probability P of the target::
+
+        M = mean_q P(x_q)
+        L = mean_q P(x_q')
+        combined = (L - M) / 2
 
     More details can be found in the paper: https://arxiv.org/abs/2202.00449
 

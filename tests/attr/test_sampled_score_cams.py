@@ -9,6 +9,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
+from captum_fusion._surrogate import Surrogate, final
 from tests import straight_line
 from tests.cases import TARGETS, case
 from tests.conftest import SmallNet
@@ -121,6 +122,37 @@ def test_memory_is_bounded_by_the_rows_of_one_evaluation(
     assert max(sizes) == 6
     # Five live channels and the blank for each image and sample.
     assert 3 + 3 * 6 * 5 <= sum(sizes) <= 3 + 3 * 6 * 5 + 6
+
+
+@pytest.mark.parametrize("algorithm", SAMPLED)
+def test_within_the_tolerance_in_fewer_passes(algorithm: type[LayerScoreCam], images: Tensor) -> None:
+    torch.manual_seed(0)
+    wide = SmallNet(channels=150).eval()
+    options: dict[str, Any] = {"samples": 3} | ({"stdev": 0.3} if algorithm is LayerSSCam else {})
+    exact = algorithm(wide, wide.features, **options).attribute(images, target=1)
+    recorder = Recorder(wide)
+    attributions, errors = algorithm(recorder, wide.features, tolerance=0.1, **options).attribute(
+        images, target=1, return_error_estimate=True
+    )
+    assert len(recorder.rows) < 3 * 3 * 120
+    assert errors.le(0.1).all()
+    assert (final(attributions.flatten(1)) - final(exact.flatten(1))).abs().amax(1).le(0.1).all()
+
+
+def test_the_regression_knows_the_mean_score_of_the_whole_input(
+    net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # f(x / 2) and f(x), where Score-CAM has f(x) alone.
+    given: list[Tensor] = []
+
+    class Observed(Surrogate):
+        def __init__(self, activations: Tensor, blank: Tensor, whole: Tensor, tolerance: float) -> None:
+            given.append(whole)
+            super().__init__(activations, blank, whole, tolerance)
+
+    monkeypatch.setattr("captum_fusion.attr.score_cam.Surrogate", Observed)
+    LayerISCam(net, net.features, samples=2, tolerance=0.1).attribute(images, target=1)
+    torch.testing.assert_close(torch.cat(given), (net(images / 2) + net(images))[:, 1].detach() / 2)
 
 
 @pytest.mark.parametrize("algorithm", SAMPLED)

@@ -163,15 +163,15 @@ def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
     def classifier(*categories: str) -> Classifier:
         return Classifier("fish", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
 
-    assert classes_of_labels(source, classifier("goldfish", "hen", "tiger cat"), 3, False) == {0: 2, 1: 0}
+    assert classes_of_labels(source, classifier("goldfish", "hen", "tiger cat"), 3, False) == {0: (2,), 1: (0,)}
     # As many classes as the model, but in another order: names decide, whether or not order may.
     for by_order in (False, True):
-        assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: 1, 1: 0}
+        assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: (1,), 1: (0,)}
     with pytest.raises(ValueError, match=r"There is no category 'goldfish'. Close: goldfinch"):
         classes_of_labels(source, classifier("tiger cat", "goldfinch"), 2, False)
     with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
         classes_of_labels(source, classifier(), 2, False)
-    assert classes_of_labels(source, classifier(), 2, True) == {0: 0, 1: 1}
+    assert classes_of_labels(source, classifier(), 2, True) == {0: (0,), 1: (1,)}
     with pytest.raises(ValueError, match="the model has 3 classes, the pictures have 2"):
         classes_of_labels(source, classifier(), 3, True)
 
@@ -184,4 +184,4 @@ def test_folders_named_by_index_or_wordnet_id(tmp_path: Path) -> None:
     imagenet = load_classifier("squeezenet1_1", "none")
     assert imagenet.category(1) == "goldfish"
     assert imagenet.category(282) == "tiger cat"
-    assert classes_of_labels(source, imagenet, 1000, False) == {0: 2, 1: 1, 2: 282}
+    assert classes_of_labels(source, imagenet, 1000, False) == {0: (2,), 1: (1,), 2: (282,)}

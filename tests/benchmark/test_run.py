@@ -16,14 +16,23 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
-from torch import distributed
+from torch import Tensor, distributed
 
-from captum_fusion import LayerFusionCam, LayerXGradCam, cli
+from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam, cli
 from captum_fusion._models import load_classifier
-from captum_fusion.benchmark import NothingExplainedError, report
+from captum_fusion.benchmark import NothingExplainedError, _judge, report
 from captum_fusion.benchmark._records import Shard
 from captum_fusion.benchmark._team import team
-from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
+from captum_fusion.metrics import (
+    adcc,
+    coherency,
+    complexity,
+    confidence_drop,
+    confidence_increase,
+    deletion,
+    insertion,
+    road,
+)
 from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, records
 from tests.conftest import forked
 
@@ -56,6 +65,85 @@ def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) ->
             ):
                 expected = metric(model, inputs, attributions, target=target, **options).item()
                 assert record[metric.__name__] == pytest.approx(expected, abs=1e-6)
+
+
+ADDED: dict[str, Any] = {"metrics": ["confidence_increase", "adcc", "road"], "methods": ["grad-cam", "score-cam"]}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_records_hold_what_the_metrics_for_methods_and_orders_give(pictures: Path, tmp_path: Path) -> None:
+    bench(pictures, tmp_path / "out", **OPTIONS | ADDED, limit=1)
+    classifier = load_classifier(MODEL)
+    model, layer = classifier.model, classifier.model.relu
+    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(pictures / "0.jpg")))
+    target = int(model(inputs).argmax())
+    for record in records(tmp_path / "out"):
+        method = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam}[record["method"]](model, layer)
+        attributions = method.attribute(inputs, target=target)
+        expected = {
+            "confidence_drop": confidence_drop(model, inputs, attributions, target=target),
+            "confidence_increase": confidence_increase(model, inputs, attributions, target=target),
+            "coherency": coherency(method, inputs, attributions, target=target),
+            "complexity": complexity(attributions, (224, 224)),
+            "adcc": adcc(model, method, inputs, attributions, target=target),
+            "road": road(model, inputs, attributions, target=target),
+            "road_most": road(model, inputs, attributions, target=target, order="most"),
+            "road_least": road(model, inputs, attributions, target=target, order="least"),
+        }
+        for name, value in expected.items():
+            assert record[name] == pytest.approx(value.item(), abs=1e-6)
+        assert "insertion" not in record
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_map_that_two_methods_share_is_judged_once(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        judged.append(len(args[1]))
+        return deletion(*args, **kwargs)
+
+    monkeypatch.setattr(_judge, "deletion", counted)
+    methods = ["grad-cam", "score-cam", "fusion-cam", "fusion-cam:raw"]
+    options = OPTIONS | {"methods": methods, "metrics": ["deletion"], "limit": 2, "batch_size": 2}
+    folder = bench(pictures, tmp_path / "out", **options, stages=True)
+    assert len(records(folder)) == 2 * (2 + 2 * 5)
+    # The four methods and what they denoise and combine, which rounding may tell apart; not each of the twelve.
+    assert 5 <= len(judged) <= 7
+    assert set(judged) == {2}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_compiled_model_gives_the_same_records(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def as_compiled(model: torch.nn.Module, **options: Any) -> Any:
+        assert options == {"options": {"freezing": True}}
+
+        def compiled(inputs: Tensor) -> Tensor:
+            ran.append(len(inputs))
+            return model(inputs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", as_compiled)
+    options = OPTIONS | {"methods": ["grad-cam", "score-cam"], "limit": 1}
+    values = [
+        [
+            {name: value for name, value in record.items() if name not in ("seconds", "compile")}
+            for record in records(bench(pictures, tmp_path / str(asked), **options, compile=asked))
+        ]
+        for asked in (False, True)
+    ]
+    assert values[0] == values[1]
+    assert ran
+    assert {record["compile"] for record in records(tmp_path / "True")} == {True}
+    with pytest.raises(ValueError, match="with compile = True, not False"):
+        bench(pictures, tmp_path / "True", **options)
 
 
 def test_summary(pictures: Path, tmp_path: Path) -> None:
@@ -248,11 +336,20 @@ def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
     options = OPTIONS | {"methods": ["score-cam", "union-cam", "fusion-cam:raw"], "limit": 2}
     bench(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
     methods = pd.read_csv(tmp_path / "out" / "summary.csv")["method"].tolist()
-    stages = ["gradient", "denoised", "region", "combined"]
-    fused = [f"fusion-cam:raw {percentile}%" for percentile in (5, 20)]
-    expected = ["score-cam", "union-cam 5%", "union-cam 20%", *fused]
-    expected += [f"{label} {stage}" for label in fused for stage in stages]
-    assert sorted(methods) == sorted(expected)
+    # Stage by stage, and what no percentile or weighting changes is there once.
+    assert methods == [
+        "score-cam",
+        "union-cam 5%",
+        "union-cam 20%",
+        "fusion-cam gradient",
+        "fusion-cam 5% denoised",
+        "fusion-cam 20% denoised",
+        "fusion-cam region",
+        "fusion-cam:raw 5% combined",
+        "fusion-cam:raw 20% combined",
+        "fusion-cam:raw 5%",
+        "fusion-cam:raw 20%",
+    ]
     of = {
         (record["method"], record["percentile"], record["stage"], record["image"]): record["map"]
         for record in records(tmp_path / "out")
@@ -316,7 +413,7 @@ def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> No
         ({"batch_size": True}, "batch_size is True; expected a whole number"),
         ({"device": "gpu"}, "device is 'gpu', which cannot be used"),
         ({"models": [MODEL, MODEL]}, "with layer relu and weights default is given twice"),
-        ({"metrics": ["pointing_game"]}, "The pointing games need boxes"),
+        ({"metrics": ["pointing_game"]}, "The pointing games and instances_reached need boxes"),
     ],
 )
 def test_refuses_before_any_record(pictures: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from captum_fusion.benchmark import report
-from captum_fusion.benchmark._statistics import signed_rank_p_value
+from captum_fusion.benchmark._statistics import rank_biserial, signed_rank_p_value
 from tests.benchmark.conftest import made_up
 
 
@@ -50,6 +50,14 @@ def test_five_times_better_of_five_is_one_way_in_sixteen() -> None:
     # All five up or all five down, of 32. The normal approximation would call it significant.
     assert signed_rank_p_value(np.ones(5)) == 2 / 32
     assert signed_rank_p_value(np.zeros(5)) == 1
+
+
+def test_the_effect_size_weighs_each_picture_by_the_rank_of_its_difference() -> None:
+    # Ranks 1 to 4, of which 1 and 3 speak against: 6 - 4 of 10.
+    assert rank_biserial(np.array([-0.1, 0.2, -0.3, 0.4, 0.0])) == pytest.approx(0.2)
+    assert rank_biserial(np.array([0.5, 0.1])) == 1
+    assert rank_biserial(np.array([-0.5])) == -1
+    assert rank_biserial(np.zeros(3)) == 0
 
 
 def test_without_ties_and_with_many_it_is_scipys() -> None:

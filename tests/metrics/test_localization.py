@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from captum_fusion.metrics import energy_pointing_game, pointing_game
+from captum_fusion.metrics import energy_pointing_game, instances_reached, pointing_game
 
 
 @pytest.fixture
@@ -83,3 +83,36 @@ def test_refuses(attributions: Tensor, regions: list[Tensor], message: str) -> N
     for metric in (pointing_game, energy_pointing_game):
         with pytest.raises(ValueError, match=message):
             metric(attributions, regions)
+
+
+def test_an_instance_is_reached_by_a_peak_of_half_the_maximum() -> None:
+    """Peaks of 4, 2 and 1; a slope from the first one reaches into the second instance, which does not count."""
+    maps = torch.tensor([[[[4.0, 3.0, 0.0, 2.0, 0.0, 1.0]] * 4]])
+    boxes = torch.tensor([[0, 0, 1, 4], [1, 0, 3, 4], [3, 0, 4, 4], [5, 0, 6, 4]])
+    assert instances_reached(maps, [boxes]).item() == pytest.approx(2 / 4)
+    assert instances_reached(maps, [boxes], threshold=0.6).item() == pytest.approx(1 / 4)
+    assert instances_reached(maps, [boxes], threshold=0.25).item() == pytest.approx(3 / 4)
+    masks = torch.zeros(4, 4, 6, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    for regions in (masks, list(masks)):
+        assert instances_reached(maps, [regions]).item() == pytest.approx(2 / 4)
+
+
+def test_instances_are_counted_for_each_example_and_zeros_reach_none() -> None:
+    maps = torch.zeros(3, 1, 4, 6)
+    maps[1:, :, 1, 2] = 1
+    boxes = torch.tensor([[2, 1, 3, 2]])
+    reached = instances_reached(maps, [boxes, boxes, torch.empty(0, 4)])
+    assert reached[:2].tolist() == [0, 1]
+    assert reached[2].isnan()
+
+
+def test_instances_refuse() -> None:
+    maps = torch.rand(2, 1, 4, 6)
+    with pytest.raises(ValueError, match="regions hold 1 examples; expected one for each of 2"):
+        instances_reached(maps, [torch.tensor([[0, 0, 1, 1]])])
+    with pytest.raises(ValueError, match=r"threshold is 0; expected a number in \(0, 1\]"):
+        instances_reached(maps, [torch.empty(0, 4)] * 2, threshold=0)
+    with pytest.raises(ValueError, match="expected two spatial axes"):
+        instances_reached(maps[:, :, 0], [torch.empty(0, 4)] * 2)

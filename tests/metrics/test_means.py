@@ -54,6 +54,14 @@ def test_metrics_that_were_not_given_are_left_out() -> None:
     assert math.isnan(means.compute()["insertion"].standard_error)
 
 
+def test_what_else_papers_report() -> None:
+    means = DatasetMeans()
+    numbers = torch.tensor([0.25, 0.75])
+    means.update(road=numbers, coherency=numbers, complexity=numbers, adcc=numbers)
+    found = {name: mean.mean for name, mean in means.compute().items()}
+    assert found == {"road": 0.5, "coherency": 50, "complexity": 50, "adcc": 50}
+
+
 def test_refuses() -> None:
     means = DatasetMeans()
     with pytest.raises(ValueError, match=r"\(2,\).*\(3,\).*expected one value for each example"):

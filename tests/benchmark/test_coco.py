@@ -1,0 +1,137 @@
+"""Annotation files of COCO's form, on a tiny tree of its layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captum_fusion.benchmark._images import find_pictures
+from tests.benchmark.conftest import bench, records, save_picture
+from tests.conftest import SmallNet
+
+MODEL = "tests.benchmark.test_coco:two_things"
+
+
+def two_things() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet(classes=2)
+
+
+def annotation(image: int, category: int, box: list[float], **more: Any) -> dict[str, Any]:
+    return {"id": image * 10 + category, "image_id": image, "category_id": category, "bbox": box} | more
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """Three pictures of 300 by 240 pixels: two cups and a fork, the crowd of forks, and nothing."""
+    whole = [[0, 0, 300, 0, 300, 240, 0, 240]]
+    return {
+        "images": [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": "c.jpg"}],
+        "categories": [{"id": 48, "name": "fork"}, {"id": 47, "name": "cup"}],
+        "annotations": [
+            annotation(3, 47, [0, 0, 300, 240], segmentation=whole),
+            annotation(3, 48, [100, 100, 50, 50], segmentation=[]),
+            annotation(7, 48, [0, 0, 300, 240], segmentation={"counts": [0, 72000], "size": [240, 300]}, iscrowd=1),
+        ],
+    }
+
+
+def write(root: Path, content: object) -> str:
+    file = root / "annotations" / "instances_val2017.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    for index, name in enumerate("abc"):
+        save_picture(root / "val2017" / f"{name}.jpg", index)
+    return f"coco:{file}"
+
+
+def test_pictures_labels_boxes_and_outlines(content: dict[str, Any], tmp_path: Path) -> None:
+    source = find_pictures(write(tmp_path, content))
+    assert source.categories == ("cup", "fork")
+    assert [(picture.name, picture.labels) for picture in source.pictures] == [
+        ("a.jpg", (0, 1)),
+        ("b.jpg", (1,)),
+        ("c.jpg", ()),
+    ]
+    cup, fork = source.pictures[0].instances or ()
+    assert (cup.box, cup.crowd) == ((0, 0, 300, 240), False)
+    assert cup.outline is not None
+    assert fork.box == (100, 100, 150, 150)
+    assert fork.outline is None
+    assert (source.pictures[1].instances or ())[0].crowd
+    # Beside the file, as other tools write it.
+    (tmp_path / "val2017" / "all.json").write_text(json.dumps(content))
+    beside = find_pictures(f"coco:{tmp_path / 'val2017' / 'all.json'}")
+    assert [picture.file for picture in beside.pictures] == [picture.file for picture in source.pictures]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, Any], tmp_path: Path) -> None:
+    images = write(tmp_path, content)
+    metrics = ["pointing_game", "mask_pointing_game", "mask_energy_pointing_game", "instances_reached"]
+    options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
+    options |= {"metrics": metrics, "labels_by_order": True, "target": "label"}
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures, such as c.jpg, show nothing that a class names"):
+        found = {
+            (record["image"], record["requested"]): [record[name] for name in metrics]
+            for record in records(bench(images, tmp_path / "out", **options))
+        }
+    # The cup is everywhere. The fork is in the middle, without an outline. The crowd of forks is no single object.
+    assert found == {
+        ("a.jpg", "0"): [1, 1, pytest.approx(1), 1],
+        ("a.jpg", "1"): [1, None, None, 1],
+        ("b.jpg", "1"): [1, 1, pytest.approx(1), None],
+    }
+
+
+def thousand_things() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet(classes=1000)
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captum_fusion import _models
+
+    # A model with ImageNet's categories: a coffee mug and a cup are cups, and no class is a fork.
+    categories = _models.imagenet_categories()
+    monkeypatch.setattr(_models, "_from_callable", lambda _: (thousand_things(), _models._IMAGENET, categories))
+    options: dict[str, Any] = {"models": ["any:thing"], "layers": ["relu"], "methods": ["grad-cam"]}
+    options |= {"metrics": ["pointing_game"], "target": "best-label"}
+    images = write(tmp_path, content)
+    with pytest.warns(UserWarning, match="2 of 3 pictures, such as b.jpg"):
+        (record,) = records(bench(images, tmp_path / "out", **options))
+    assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
+    classifier = _models.load_classifier("any:thing")
+    from PIL import Image
+
+    with Image.open(tmp_path / "val2017" / "a.jpg") as picture:
+        scores = classifier.scores(classifier.preprocessing.normalize(classifier.preprocessing.crop(picture)))[0]
+    assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))
+    assert record["pointing_game"] == 1
+    content["annotations"] = content["annotations"][1:]
+    with pytest.raises(ValueError, match="show nothing that a class names; expected pictures of what"):
+        bench(write(tmp_path, content), tmp_path / "none", **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"d.jpg is neither in .*annotations nor in .*val2017"),
+        ({"categories": []}, "which cannot be read: KeyError"),
+        (
+            {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation={"counts": "PP", "size": [240, 300]})]},
+            "has compressed run lengths; expected polygons or a list of numbers",
+        ),
+    ],
+)
+def test_refuses(content: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    if "images" in change:
+        content["annotations"] = []
+    with pytest.raises(ValueError, match=message):
+        find_pictures(write(tmp_path, content | change))

@@ -1,0 +1,83 @@
+from itertools import chain
+
+import pytest
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+from captum_fusion._models import imagenet_categories
+from captum_fusion.benchmark._objects import IMAGENET_CLASSES, imagenet_classes
+
+COCO = [name for name in FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:] if name != "N/A"]
+VOC = FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:]
+
+
+def test_every_category_of_coco_and_voc_is_there() -> None:
+    assert list(IMAGENET_CLASSES) == COCO
+    classes = imagenet_classes(VOC)
+    assert classes is not None
+    assert len(classes) == 20
+    assert imagenet_classes(["dog", "unicorn"]) is None
+
+
+def test_each_class_names_one_category() -> None:
+    indices = list(chain.from_iterable(IMAGENET_CLASSES.values()))
+    assert len(indices) == len(set(indices))
+    assert all(0 <= index < 1000 for index in indices)
+
+
+def test_those_without_a_class_are_known() -> None:
+    none = [name for name, indices in IMAGENET_CLASSES.items() if not indices]
+    assert none == [
+        "person",
+        "fire hydrant",
+        "stop sign",
+        "giraffe",
+        "suitcase",
+        "frisbee",
+        "snowboard",
+        "kite",
+        "baseball bat",
+        "baseball glove",
+        "skateboard",
+        "surfboard",
+        "wine glass",
+        "fork",
+        "carrot",
+        "donut",
+        "cake",
+        "potted plant",
+        "toilet",
+        "oven",
+        "scissors",
+        "toothbrush",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("category", "names"),
+    [
+        ("dog", ["Chihuahua", "golden retriever", "Mexican hairless"]),
+        ("bird", ["cock", "great grey owl", "black grouse", "black swan", "white stork", "albatross"]),
+        ("cat", ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"]),
+        ("bear", ["brown bear", "American black bear", "ice bear", "sloth bear"]),
+        ("aeroplane", ["airliner", "warplane"]),
+        ("tvmonitor", ["monitor", "television"]),
+        ("sofa", ["studio couch"]),
+        ("motorbike", ["moped", "motor scooter"]),
+    ],
+)
+def test_classes_by_their_names(category: str, names: list[str]) -> None:
+    classes = imagenet_classes([category])
+    assert classes is not None
+    assert {imagenet_categories().index(name) for name in names} <= set(classes[0])
+
+
+def test_no_class_is_of_something_else_with_the_categorys_name() -> None:
+    named = {imagenet_categories()[index] for index in chain.from_iterable(IMAGENET_CLASSES.values())}
+    # A carpenter's tool, part of a car, what a dog wears, wild dogs, large cats, and a dish.
+    assert not named & {"plane", "car wheel", "muzzle", "dingo", "timber wolf", "lynx", "tiger", "hot pot"}
+    # Every class that COCO itself has a word for by the same name.
+    same = {name for name in imagenet_categories() if name in COCO}
+    assert same <= named
+    # But for the kite, which is a bird there and a toy here.
+    assert imagenet_categories().index("kite") in IMAGENET_CLASSES["bird"]
