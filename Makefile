@@ -18,7 +18,7 @@ $(VENV)/%: pyproject.toml | $(VENV)/bin/uv
 	touch $@
 
 demo: $(VENV)/demo
-	$(BIN)/captum-fusion explain --target espresso --target "Egyptian cat" --methods grad-cam score-cam fusion-cam \
+	$(BIN)/captum-fusion explain --target espresso --target "Egyptian cat" --methods grad-cam score-cam fusion-cam --tolerance 0.05 \
 	  --output demo/fusion_cam.png --force
 
 test: $(VENV)/test
