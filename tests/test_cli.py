@@ -161,7 +161,7 @@ def test_a_binary_classifier(photograph: Path, tmp_path: Path) -> None:
 
 def test_a_layer_of_tokens(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", str(photograph), "--model", "timm:test_vit", "--weights", "none", "--methods", "grad-cam"]
-    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3"]
+    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3", "--force"]
     for grid, size in (([], "10x10"), (["--grid", "5", "20"], "5x20")):
         assert run([*arguments, *grid]) == 0
         assert f"by the layer blocks.3, 64 channels of {size}, a view of tokens" in capsys.readouterr().out
@@ -482,26 +482,23 @@ sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
         captum_fusion.LayerFusoinCam  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("package", "modules"), [("cyclopts", ["cli", "_settings"]), ("matplotlib", ["_job", "_picture"])]
-)
 def test_says_which_extra_is_missing(
-    photograph: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    package: str,
-    modules: list[str],
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A module that is None in sys.modules cannot be imported, as if it were not installed.
-    monkeypatch.setitem(sys.modules, package, None)
-    for module in modules:
-        monkeypatch.delitem(sys.modules, f"captum_fusion.{module}", raising=False)
-    monkeypatch.setattr(sys, "argv", ["captum-fusion", "explain", str(photograph)])
+    def without(package: str, *modules: str) -> None:
+        # A module that is None in sys.modules cannot be imported, as if it were not installed.
+        monkeypatch.setitem(sys.modules, package, None)
+        for module in modules:
+            monkeypatch.delitem(sys.modules, f"captum_fusion.{module}", raising=False)
+
+    without("matplotlib", "_job", "_picture")
+    assert run(["explain", str(photograph)]) == cli.REFUSED
+    without("cyclopts", "cli", "_settings")
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2
-    (line,) = lines_of(capsys)
-    assert f"the command needs the package {package}: pip install 'captum-fusion[cli]'" in line
+    assert end.value.code == cli.REFUSED
+    needed = "captum-fusion: the command needs the package {}: pip install 'captum-fusion[cli]'"
+    assert lines_of(capsys) == [needed.format("matplotlib"), needed.format("cyclopts")]
 
 
 built: list[SmallNet] = []
@@ -531,9 +528,9 @@ def test_many_pictures_are_explained_by_one_model(
     # What is given twice is explained once; what has the same name is numbered.
     assert [line.split(": ")[0] for line in lines[:-1]] == ["a/cat.png", "b/cat.png", "a/ca t ü.png", "-odd.png"]
     assert lines[-1] == "4 of 4 pictures explained"
-    names = ["-odd", "ca t ü", "cat", "cat-2"]
-    assert sorted(file.name for file in Path("seen").iterdir()) == [f"{name}.png" for name in names]
-    assert sorted(file.name for file in Path("maps").iterdir()) == [f"{name}.npz" for name in names]
+    names = {"-odd", "ca t ü", "cat", "cat-2"}
+    assert {file.name for file in Path("seen").iterdir()} == {f"{name}.png" for name in names}
+    assert {file.name for file in Path("maps").iterdir()} == {f"{name}.npz" for name in names}
     assert "b/cat.png: 1 " in lines[1]
     assert lines[1].endswith("; explained in seen/cat-2.png")
     for name, image in (("cat", "a/cat.png"), ("cat-2", "b/cat.png")):
@@ -660,7 +657,7 @@ def test_settings_reach_the_maps(photograph: Path, tmp_path: Path) -> None:
         if options:
             assert str(metadata[name]) in (options[1], f"{options[1]}.0")
     # More of the gradient map is left out.
-    assert (maps["percentile"] == 0).mean() >= 0.6 > (maps["default"] == 0).mean()
+    assert (maps["percentile"] == 0).mean() > 0.55 > (maps["default"] == 0).mean()
 
 
 def test_methods_are_listed_with_what_their_classes_say(capsys: pytest.CaptureFixture[str]) -> None:
