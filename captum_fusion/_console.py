@@ -40,13 +40,13 @@ def progress_bar(of: str) -> Iterator[Callable[[str], None]]:
     )
     shown = console.is_terminal
     with Bar(*columns, console=console, transient=True, disable=not shown, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=None)
-        now = ""
+        now, task = "", bar.add_task(of, total=None)
 
         def begin(what: str) -> None:
-            nonlocal now
+            nonlocal now, task
             now = f"{of}{what}"
-            bar.reset(task, description=now, total=None)
+            bar.remove_task(task)
+            task = bar.add_task(now, total=None)
 
         def move(progress: Progress) -> None:
             description = f"{now}, {progress.note}" if progress.note else now

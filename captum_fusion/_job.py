@@ -103,6 +103,7 @@ class Job:
 
     def _explained(self, explainer: Explainer, image: Path | None, begin: Callable[[str], None]) -> list[Explanation]:
         """An explanation for each target."""
+        begin("the prediction")
         picture = explainer.open(image)
         classes = len(picture.prediction.probabilities)
         explain = partial(
@@ -119,7 +120,8 @@ class Job:
             for method in self.methods:
                 begin(method)
                 explain(target, [method])
-            begin("fusion-cam")
+            if not self.methods:
+                begin("fusion-cam")
             explanations.append(explain(target, self.methods))
         return explanations
 
