@@ -59,10 +59,8 @@ def explain(
 ) -> int:
     """Explain pictures: which of their parts speak for a class.
 
-    ```
-    captum-fusion explain cat.jpg -m resnet50 -t "tiger cat" -t tabby -o cat.png
-    captum-fusion explain *.jpg --methods grad-cam score-cam --tolerance 0.05
-    ```
+    - ``captum-fusion explain cat.jpg -m resnet50 -t "tiger cat" -t tabby``
+    - ``captum-fusion explain *.jpg --methods grad-cam score-cam -o explained``
 
     Args:
         images: The pictures. Without any, what the demo extra brings: photographs of a cup of espresso and of a cat,
