@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo test test-lowest lint docs tutorials benchmark evidence clean
+.PHONY: demo page test test-lowest lint docs tutorials benchmark evidence clean
 
 # One environment, to which each target adds the extra that it needs: $(VENV)/demo has the extra `demo`. uv installs it
 # in a fraction of pip's time; installed again only when the project file changes.
@@ -20,6 +20,9 @@ $(VENV)/%: pyproject.toml | $(VENV)/bin/uv
 demo: $(VENV)/demo
 	$(BIN)/captum-fusion explain --target espresso --target "Egyptian cat" --methods grad-cam score-cam fusion-cam --tolerance 0.05 \
 	  --output demo/fusion_cam.png --force
+
+page: $(VENV)/page
+	$(BIN)/captum-fusion page
 
 test: $(VENV)/test
 	$(BIN)/pytest -n 2 --dist worksteal --cov

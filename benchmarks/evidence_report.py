@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence_statistics import SIGNIFICANT, Difference, difference, holm, interval, verdict
-from benchmarks.evidence_variants import PUBLISHED, VARIANTS
+from benchmarks.evidence_variants import NARROWER, PUBLISHED, REGION, VARIANTS, WIDER
 from captum_fusion._files import write_whole
 from captum_fusion._picture import rendered
 from captum_fusion.benchmark._measures import MEASURES
@@ -295,26 +295,53 @@ def tolerance_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def variants_table(file: Path) -> str:
-    """Variants of the fusion: chosen on one half of the pictures, judged on the other."""
+def variants(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The lines of the variants' file, in the order of the pictures, and the drop of each variant in percent."""
     lines = sorted((json.loads(line) for line in file.open(encoding="utf-8")), key=lambda line: str(line["image"]))
     names = [name for name in lines[0] if name != "image"]
-    drops = {name: 100 * np.array([line[name]["confidence_drop"] for line in lines]) for name in names}
+    return lines, {name: 100 * np.array([line[name]["confidence_drop"] for line in lines]) for name in names}
+
+
+def coverage_table(file: Path) -> str:
+    """Fusion-CAM against Score-CAM as they are, and where one has the coverage of the other."""
+    lines, drops = variants(file)
+    table = ["| Fusion-CAM | Score-CAM | n | average drop | | advantage | effect | p |"]
+    table += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    pairs = {("as it is", "as it is"): (PUBLISHED, REGION)}
+    pairs |= {("as it is", "as wide as Fusion-CAM"): (PUBLISHED, WIDER)}
+    pairs |= {("as narrow as Score-CAM", "as it is"): (NARROWER, REGION)}
+    found = holm({" ".join(shown): difference(*(drops[name] for name in pair), False) for shown, pair in pairs.items()})
+    for shown, (first, second) in pairs.items():
+        each = found[" ".join(shown)]
+        cells = [*shown, str(len(lines)), f"{drops[first].mean():.1f}", f"{drops[second].mean():.1f}"]
+        cells += [
+            f"{each.mean:+.1f} ({each.low:+.1f} to {each.high:+.1f})",
+            f"{each.effect:+.2f}",
+            f"{each.p_value:.2g}",
+        ]
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(table)
+
+
+def variants_table(file: Path) -> str:
+    """Variants of the fusion: chosen on one half of the pictures, judged on the other."""
+    lines, drops = variants(file)
+    names = [name for name in drops if name not in (WIDER, NARROWER)]
     published = drops[PUBLISHED][1::2]
     found = holm({name: difference(drops[name][1::2], published, higher=False) for name in names if name != PUBLISHED})
     table = [
-        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd half | p | overall |",
+        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd | p | overall, odd |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name in names:
         covered = 100 * np.mean([line[name]["complexity"] for line in lines])
-        overall = [line[name]["overall"] for line in lines[1::2] if "overall" in line[name]]
+        overall = np.mean([line[name]["overall"] for line in lines[1::2]])
         cells = [f"{covered:.1f}", f"{drops[name][::2].mean():.1f}", f"{drops[name][1::2].mean():.1f}"]
         each = found.get(name)
         cells += (
             [f"{each.mean:+.1f} ({each.low:+.1f} to {each.high:+.1f})", f"{each.p_value:.2g}"] if each else ["", ""]
         )
-        table.append(f"| {' | '.join([name, *cells, f'{np.mean(overall):.3f}' if overall else ''])} |")
+        table.append(f"| {' | '.join([name, *cells, f'{overall:.3f}'])} |")
     return "\n".join(table)
 
 
@@ -353,6 +380,7 @@ def write(output: Path) -> None:
         tables[run.upper()] = means_table(runs, run, measures)
     if (output / VARIANTS).exists():
         tables["VARIANTS"] = variants_table(output / VARIANTS)
+        tables["COVERAGE"] = coverage_table(output / VARIANTS)
     page = (HERE / "evidence_page.md").read_text(encoding="utf-8")
     for name, table in tables.items():
         page = page.replace(f"<!-- {name} -->", table)

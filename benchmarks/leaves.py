@@ -48,7 +48,8 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.transforms import v2
 
-from captum_fusion._models import BUNDLED, Classifier, Preprocessing, load_classifier
+from captum_fusion._models import Classifier, Preprocessing, load_classifier
+from captum_fusion._options import BUNDLED
 
 ALIKE, NEIGHBOURS_ALIKE, TOO_ALIKE = 0.65, 0.2, 0.5
 TESTED = 27  # Photographs of each disease at most.
@@ -216,7 +217,7 @@ def fit(
 
 def from_scratch(network: nn.Module, photographs: Sequence[Photograph], preprocessing: Preprocessing) -> None:
     pictures = Pictures(photographs, 96, (0.15, 0.5), 0.1)
-    fit(network.train(), pictures, preprocessing, batch=16, epochs=60, rate=1e-3)
+    fit(network.train(), pictures, preprocessing, batch=16, epochs=30, rate=1e-3)
 
 
 def fine_tune(network: nn.Module, photographs: Sequence[Photograph], preprocessing: Preprocessing) -> None:

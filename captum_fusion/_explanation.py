@@ -1,6 +1,7 @@
 """What a model sees in a picture, and why."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -79,3 +80,23 @@ class Explanation(Prediction):
     def category(self) -> str:
         """The name of the target, or its index where there are no names."""
         return self.category_of(self.target)
+
+
+class Curve(NamedTuple):
+    """How the probability of a class changes with the share of the pixels that is restored or removed."""
+
+    area: float
+    """The area under the curve, in [0, 1]."""
+    fractions: Tensor
+    """The share of the pixels, from 0 to 1, shape (steps + 1,)."""
+    probabilities: Tensor
+    """The probability at each of these, shape (steps + 1,)."""
+
+
+class Curves(NamedTuple):
+    """What happens when pixels are restored, or removed, in the order of a map."""
+
+    insertion: Curve
+    """Restored, beginning with the blurred picture; more area is better."""
+    deletion: Curve
+    """Removed; less area is better."""

@@ -12,6 +12,11 @@ _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
 _SIGNED = 2
 
 
+# What a stranger's picture may be: kinds that are read without running another program, as PostScript is, and so large.
+_STRANGERS_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+_STRANGERS_PIXELS = 50_000_000
+
+
 class PictureError(ValueError):
     """A picture that cannot be explained, whatever else is asked; the message begins with its name."""
 
@@ -21,17 +26,29 @@ class Photograph(NamedTuple):
 
     image: Image.Image
     note: str = ""
+    name: str = "The picture"
 
 
-def open_photograph(file: Path) -> Photograph:
-    """Reads a picture, upright and in RGB.
+def open_photograph(file: Path, stranger: bool = False) -> Photograph:
+    """Reads a picture, upright and in RGB; of several frames the first.
+
+    Args:
+        file (Path): The file.
+        stranger (bool): Whether the file comes from somebody who is not to be trusted, who sees the file's name only.
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
-        PictureError: If it is no picture.
+        PictureError: If it is no picture, beginning with the file's name.
     """
-    with _opened(file) as image:
-        return as_rgb(image)
+    name = file.name if stranger else str(file)
+    Image.init()
+    # Releases of Pillow differ in what they read.
+    kinds = sorted(_STRANGERS_KINDS & Image.OPEN.keys()) if stranger else None
+    with _opened(file, name, kinds) as image:
+        width, height = image.size
+        if stranger and width * height > _STRANGERS_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels; expected at most {_STRANGERS_PIXELS / 1e6:g} million")
+        return as_rgb(image)._replace(name=name)
 
 
 def check_photograph(file: Path) -> None:
@@ -45,21 +62,21 @@ def check_photograph(file: Path) -> None:
         raise FileNotFoundError(f"No file matches {file}")
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; expected pictures, such as {file}/*.jpg")
-    with _opened(file):
+    with _opened(file, str(file)):
         pass
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=kinds) as image:
             yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{file} cannot be read: it is not a picture of a known kind") from error
+        raise PictureError(f"{name} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
-        raise PictureError(f"{file} cannot be read: {error}") from error
+        raise PictureError(f"{name} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

@@ -26,4 +26,4 @@ def sample_photograph() -> Photograph:
     for position, (values, part) in enumerate(((data.coffee(), _COFFEE), (data.chelsea(), _CHELSEA))):
         half = Image.fromarray(values).resize((_SIDE, _SIDE // 2), box=part)
         both.paste(half, (0, position * _SIDE // 2))
-    return Photograph(both)
+    return Photograph(both, name=NAME)

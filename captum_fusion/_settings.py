@@ -23,7 +23,7 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
-_Several = Parameter(consume_multiple=True, negative="")
+Several = Parameter(consume_multiple=True, negative="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +67,16 @@ class Settings:
 
     images: str | Path
     output: str | Path
-    models: Annotated[Sequence[str], _Several, Parameter(name="--model")] = ("efficientnet-lite0",)
-    layers: Annotated[Sequence[str], _Several, Parameter(name="--layer")] = ()
+    models: Annotated[Sequence[str], Several, Parameter(name="--model")] = ("efficientnet-lite0",)
+    layers: Annotated[Sequence[str], Several, Parameter(name="--layer")] = ()
     grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None
-    weights: Annotated[Sequence[str], _Several] = ()
+    weights: Annotated[Sequence[str], Several] = ()
     labels: str | Path | None = None
     labels_by_order: Annotated[bool, Parameter(negative="")] = False
-    methods: Annotated[Sequence[str], _Several] = ("grad-cam", "score-cam", "fusion-cam")
-    metrics: Annotated[Sequence[str], _Several] = METRICS[:4]
+    methods: Annotated[Sequence[str], Several] = ("grad-cam", "score-cam", "fusion-cam")
+    metrics: Annotated[Sequence[str], Several] = METRICS[:4]
     tolerance: float = 0.0
-    percentiles: Annotated[Sequence[float], _Several, Parameter(name="--percentile")] = (10.0,)
+    percentiles: Annotated[Sequence[float], Several, Parameter(name="--percentile")] = (10.0,)
     stages: Annotated[bool, Parameter(negative="")] = False
     target: Target = "predicted"
     limit: Whole | None = None
@@ -135,9 +135,13 @@ class Settings:
         return list(zip(self.models, weights, self._one_each("layers"), strict=True))
 
     def _one_each(self, name: str) -> list[str | None]:
-        given, count = getattr(self, name), len(self.models)
-        if len(given) not in (0, 1, count):
-            raise ValueError(
-                f"{len(given)} {name} were given for {count} models; expected one for each, one for all, or none"
-            )
-        return list(given) * (count if len(given) == 1 else 1) if given else [None] * count
+        return one_each(name, getattr(self, name), len(self.models))
+
+
+def one_each(name: str, given: Sequence[str], count: int) -> list[str | None]:
+    """What was given for each of some models: one for each, one for all, or None for all."""
+    if len(given) not in (0, 1, count):
+        raise ValueError(
+            f"{len(given)} {name} were given for {count} models; expected one for each, one for all, or none"
+        )
+    return [*given] * (count if len(given) == 1 else 1) if given else [None] * count

@@ -2,9 +2,12 @@
 
 import re
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from traceback import format_exception
@@ -14,8 +17,8 @@ from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from captum_fusion._complaints import complain, complaint
 from captum_fusion._names import one_line
-from captum_fusion._options import OVERLAY, Activation, Weighting
-from captum_fusion._settings import Settings, Whole
+from captum_fusion._options import BUNDLED, OVERLAY, Activation, Weighting
+from captum_fusion._settings import Settings, Several, Whole, one_each
 
 _SHOW = warnings.showwarning
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -137,6 +140,63 @@ def list_methods() -> None:
     console = Output(soft_wrap=True, highlight=False, markup=False)
     for name, line in lines:
         console.print(f"{name:{width}}  {line}")
+
+
+@app.command
+def page(
+    *,
+    models: Annotated[tuple[str, ...], Several, Parameter(name="--model")] = (BUNDLED,),
+    weights: Annotated[tuple[str, ...], Several] = (),
+    layers: Annotated[tuple[str, ...], Several, Parameter(name="--layer")] = (),
+    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None,
+    size: Whole | None = None,
+    mean: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
+    std: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
+    activation: Activation = "softmax",
+    device: str | None = None,
+    host: str = "127.0.0.1",
+    port: Whole | None = None,
+) -> int:
+    """Explain photographs on a page in a browser, until Ctrl+C.
+
+    Args:
+        models: One or more classifiers to choose from, named as for explain.
+        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
+            it, the default weights.
+        layers: The dotted name of a layer for each model, or one for all. Without it, the last feature map that matters
+            as a whole.
+        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
+        size: Input size in pixels. Without it, that of each model's weights, else 224.
+        mean: Mean of each channel. Without it, that of each model's weights, else ImageNet's.
+        std: Standard deviation of each channel. Without it, that of each model's weights, else ImageNet's.
+        activation: What makes probabilities of the scores: softmax, or sigmoid for binary or multi-label classifiers.
+        device: Where to compute. Without it, cuda if there is one, else cpu.
+        host: The address to listen on. Without it, only this machine sees the page; 0.0.0.0 shows it, and what it
+            computes with, to everybody who reaches this machine.
+        port: The port to listen on. Without it, the first free one from 7860.
+    """
+    each_weights, each_layer = (
+        one_each(name, given, len(models)) for name, given in (("weights", weights), ("layers", layers))
+    )
+    shared = {"grid": grid, "size": size, "mean": mean, "std": std, "activation": activation, "device": device}
+    try:
+        from captum_fusion._console import Output
+        from captum_fusion.page import load_models, serving
+    except ModuleNotFoundError as error:
+        raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
+    loaded = load_models(
+        [
+            {"model": model, "weights": weight, "layer": layer, **shared}
+            for model, weight, layer in zip(models, each_weights, each_layer, strict=True)
+        ]
+    )
+    with serving(loaded, host, port) as address:
+        Output(soft_wrap=True, highlight=False, markup=False).print(f"The page is at {address} until Ctrl+C.")
+        # Whoever ends it otherwise does not keep what browsers uploaded either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
 
 
 @app.command

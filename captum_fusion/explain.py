@@ -13,18 +13,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_fusion._checks import check_activation, check_percentile, check_tolerance, check_weighting
-from captum_fusion._explanation import Explanation, Prediction
+from captum_fusion._explanation import Curve, Curves, Explanation, Prediction
 from captum_fusion._methods import KnownAttribution, Method, parse_method
 from captum_fusion._models import choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._names import reason
 from captum_fusion._options import Activation, Weighting
 from captum_fusion._photograph import Photograph, PictureError, as_rgb, open_photograph
 from captum_fusion._progress import Progress, tell
-from captum_fusion._sample import NAME, sample_photograph
+from captum_fusion._sample import sample_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages
-from captum_fusion.metrics import saliency_map
+from captum_fusion.metrics import deletion, insertion, saliency_map
 
-__all__ = ["Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
+__all__ = ["Curve", "Curves", "Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
 
 # Whoever waits for another thread's explanation is asked that often whether to go on.
 _PATIENCE_SECONDS = 0.2
@@ -90,11 +90,11 @@ class Explainer:
         self._layer, self._grid = layer, grid
         self._turn = threading.Lock()
 
-    def open(self, image: str | Path | Image.Image | None = None) -> "OpenedPicture":
+    def open(self, image: str | Path | Image.Image | Photograph | None = None) -> "OpenedPicture":
         """A picture with what the model predicts for it, ready to be explained.
 
         Args:
-            image (str, Path or PIL.Image, optional): As for ``explain``
+            image (str, Path or PIL.Image, optional): As for ``explain``, or a ``Photograph``, which has been read
 
         Raises:
             ValueError: If the picture cannot be read, or if there is no such layer.
@@ -102,21 +102,18 @@ class Explainer:
             RuntimeError: If the model's scores are not finite.
             OSError: If there is no such picture.
         """
-        return self._open(*_read(image))
-
-    def _open(self, name: str, photograph: Photograph) -> "OpenedPicture":
-        classifier = self.classifier
+        photograph, classifier = _read(image), self.classifier
         try:
             pixels = classifier.preprocessing.crop(photograph.image)
         except ValueError as error:
-            raise PictureError(f"{name} cannot be explained: {error}") from error
+            raise PictureError(f"{photograph.name} cannot be explained: {error}") from error
         inputs = classifier.preprocessing.normalize(pixels).to(self.place)
         with self.in_turn():
             # Two rows, so that a model that returns one row for any batch is found.
             scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
             feature_map = choose_layer(classifier.model, inputs, self._layer, self._grid)
         prediction = Prediction(
-            image=name,
+            image=photograph.name,
             model=classifier.name,
             weights=self.weights,
             layer=feature_map.name,
@@ -125,7 +122,7 @@ class Explainer:
             probabilities=classifier.probabilities(scores)[0].cpu(),
             pixels=pixels,
             frame=classifier.preprocessing.frame(*photograph.image.size),
-            notes=(f"{name}: {photograph.note}",) if photograph.note else (),
+            notes=(f"{photograph.name}: {photograph.note}",) if photograph.note else (),
         )
         return OpenedPicture(self, prediction, inputs)
 
@@ -210,6 +207,32 @@ class OpenedPicture:
             kept=kept,
             stages=stages,
         )
+
+    def curves(self, explanation: Explanation, name: str, steps: int = 50, show_progress: bool = False) -> Curves:
+        """Judges one of the maps of an explanation of this picture by insertion and deletion.
+
+        Args:
+            explanation (Explanation): What ``explain`` returned.
+            name (str): The name of the map in it.
+            steps (int, optional): In how many steps all pixels are restored or removed. Default: 50
+            show_progress (bool, optional): Default: False
+        """
+        classifier = self.explainer.classifier
+        drawn = []
+        for metric in (insertion, deletion):
+            with self.explainer.in_turn():
+                area, fractions, probabilities = metric(
+                    classifier.model,
+                    self.inputs,
+                    explanation.maps[name].to(self.inputs),
+                    target=explanation.target,
+                    steps=steps,
+                    activation=classifier.activation,
+                    show_progress=show_progress,
+                    return_curve=True,
+                )
+            drawn.append(Curve(float(area), fractions.cpu(), probabilities[0].cpu()))
+        return Curves(*drawn)
 
     def _remembered(self, method: Method, asked: "_Asked", *, staged: bool) -> "_Made":
         percentile = asked.percentile if method.has_percentile else None
@@ -366,7 +389,7 @@ def explain(
         ('layer4', torch.Size([1, 1, 64, 64]))
     """
     _checked(methods, percentile, weighting, tolerance)
-    name, photograph = _read(image)
+    photograph = _read(image)
     explainer = Explainer(
         model,
         weights=weights,
@@ -378,7 +401,7 @@ def explain(
         activation=activation,
         device=device,
     )
-    return explainer._open(name, photograph).explain(
+    return explainer.open(photograph).explain(
         target,
         methods,
         percentile=percentile,
@@ -388,13 +411,14 @@ def explain(
     )
 
 
-def _read(image: str | Path | Image.Image | None) -> tuple[str, Photograph]:
-    """The name of a picture and the picture."""
+def _read(image: str | Path | Image.Image | Photograph | None) -> Photograph:
+    if isinstance(image, Photograph):
+        return image
     if isinstance(image, Image.Image):
-        return "The picture", as_rgb(image)
+        return as_rgb(image)
     if image is not None:
-        return str(image), open_photograph(Path(image))
-    return NAME, sample_photograph()
+        return open_photograph(Path(image))
+    return sample_photograph()
 
 
 @contextmanager

@@ -42,6 +42,13 @@ exclude_patterns = [".*", "build", "docs/_*", "**/.ipynb_checkpoints"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_default_options = {
+    "members": True,
+    # What bases bring is shown, but not what Captum's and Python's do, nor the steps that a new method overrides.
+    "inherited-members": "Attribution,LayerAttribution,GradientAttribution,PerturbationAttribution,BaseException,tuple",
+    "exclude-members": "attribute_future,channel_maps,channel_weights,compute_convergence_delta,multiplies_by_inputs,"
+    "sampled_masks",
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

@@ -193,8 +193,9 @@ class LayerFusionCam(ProbabilityCam):
                 - "raw": as they are, or 1 each where both are 0; negative ones count as 0
                 - "released": as the script released with the paper does it: each divided by their sum plus 1e-8,
                   negative ones as they are, and step 3 weighs c(C) against the w_R of step 2 rather than against c(R).
-                  The script differs in two points: differences within rounding are not 0 there, and where both
-                  contributions are 0 it gives a map of zeros, where this weighs both maps alike
+                  The script differs in three points: differences within rounding are not 0 there; where both
+                  contributions are 0 it gives a map of zeros, where this weighs both maps alike; and it interpolates
+                  Score-CAM before its ReLU, which is another map where the layer has negative values
 
                 Default: "normalized"
             {perturbations_per_eval}

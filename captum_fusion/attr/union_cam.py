@@ -52,7 +52,8 @@ class LayerUnionCam(ProbabilityCam):
 
     Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
     The equations are those of the comparison in the Fusion-CAM paper (https://arxiv.org/abs/2603.05386). The code
-    released with it takes negative contributions as they are, and adds 1e-8 to the divisors of N.
+    released with it takes negative contributions as they are, adds 1e-8 to the divisors of N, and interpolates
+    Score-CAM before its ReLU, which is another map where the layer has negative values.
 
     More details can be found in the paper: https://doi.org/10.3389/fnbot.2024.1490198
 

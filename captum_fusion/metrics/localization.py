@@ -104,14 +104,15 @@ def instances_reached(
     attributions: Tensor,
     instances: Sequence[Regions],
     size: tuple[int, ...] | None = None,
-    threshold: float = 0.5,
     sign: Sign = "positive",
 ) -> Tensor:
-    r"""Computes the share of the objects of a class to which the attribution points.
+    r"""Computes the share of the objects of a class that the attribution's peaks lie on: a pointing game for several.
 
-    An object is reached where the saliency map has a peak on it: a pixel that none of its eight neighbours exceeds, and
-    whose value is at least the threshold. That local maxima tell instances of a class apart is what peak response maps
-    (https://arxiv.org/abs/1804.00880) rest on; unlike a wide map's values, they are not had by covering everything.
+    As many points are made as there are objects: the saliency map's highest peaks, a peak being a pixel that none of
+    its eight neighbours exceeds, or several that touch and are equal. An object is reached where one of them lies on
+    it. With one object that is the pointing game. That the peaks of a class tell its instances apart is what peak
+    response maps (https://arxiv.org/abs/1804.00880) rest on; that there are no more points than objects keeps a map
+    from reaching everything by peaks everywhere.
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, H, W) at the input's or at a layer's resolution, see
@@ -120,8 +121,6 @@ def instances_reached(
             tensor of dtype bool and shape (K, H, W) or a list of masks (H, W). See ``pointing_game``.
         size (tuple[int, int], optional): The height and width of the image in which the regions lie. Default: None,
             which means those of the attributions
-        threshold (float, optional): The least value of a peak, as a share of the map's maximum, in (0, 1].
-            Default: 0.5
         {sign}
 
     Returns:
@@ -129,30 +128,47 @@ def instances_reached(
 
     Raises:
         ValueError: If the attributions do not have two spatial axes, do not fit the size or hold NaN, if there are not
-            as many lists of regions as examples, if a region does not lie inside the image, or if the threshold is
-            outside its range.
+            as many lists of regions as examples, or if a region does not lie inside the image.
 
     Examples::
 
         >>> attributions = torch.tensor([[[[4.0, 0.0, 3.0, 0.0, 1.0]] * 3]])
-        >>> boxes = torch.tensor([[0, 0, 1, 3], [2, 0, 3, 3], [4, 0, 5, 3]])
+        >>> boxes = torch.tensor([[0, 0, 1, 3], [4, 0, 5, 3]])
         >>> instances_reached(attributions, [boxes])
-        tensor([0.6667])
+        tensor([0.5000])
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; expected a number in (0, 1]")
     shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
     if len(shape) != 2:
         raise ValueError(f"The image has the shape {shape}; expected two spatial axes")
     maps = saliency_map(attributions, shape, sign)
     _check_count(instances, maps)
-    peaks = (maps >= threshold) & (maps == max_pool2d(maps, kernel_size=3, stride=1, padding=1))
     values = maps.new_full((len(maps),), torch.nan)
     for example, regions in enumerate(instances):
         if len(regions):
             masks = [_as_mask(r.unsqueeze(0) if r.dim() == 1 else r, shape, example).to(maps.device) for r in regions]
-            values[example] = sum((peaks[example, 0] & mask).any() for mask in masks) / len(masks)
+            points = _highest_peaks(maps[example], len(masks))
+            values[example] = sum((points & mask).any() for mask in masks) / len(masks)
     return values
+
+
+def _highest_peaks(saliency: Tensor, count: int) -> Tensor:
+    """The pixels of the highest peaks of a map (1, H, W)."""
+    left = (saliency > 0) & (saliency == _of_neighbours(saliency))
+    points = torch.zeros_like(left)
+    for _ in range(count):
+        peak = torch.zeros_like(left)
+        peak.view(-1)[(saliency * left).argmax()] = left.any()
+        # Pixels of a peak that touch are equal, or they would be none.
+        while (grown := left & (_of_neighbours(peak.float()) > 0)).sum() > peak.sum():
+            peak = grown
+        points |= peak
+        left &= ~peak
+    return points[0]
+
+
+def _of_neighbours(values: Tensor) -> Tensor:
+    """The maximum of each pixel and its eight neighbours."""
+    return max_pool2d(values, kernel_size=3, stride=1, padding=1)
 
 
 def _per_region(

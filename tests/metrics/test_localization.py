@@ -85,18 +85,37 @@ def test_refuses(attributions: Tensor, regions: list[Tensor], message: str) -> N
             metric(attributions, regions)
 
 
-def test_an_instance_is_reached_by_a_peak_of_half_the_maximum() -> None:
-    """Peaks of 4, 2 and 1; a slope from the first one reaches into the second instance, which does not count."""
+def test_as_many_peaks_as_instances_point() -> None:
+    """Peaks of 4, 2 and 1 in columns 0, 3 and 5; the slope beside the first one is no peak."""
     maps = torch.tensor([[[[4.0, 3.0, 0.0, 2.0, 0.0, 1.0]] * 4]])
-    boxes = torch.tensor([[0, 0, 1, 4], [1, 0, 3, 4], [3, 0, 4, 4], [5, 0, 6, 4]])
-    assert instances_reached(maps, [boxes]).item() == pytest.approx(2 / 4)
-    assert instances_reached(maps, [boxes], threshold=0.6).item() == pytest.approx(1 / 4)
-    assert instances_reached(maps, [boxes], threshold=0.25).item() == pytest.approx(3 / 4)
-    masks = torch.zeros(4, 4, 6, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
-        mask[y1:y2, x1:x2] = True
+    columns = {column: [column, 0, column + 1, 4] for column in range(6)}
+
+    def reached(*given: int) -> float:
+        return instances_reached(maps, [torch.tensor([columns[column] for column in given])]).item()
+
+    assert reached(0) == 1
+    assert reached(3) == 0
+    assert reached(0, 3) == 1
+    assert reached(0, 1) == 0.5
+    assert reached(0, 5) == 0.5
+    assert reached(0, 3, 5) == 1
+    assert reached(1, 2, 4) == 0
+    # More points than peaks.
+    assert reached(0, 1, 2, 3, 4, 5) == pytest.approx(3 / 6)
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[0, :, 0] = masks[1, 2, 5] = True
     for regions in (masks, list(masks)):
-        assert instances_reached(maps, [regions]).item() == pytest.approx(2 / 4)
+        assert instances_reached(maps, [regions]).item() == 0.5
+
+
+def test_equal_pixels_that_touch_are_one_peak() -> None:
+    # A plateau of six pixels at the border, and two peaks further on: three points are three places.
+    maps = torch.zeros(1, 1, 4, 9)
+    maps[0, 0, :2, :3] = 3
+    maps[0, 0, 3, 5] = 2
+    maps[0, 0, 0, 8] = 1
+    boxes = torch.tensor([[2, 1, 3, 2], [5, 3, 6, 4], [8, 0, 9, 1]])
+    assert instances_reached(maps, [boxes]).item() == 1
 
 
 def test_instances_are_counted_for_each_example_and_zeros_reach_none() -> None:
@@ -112,7 +131,5 @@ def test_instances_refuse() -> None:
     maps = torch.rand(2, 1, 4, 6)
     with pytest.raises(ValueError, match="regions hold 1 examples; expected one for each of 2"):
         instances_reached(maps, [torch.tensor([[0, 0, 1, 1]])])
-    with pytest.raises(ValueError, match=r"threshold is 0; expected a number in \(0, 1\]"):
-        instances_reached(maps, [torch.empty(0, 4)] * 2, threshold=0)
     with pytest.raises(ValueError, match="expected two spatial axes"):
         instances_reached(maps[:, :, 0], [torch.empty(0, 4)] * 2)

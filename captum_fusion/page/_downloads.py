@@ -1,0 +1,37 @@
+"""The files that one takes away."""
+
+import re
+import zipfile
+from io import BytesIO
+
+from captum_fusion._archive import archive
+from captum_fusion._picture import drawn
+from captum_fusion.explain import Explanation
+from captum_fusion.page._recipe import recipe
+from captum_fusion.page._session import Session
+
+
+def picture(session: Session, overlay: float) -> tuple[str, bytes]:
+    """The maps over the photograph, as the command draws them."""
+    return "explained.png", drawn(session.explanations, ".png", overlay)
+
+
+def maps(session: Session, _: float) -> tuple[str, bytes]:
+    """The raw maps, in the archive that the command writes; for two classes one such archive for each."""
+    archives = {_file_name(each): archive(each) for each in session.explanations}
+    if len(archives) == 1:
+        return archives.popitem()
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, part in archives.items():
+            file.writestr(name, part)
+    return "maps.zip", content.getvalue()
+
+
+def python(session: Session, overlay: float) -> tuple[str, bytes]:
+    """The lines of Python that reproduce what is shown."""
+    return "explained.py", recipe(session, overlay).encode()
+
+
+def _file_name(explanation: Explanation) -> str:
+    return re.sub(r"\W+", "_", f"{explanation.target} {explanation.category}") + ".npz"

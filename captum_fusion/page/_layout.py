@@ -1,0 +1,121 @@
+"""What is where on the page."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+
+from captum_fusion._methods import METHODS
+from captum_fusion._options import OVERLAY, WEIGHTINGS
+from captum_fusion.page import _views as views
+from captum_fusion.page._samples import Sample
+from captum_fusion.page._session import Session
+
+MOST_CLASSES = 2
+_TOLERANCE = 0.05
+_METHODS = ["grad-cam", "score-cam", "fusion-cam"]
+
+
+def asset(name: str) -> str:
+    """One of the page's scripts or styles."""
+    return files("captum_fusion.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def theme() -> gr.Theme:
+    """Quiet colours beside those of the maps, and fonts that ship with Gradio."""
+    # Of the weights that ship, only these have all letters.
+    sans, mono = (gr.themes.utils.fonts.LocalFont(f"IBM Plex {kind}", weights=(400, 700)) for kind in ("Sans", "Mono"))
+    return gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=(sans, "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(mono, "ui-monospace", "monospace"),
+    )
+
+
+class Layout:
+    """The parts of the page, inside a ``gr.Blocks``."""
+
+    def __init__(self, models: Sequence[str], samples: Sequence[Sample]) -> None:
+        self.session = gr.State(Session())
+        gr.Markdown("# captum-fusion\nWhich parts of a photograph speak for a class?", elem_id="title")
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=1, min_width=300):
+                self._choices(models, samples)
+            with gr.Column(scale=3, min_width=320):
+                self._views()
+                self._settings()
+        self.download = gr.HTML("", html_template="", js_on_load=asset("download.js"), min_height=0)
+
+    def _choices(self, models: Sequence[str], samples: Sequence[Sample]) -> None:
+        buttons: Any = {
+            "html_template": "<div class='choices'></div>",
+            "js_on_load": asset("choice.js"),
+            "apply_default_css": False,
+        }
+        self.sample = gr.HTML(views.pictures(samples), **buttons)
+        self.upload = gr.File(file_types=["image"], show_label=False, height=124, elem_id="upload")
+        self.model = gr.Dropdown(list(models), label="Model", visible=len(models) > 1)
+        self.bars = gr.HTML(views.NO_CLASSES, **buttons)
+        with gr.Column(elem_id="asked"):
+            self.classes = gr.Dropdown(
+                [], multiselect=True, max_choices=MOST_CLASSES, label="Classes", info="One, or two side by side"
+            )
+            self.methods = gr.Dropdown(
+                list(METHODS),
+                value=_METHODS,
+                multiselect=True,
+                allow_custom_value=True,
+                label="Methods",
+                info="Also fusion(gradient,region) of any two",
+            )
+
+    def _views(self) -> None:
+        with gr.Row(elem_id="progress"):
+            self.status = gr.HTML(
+                "", html_template="<p role='status'></p>", js_on_load=asset("status.js"), min_height=56
+            )
+            self.stop = gr.Button("Stop", scale=0, min_width=90, interactive=False, elem_id="stop")
+        viewer: Any = {
+            "value": views.NOTHING,
+            "html_template": "<div class='maps'></div>",
+            "js_on_load": f"const palette = {views.palette()}, firstOverlay = {OVERLAY};\n{asset('maps.js')}",
+            "apply_default_css": False,
+        }
+        with gr.Tabs():
+            with gr.Tab("Maps"):
+                self.maps = gr.HTML(**viewer)
+            with gr.Tab("Stages"):
+                self.stages = gr.HTML(**viewer)
+            with gr.Tab("Agreement"):
+                self.agreement = gr.HTML(**viewer)
+            with gr.Tab("Curves"):
+                self.draw = gr.Button("Draw the curves", size="sm")
+                with gr.Row():
+                    self.insertion, self.deletion = (
+                        gr.LinePlot(
+                            x="share of the pixels",
+                            y="P",
+                            color="map",
+                            y_lim=[0, 1],
+                            title=title,
+                            min_width=300,
+                            visible=False,
+                        )
+                        for title in ("Insertion: more area is better", "Deletion: less area is better")
+                    )
+            with gr.Tab("Python"):
+                self.code = gr.Code(language="python", interactive=False, show_label=False)
+
+    def _settings(self) -> None:
+        with gr.Row(elem_id="settings"):
+            self.overlay = gr.Slider(0, 1, OVERLAY, step=0.05, label="Overlay", min_width=180)
+            self.percentile = gr.Slider(0, 99, 10, step=1, label="Percentile", min_width=180)
+            self.tolerance = gr.Slider(0, 0.2, _TOLERANCE, step=0.01, label="Tolerance", min_width=180)
+            self.weighting = gr.Radio(WEIGHTINGS, value=WEIGHTINGS[0], label="Weighting", min_width=340)
+        with gr.Row(elem_id="downloads"):
+            self.get_picture, self.get_maps, self.get_python = (
+                gr.Button(f"Download {what}", size="sm", min_width=120) for what in ("picture", "maps", "Python")
+            )

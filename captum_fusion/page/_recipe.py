@@ -1,0 +1,27 @@
+"""The lines of Python that reproduce what the page shows."""
+
+from captum_fusion._picture import COLOURS
+from captum_fusion.page._session import Session
+
+
+def recipe(session: Session, overlay: float) -> str:
+    """Lines that compute and draw what a browser is shown, with so much colour over the photograph."""
+    first = session.explanations[0]
+    *imports, image = session.python
+    model = ", ".join(f"{name}={value!r}" for name, value in session.model.items() if value is not None)
+    settings = f"percentile={first.percentile!r}, weighting={first.weighting!r}, tolerance={first.tolerance!r}"
+    names = " and ".join(explanation.category for explanation in session.explanations)
+    lines = [
+        *sorted(["from captum.attr import visualization", "from captum_fusion.explain import Explainer", *imports]),
+        "",
+        f"picture = Explainer({model}).open({image})",
+        f"for target in {[explanation.target for explanation in session.explanations]}:  # {names}",
+        f"    explanation = picture.explain(target, {list(first.maps)}, {settings})",
+        "    photograph = explanation.pixels[0].permute(1, 2, 0).numpy()",
+        "    for name, values in explanation.maps.items():",
+        '        style = dict(sign="positive", outlier_perc=0, title=name, '
+        f'cmap="{COLOURS}", alpha_overlay={overlay!r})',
+        "        heat = values[0].permute(1, 2, 0).numpy()",
+        '        visualization.visualize_image_attr(heat, photograph, "blended_heat_map", **style)',
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,39 @@
+"""Photographs to try, which ship with the packages that the page needs, and how Python opens them."""
+
+from typing import NamedTuple
+
+from matplotlib import cbook
+from PIL import Image
+from skimage import data
+
+from captum_fusion._photograph import Photograph, as_rgb
+
+
+class Sample(NamedTuple):
+    """A photograph, and how Python opens it: imports, and an expression."""
+
+    caption: str
+    photograph: Photograph
+    python: tuple[str, ...]
+
+
+def samples() -> list[Sample]:
+    """The sample photographs."""
+    opened = (
+        ("a cup of espresso", "skimage", "data.coffee()", data.coffee()),
+        ("a cat", "skimage", "data.chelsea()", data.chelsea()),
+        ("a motorcycle", "skimage", "data.stereo_motorcycle()[0]", data.stereo_motorcycle()[0]),
+        ("a rocket", "skimage", "data.rocket()", data.rocket()),
+    )
+    found = [
+        Sample(
+            caption,
+            Photograph(Image.fromarray(values), name=f"{package}.{call}"),
+            ("from PIL import Image", f"from {package} import data", f"Image.fromarray({call})"),
+        )
+        for caption, package, call, values in opened
+    ]
+    portrait = 'cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)'
+    with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
+        photograph = as_rgb(image)._replace(name="matplotlib's grace_hopper.jpg")
+    return [*found, Sample("Grace Hopper", photograph, ("from matplotlib import cbook", portrait))]

@@ -1,0 +1,86 @@
+"""What one browser looks at."""
+
+from contextlib import suppress
+from copy import deepcopy
+from threading import Thread
+from time import sleep
+
+import pytest
+from PIL import Image
+
+from captum_fusion._photograph import Photograph
+from captum_fusion._progress import Progress, Stopped, tell
+from captum_fusion.explain import Explainer
+from captum_fusion.page._session import Model, Run, Session
+from tests.conftest import SmallNet
+
+
+def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
+    session, heard, order = Session(), [], []
+
+    def renew() -> None:
+        with session.run(heard.append) as newer, newer.step():
+            order.append("newer")
+
+    thread = Thread(target=renew)
+
+    def go_on(older: Run) -> None:
+        thread.start()
+        while True:
+            with older.step():
+                order.append("older")
+                sleep(0.01)
+
+    with session.run(heard.append) as older:
+        with older.step():
+            tell(Progress("Passes", 1, 2))
+        assert heard == [Progress("Passes", 1, 2)]
+        with pytest.raises(Stopped):
+            go_on(older)
+    thread.join()
+    assert order[-1] == "newer"
+    assert order.count("newer") == 1
+
+
+def test_a_run_is_stopped_between_passes() -> None:
+    session = Session()
+    with suppress(Stopped), session.run(lambda _: None) as run, run.step():
+        session.stop()
+        with pytest.raises(Stopped):
+            tell(Progress("Passes", 1, 2))
+
+
+def test_of_those_that_wait_the_newest_goes_on() -> None:
+    session, went = Session(), []
+
+    def wait(number: int) -> None:
+        with suppress(Stopped), session.run(lambda _: None):
+            went.append(number)
+
+    with session.run(lambda _: None):
+        threads = [Thread(target=wait, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+            sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert went == [4]
+
+
+def test_browsers_do_not_end_each_other() -> None:
+    first = Session()
+    second = deepcopy(first)
+    with first.run(lambda _: None) as run, second.run(lambda _: None), run.step():
+        pass
+
+
+def test_a_photograph_is_opened_once_for_each_model(net: SmallNet) -> None:
+    session, model = Session(), Model(Explainer(net, size=24), {"model": "small"})
+    with pytest.raises(ValueError, match="There is no photograph yet"):
+        session.picture("small", model)
+    session.look_at(Photograph(Image.new("RGB", (30, 40), "teal")), ["image"])
+    picture = session.picture("small", model)
+    assert session.picture("small", model) is picture
+    assert session.model == {"model": "small"}
+    session.look_at(Photograph(Image.new("RGB", (30, 40), "navy")), ["image"])
+    assert session.picture("small", model) is not picture
