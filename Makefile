@@ -18,7 +18,8 @@ $(VENV)/%: pyproject.toml | $(VENV)/bin/uv
 	touch $@
 
 demo: $(VENV)/demo
-	$(BIN)/captum-fusion explain --output demo/fusion_cam.png
+	$(BIN)/captum-fusion explain --target espresso --target "Egyptian cat" --methods grad-cam score-cam fusion-cam --tolerance 0.05 \
+	  --output demo/fusion_cam.png --force
 
 page: $(VENV)/page
 	$(BIN)/captum-fusion page

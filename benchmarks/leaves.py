@@ -48,7 +48,8 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.transforms import v2
 
-from captum_fusion._models import BUNDLED, Classifier, Preprocessing, load_classifier
+from captum_fusion._models import Classifier, Preprocessing, load_classifier
+from captum_fusion._options import BUNDLED
 
 ALIKE, NEIGHBOURS_ALIKE, TOO_ALIKE = 0.65, 0.2, 0.5
 TESTED = 27  # Photographs of each disease at most.

@@ -2,7 +2,7 @@
 
 import sys
 
-_EXTRA = {"cyclopts", "matplotlib", "pandas", "PIL", "rich", "scipy"}
+from captum_fusion._complaints import complain, complaint
 
 
 def main() -> None:
@@ -12,12 +12,11 @@ def main() -> None:
 
         status = run()
     except KeyboardInterrupt:
-        sys.stderr.write("captum-fusion: interrupted\n")
+        complain("interrupted")
         status = 130
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
-            raise
-        sys.exit(f"captum-fusion: the command needs the package {error.name}: pip install 'captum-fusion[cli]'")
+        complain(complaint(error))
+        status = 2
     sys.exit(status)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, is_compiled, select_targets
-from captum_fusion._checks import Activation, check_activation
+from captum_fusion._checks import check_activation
+from captum_fusion._options import Activation
 from captum_fusion._precision import as_float
 from captum_fusion.functional import gaussian_blur
 

@@ -1,14 +1,10 @@
 """Arguments that several methods take, refused before any forward pass."""
 
-from typing import Literal, get_args
-
 import torch
 from torch.nn import Module
 
-from captum_fusion.functional import INTERPOLATE_MODES, WEIGHTINGS, InterpolateMode
-
-Activation = Literal["softmax", "sigmoid"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+from captum_fusion._options import ACTIVATIONS, WEIGHTINGS, Activation
+from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
 
 
 def check_activation(activation: Activation | None) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from captum_fusion._layers import FeatureMap
 from captum_fusion._models import Frame
+from captum_fusion._options import Weighting
 from captum_fusion.attr.fusion_cam import FusionCamStages
-from captum_fusion.functional import Weighting
 
 
 @dataclass(frozen=True, kw_only=True)

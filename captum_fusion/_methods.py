@@ -1,11 +1,11 @@
-"""Methods, metrics and settings by name, for the command and the benchmark."""
+"""Methods by name, for the command and the benchmark."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
+from inspect import getdoc, signature
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from captum.attr import (
@@ -26,11 +26,10 @@ from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._captum import ForwardFunc, logged
-from captum_fusion._checks import Activation
 from captum_fusion._controls import CentredGaussian, LayerRandomMap
-from captum_fusion._names import close_names
+from captum_fusion._names import close_names, one_line
+from captum_fusion._options import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
-from captum_fusion.functional import WEIGHTINGS, Weighting
 
 
 class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
@@ -124,6 +123,14 @@ def _build(
 
 CONTROLS = tuple(map(_name, _CONTROLS))
 METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
+
+
+def summary(name: str) -> str:
+    """What a method computes: the first sentence of its class's docstring."""
+    first = one_line((getdoc(_CLASSES[name]) or "").partition("\n\n")[0])
+    return first.partition(". ")[0].removesuffix(".") + "."
+
+
 _SCORE_CAM = _name(LayerScoreCam)
 
 
@@ -141,27 +148,6 @@ def _known(text: str) -> str | None:
     return _BY_LOOSE_NAME.get(loose) or _BY_LOOSE_NAME.get(loose.removeprefix("layer"))
 
 
-# The pointing games and the instances need boxes or masks of objects.
-LOCALIZATION = (
-    "pointing_game",
-    "energy_pointing_game",
-    "mask_pointing_game",
-    "mask_energy_pointing_game",
-    "instances_reached",
-)
-METRICS = (
-    "confidence_drop",
-    "confidence_increase",
-    "insertion",
-    "deletion",
-    "coherency",
-    "complexity",
-    "adcc",
-    "road",
-    *LOCALIZATION,
-)
-Target = Literal["predicted", "label", "best-label"]
-Precision = Literal["float32", "bfloat16", "float16"]
 _FUSION = re.compile(r"(?:([^,():]+)|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?", re.IGNORECASE)
 
 

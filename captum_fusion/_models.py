@@ -22,14 +22,13 @@ from torchvision.models import ResNet50_Weights, get_model, get_model_weights, l
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from captum_fusion._checks import Activation
 from captum_fusion._layers import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._names import close_names, reason, words
+from captum_fusion._options import BUNDLED, Activation
 from captum_fusion._outputs import scores_in
 from captum_fusion._photograph import as_rgb
 from captum_fusion._views import Grid
 
-BUNDLED = "efficientnet-lite0"
 # Networks whose ImageNet weights come with packages, and their input sizes.
 _LITE_SIZES = {BUNDLED: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 # A model sees the middle of a picture; of a picture this much longer than wide it would see next to nothing.

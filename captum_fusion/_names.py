@@ -4,10 +4,15 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_CLOSE = 5
+
 
 def close_names(given: str, known: Iterable[str]) -> str:
-    """A sentence with the known names that are close to the given one."""
-    close = get_close_matches(given, list(dict.fromkeys(known)), n=3)
+    """A sentence with the known names that are close to the given one: first those that hold it as a word."""
+    names = list(dict.fromkeys(known))
+    word = re.compile(rf"\b{re.escape(given)}\b", re.IGNORECASE)
+    holding = [name for name in names if given and word.search(name)]
+    close = list(dict.fromkeys([*holding, *get_close_matches(given, names, n=3)]))[:_CLOSE]
     return f" Close: {', '.join(close)}." if close else ""
 
 

@@ -1,5 +1,7 @@
 """Photographs from files, as 8-bit RGB whatever their type."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,10 @@ _SIGNED = 2
 # What a stranger's picture may be: kinds that are read without running another program, as PostScript is, and so large.
 _STRANGERS_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
 _STRANGERS_PIXELS = 50_000_000
+
+
+class PictureError(ValueError):
+    """A picture that cannot be explained, whatever else is asked; the message begins with its name."""
 
 
 class Photograph(NamedTuple):
@@ -32,26 +38,45 @@ def open_photograph(file: Path, stranger: bool = False) -> Photograph:
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
-        ValueError: If it is no picture, beginning with the file's name.
+        PictureError: If it is no picture, beginning with the file's name.
     """
     name = file.name if stranger else str(file)
     Image.init()
     # Releases of Pillow differ in what they read.
     kinds = sorted(_STRANGERS_KINDS & Image.OPEN.keys()) if stranger else None
+    with _opened(file, name, kinds) as image:
+        width, height = image.size
+        if stranger and width * height > _STRANGERS_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels; expected at most {_STRANGERS_PIXELS / 1e6:g} million")
+        return as_rgb(image)._replace(name=name)
+
+
+def check_photograph(file: Path) -> None:
+    """Refuses what does not begin as a picture does, without reading it whole.
+
+    Raises:
+        OSError: As ``open_photograph``, and so does the other.
+        PictureError: Likewise.
+    """
+    if not file.exists() and set(file.name) & set("*?["):
+        raise FileNotFoundError(f"No file matches {file}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; expected pictures, such as {file}/*.jpg")
+    with _opened(file, str(file)):
+        pass
+
+
+@contextmanager
+def _opened(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
     try:
         with Image.open(file, formats=kinds) as image:
-            width, height = image.size
-            if stranger and width * height > _STRANGERS_PIXELS:
-                raise ValueError(
-                    f"it has {width} x {height} pixels; expected at most {_STRANGERS_PIXELS / 1e6:g} million"
-                )
-            return as_rgb(image)._replace(name=name)
+            yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read: it is not a picture of a known kind") from error
+        raise PictureError(f"{name} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise PictureError(f"{name} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

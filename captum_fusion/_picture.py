@@ -1,85 +1,98 @@
-"""Draws maps over the photograph, with Captum's own visualization."""
+"""Draws maps over the photograph."""
 
 from collections.abc import Sequence
 from io import BytesIO
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
-from captum.attr import visualization
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from captum_fusion._files import check_writable, write_whole
 from captum_fusion._names import close_names, one_line
+from captum_fusion._options import OVERLAY
 from captum_fusion.explain import Explanation
 
 COLOURS = "turbo"
 """The colour map of all maps."""
-OVERLAY = 0.55
-"""How much of a map's colour covers the photograph, in [0, 1]."""
-_COLUMNS = 3
-_PANEL_INCHES = 3.4
-_DPI = 110
-
-
-def draw(file: Path, explanation: Explanation) -> None:
-    """Writes a picture with a panel for the photograph and one for each map."""
-    write_whole(file, drawn([explanation], file.suffix))
+_CAPTION = "P: probability of the class for the photograph, and for what each map leaves of it"
+_LETTERS = 30
+_PANEL_INCHES = 2.4
+_DPI = 170
 
 
 def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = OVERLAY) -> bytes:
-    """A picture of one or several explanations of a photograph, as the content of a file with this ending."""
-    first = explanations[0]
-    columns = min(_COLUMNS, 1 + len(first.maps))
-    rows = ceil((1 + len(first.maps)) / columns)
-    figure = Figure(
-        figsize=(columns * _PANEL_INCHES, len(explanations) * rows * _PANEL_INCHES * 1.1 + 0.4), layout="constrained"
-    )
-    names = " and ".join(explanation.category for explanation in explanations)
-    figure.suptitle(f"{names} by {first.model}, layer {first.layer}, and what remains of its probability")
-    all_axes = np.atleast_1d(figure.subplots(len(explanations) * rows, columns)).reshape(len(explanations), -1)
-    photograph = np.transpose(first.pixels[0].numpy(), (1, 2, 0))
-    for explanation, axes in zip(explanations, all_axes, strict=True):
-        for axis in axes:
-            axis.set_axis_off()
-        axes[0].imshow(photograph)
-        name = "photograph" if len(explanations) == 1 else explanation.category
-        axes[0].set_title(f"{name}: {explanation.probability:.1%}")
-        for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
-            overlay(axis, photograph, values[0, 0].numpy(), alpha)
-            empty = "" if values.any() else " (an empty map)"
-            axis.set_title(f"{name} keeps {explanation.kept[name]:.1%}{empty}")
+    """A picture of a photograph's explanations as the content of a file: panels for it and each map, class by class.
+
+    Args:
+        explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
+        suffix (str): The ending of the file.
+        alpha (float): As for ``overlay``.
+    """
+    panels = 1 + len(explanations[0].maps)
+    # A row for each class, as long as the panels remain large enough to see something.
+    rows = ceil(panels / (4 if len(explanations) == 1 else 6))
+    columns, lines = ceil(panels / rows), rows * len(explanations)
+    size = (columns * _PANEL_INCHES + 0.7, lines * (_PANEL_INCHES + 0.4) + 0.2)
+    figure = Figure(figsize=size, layout="compressed")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for explanation, block in zip(explanations, axes.reshape(len(explanations), -1), strict=True):
+        _draw_block(block, explanation, alpha)
+    colours = ScalarMappable(cmap=_on_grey(alpha))
+    figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.01, aspect=16 * lines, ticks=(0, 0.5, 1), label="map")
+    figure.supxlabel(fill(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
     return rendered(figure, suffix)
 
 
+def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> None:
+    """Draws the photograph and the maps of a class."""
+    photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
+    axes[0].imshow(photograph, interpolation="bicubic")
+    axes[0].set_title(f"{fill(explanation.category, _LETTERS)}\nP = {explanation.probability:.2f}", size="medium")
+    for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
+        overlay(axis, photograph, values[0, 0].numpy(), alpha)
+        kept = f"P = {explanation.kept[name]:.2f}" if values.any() else "an empty map"
+        axis.set_title(f"{fill(name, _LETTERS)}\n{kept}", size="medium")
+
+
 def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = OVERLAY) -> None:
-    """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1]; an empty map leaves the photograph alone."""
-    if not values.any():
-        axis.imshow(photograph)
-        return
-    visualization.visualize_image_attr(
-        values[..., None],
-        photograph,
-        "blended_heat_map",
-        sign="positive",
-        cmap=COLOURS,
-        alpha_overlay=alpha,
-        outlier_perc=0,
-        plt_fig_axis=(axis.get_figure(), axis),
-        use_pyplot=False,
-    )
+    """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1].
+
+    The photograph is grey, so that all colours are the map's, and the less is covered of it the less the map is: where
+    that is 0, nothing is.
+
+    Args:
+        axis (matplotlib.axes.Axes): Where to draw.
+        photograph (ndarray): The photograph.
+        values (ndarray): The map.
+        alpha (float): How much of the photograph is covered where the map is 1, in [0, 1].
+    """
+    axis.imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+    axis.imshow(colormaps[COLOURS](values, alpha=alpha * values), interpolation="bilinear")
+
+
+def _on_grey(alpha: float) -> ListedColormap:
+    """The colours of an overlay on medium grey."""
+    values = np.linspace(0, 1, 256)[:, None]
+    covered = alpha * values
+    return ListedColormap(covered * colormaps[COLOURS](values[:, 0])[:, :3] + (1 - covered) * 0.5)
 
 
 def rendered(figure: Figure, suffix: str) -> bytes:
     """A figure as the content of a file with this ending."""
     content = BytesIO()
-    figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI)
+    figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI, bbox_inches="tight")
     return content.getvalue()
 
 
 def check_picture(file: Path) -> None:
-    """Refuses a picture that cannot be written, before anything is computed for it."""
+    """Refuses a picture that cannot be drawn as a file of this name, before anything is computed for it."""
     known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
     suffix = file.suffix.lower()
     if suffix not in known:
@@ -87,7 +100,6 @@ def check_picture(file: Path) -> None:
             f"A picture cannot be written as {file.name}; expected one of {', '.join(known)}."
             f"{close_names(suffix, known)}"
         )
-    check_writable(file)
     figure = Figure(figsize=(1, 1))
     figure.suptitle("a")
     try:

@@ -20,8 +20,9 @@ from captum_fusion._captum import (
     progress_bar,
     run_forward,
 )
-from captum_fusion._checks import Activation, check_interpolate_mode, check_perturbations_per_eval
+from captum_fusion._checks import check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._chunks import in_chunks, out_of_memory
+from captum_fusion._options import Activation
 from captum_fusion._session import VIEW_HINT, Session, session
 from captum_fusion._state import in_turn, warn
 from captum_fusion.functional import InterpolateMode, upsample

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import Parameter, Token
 
-from captum_fusion._checks import ACTIVATIONS, Activation, check_percentile, check_tolerance
-from captum_fusion._methods import METRICS, Method, Precision, Target, parse_method
 from captum_fusion._names import close_names
+from captum_fusion._options import ACTIVATIONS, METRICS, Activation, Precision, Target
+
+if TYPE_CHECKING:
+    from captum_fusion._methods import Method
 
 
 def _whole(_: object, tokens: Sequence[Token]) -> int:
@@ -89,6 +91,9 @@ class Settings:
 
     def check(self) -> None:
         """Refuses what names nothing or is outside its range."""
+        # Imports torch, for which --help need not wait; so does parsed_methods.
+        from captum_fusion._checks import check_percentile, check_tolerance
+
         for name in ("models", "layers", "weights", "methods", "metrics", "percentiles"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list of these")
@@ -118,8 +123,10 @@ class Settings:
         for name in ("layers", "weights"):
             self._one_each(name)
 
-    def parsed_methods(self) -> list[Method]:
+    def parsed_methods(self) -> "list[Method]":
         """The methods, each once."""
+        from captum_fusion._methods import parse_method
+
         return list(dict.fromkeys(parse_method(name) for name in self.methods))
 
     def subjects(self) -> list[tuple[str, str | None, str | None]]:

@@ -1,6 +1,7 @@
-"""The command ``captum-fusion``."""
+"""The command ``captum-fusion``. Nothing is imported at its top that imports torch: ``--help`` need not wait for it."""
 
-import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -12,19 +13,12 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.table import Table
+from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
-from captum_fusion._archive import archive
-from captum_fusion._checks import Activation
-from captum_fusion._console import Output
-from captum_fusion._files import check_writable, write_whole
-from captum_fusion._models import BUNDLED
-from captum_fusion._names import one_line, reason
-from captum_fusion._picture import check_picture, draw
+from captum_fusion._complaints import complain, complaint
+from captum_fusion._names import one_line
+from captum_fusion._options import BUNDLED, OVERLAY, Activation, Weighting
 from captum_fusion._settings import Settings, Several, Whole, one_each
-from captum_fusion.explain import Explanation
-from captum_fusion.explain import explain as explain_picture
 
 _SHOW = warnings.showwarning
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -37,29 +31,43 @@ app = App(
 )
 
 
+def _file(_: object, tokens: Sequence[Token]) -> Path:
+    """A picture's file."""
+    if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
+        raise ValueError(f"{tokens[0].value} is a URL, and nothing is fetched; expected a file that is here")
+    return Path(tokens[0].value)
+
+
 @app.command
 def explain(
-    image: Path | None = None,
-    *,
-    model: str | None = None,
+    *images: Annotated[Path, Parameter(converter=_file)],
+    model: Annotated[str | None, Parameter(alias="-m")] = None,
     weights: str | None = None,
-    layer: str | None = None,
+    layer: Annotated[str | None, Parameter(alias="-l")] = None,
     grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None,
-    target: str | None = None,
-    methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    target: Annotated[tuple[str, ...], Parameter(alias="-t", negative="", show_default=False)] = (),
+    methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    percentile: float = 10.0,
+    weighting: Weighting = "normalized",
     tolerance: float = 0.0,
-    output: Path = Path("fusion_cam.png"),
+    alpha: float = OVERLAY,
+    output: Annotated[Path, Parameter(alias="-o")] = Path("explained"),
     save_npz: Path | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
     size: Whole | None = None,
     mean: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     std: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     activation: Activation = "softmax",
     device: str | None = None,
-) -> None:
-    """Explain one picture: which of its parts speak for a class.
+) -> int:
+    """Explain pictures: which of their parts speak for a class.
+
+    - ``captum-fusion explain cat.jpg -m resnet50 -t "tiger cat" -t tabby``
+    - ``captum-fusion explain *.jpg --methods grad-cam score-cam -o explained``
 
     Args:
-        image: The picture. Without it, the photograph of a cup of espresso that the demo extra brings.
+        images: The pictures. Without any, what the demo extra brings: photographs of a cup of espresso and of a cat,
+            one above the other.
         model: A torchvision classifier such as resnet50, timm:NAME, hf:NAME or hf:FOLDER for an image classifier of
             Hugging Face, or package.module:callable that returns a model. Without it, the EfficientNet-Lite0 of the
             demo extra with its ImageNet weights.
@@ -68,56 +76,70 @@ def explain(
         layer: The dotted name of the layer to explain, which may give tokens or a channels-last map. Without it, the
             last feature map that matters as a whole.
         grid: The rows and columns of the layer's tokens, where they do not follow from the input.
-        target: The class to explain: an index, a category name or an ImageNet WordNet id. Without it, the predicted
-            class.
-        methods: Any of grad-cam, grad-cam++, x-grad-cam, group-cam, score-cam, union-cam, fusion-cam, Captum's input
-            methods such as integrated-gradients, and "fusion(gradient,region)" for two of them; a panel for each.
-            Without it, the stages of Fusion-CAM.
+        target: The class to explain: an index, a category name or an ImageNet WordNet id; given several times, each in
+            a row of its own. Without it, the predicted class.
+        methods: Methods that "captum-fusion methods" lists, and "fusion(gradient,region)" for two of them; a panel for
+            each. Without it, the stages of Fusion-CAM.
+        percentile: The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
+        weighting: How fusions that name none weigh their maps.
         tolerance: How far Score-CAM, alone or fused, may be from the exact map, in [0, 1); 0.05 takes about a tenth of
             the time where channels are not signed.
-        output: The picture to write.
-        save_npz: A file for the raw maps and their metadata.
+        alpha: How much of the photograph a map covers where it is strongest, in [0, 1].
+        output: The picture to write, or a folder for pictures named after the explained ones.
+        save_npz: A file for the raw maps and their metadata, or a folder, likewise.
+        force: Overwrite files.
         size: Input size in pixels. Without it, that of the model's weights, else 224.
         mean: Mean of each channel. Without it, that of the model's weights, else ImageNet's.
         std: Standard deviation of each channel. Without it, that of the model's weights, else ImageNet's.
         activation: What makes probabilities of the scores: softmax, or sigmoid for a binary or multi-label classifier.
         device: Where to compute. Without it, cuda if there is one, else cpu.
     """
-    check_picture(output)
-    if save_npz is not None:
-        check_writable(save_npz)
-    _check_apart(
-        {"--output": output, "--save-npz": save_npz},
-        {"the picture": image, "--weights": None if weights in (None, "none") else Path(str(weights))},
-    )
-    explanation = explain_picture(
-        image,
-        model=model,
-        weights=weights,
-        layer=layer,
-        grid=grid,
-        target=target,
+    from captum_fusion._job import Job
+    from captum_fusion._picture import check_picture
+    from captum_fusion._places import find_places
+    from captum_fusion.explain import Explainer
+
+    read = {} if weights in (None, "none") else {"--weights": Path(str(weights))}
+    places = find_places(images, output, save_npz, read, force=force)
+    check_picture(places[0].picture)
+    job = Job(
+        places=places,
+        targets=target,
         methods=methods,
+        percentile=percentile,
+        weighting=weighting,
         tolerance=tolerance,
-        size=size,
-        mean=mean,
-        std=std,
-        activation=activation,
-        device=device,
-        show_progress=True,
+        alpha=alpha,
     )
-    draw(output, explanation)
-    if save_npz is not None:
-        write_whole(save_npz, archive(explanation))
-    # Last, so that a reader who has seen enough does not keep the files from being written.
+    job.check()
+    job.run(
+        lambda: Explainer(
+            model,
+            weights=weights,
+            layer=layer,
+            grid=grid,
+            size=size,
+            mean=mean,
+            std=std,
+            activation=activation,
+            device=device,
+        )
+    )
+    return (FAILED if job.done else REFUSED) if job.lost else 0
+
+
+@app.command(name="methods")
+def list_methods() -> None:
+    """List the methods, each with what it computes."""
+    from captum_fusion._console import Output
+    from captum_fusion._methods import METHODS, summary
+
+    lines = [(name, summary(name)) for name in METHODS]
+    lines.append(("fusion(gradient,region)", "Fuses two of the others as Fusion-CAM does."))
+    width = max(len(name) for name, _ in lines)
     console = Output(soft_wrap=True, highlight=False, markup=False)
-    console.print(_top(explanation))
-    console.print(f"Explaining {explanation.target} {explanation.category} by the layer {explanation.feature_map}")
-    for note in explanation.notes:
-        console.print(note)
-    if save_npz is not None:
-        console.print(f"Maps: {save_npz}")
-    console.print(f"Picture: {output}")
+    for name, line in lines:
+        console.print(f"{name:{width}}  {line}")
 
 
 @app.command
@@ -158,6 +180,7 @@ def page(
     )
     shared = {"grid": grid, "size": size, "mean": mean, "std": std, "activation": activation, "device": device}
     try:
+        from captum_fusion._console import Output
         from captum_fusion.page import load_models, serving
     except ModuleNotFoundError as error:
         raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
@@ -183,14 +206,13 @@ def benchmark(settings: Annotated[Settings, Parameter(name="*")]) -> int:
     Started again with the same output folder, it does what is missing: it goes on where it was, or with more pictures,
     models, methods, percentiles or metrics. Under torchrun, the processes share the pictures.
     """
-    # pandas and SciPy take a second that explain need not wait for.
     from captum_fusion.benchmark import NothingExplainedError
     from captum_fusion.benchmark import run as run_benchmark
 
     try:
         run_benchmark(settings, show_progress=True)
     except NothingExplainedError as error:
-        _complain(one_line(error))
+        complain(one_line(error))
         return FAILED
     return 0
 
@@ -202,33 +224,10 @@ def report(folder: Path) -> None:
     Args:
         folder: The output folder of a benchmark.
     """
+    from captum_fusion._console import Output
     from captum_fusion.benchmark._report import write_report
 
     write_report(folder).show(Output())
-
-
-def _check_apart(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
-    """Refuses to write over what is read, or one file twice."""
-    written: dict[Path, str] = {}
-    for option, output in outputs.items():
-        if output is None:
-            continue
-        for name, file in inputs.items():
-            if file is not None and file.exists() and output.exists() and output.samefile(file):
-                raise ValueError(f"{option} {output} would overwrite {name}; expected another file")
-        other = written.setdefault(output.resolve(), option)
-        if other != option:
-            raise ValueError(f"{other} and {option} are both {output}; expected two files")
-
-
-def _top(explanation: Explanation) -> Table:
-    table = Table(title=f"{explanation.model} predicts")
-    table.add_column("index", justify="right")
-    table.add_column("category")
-    table.add_column("probability", justify="right")
-    for index, category, probability in explanation.top():
-        table.add_row(str(index), category, f"{probability:.1%}")
-    return table
 
 
 @app.meta.default
@@ -242,35 +241,32 @@ def _launch(
         tokens: The command and its arguments.
         verbose: Show where an error comes from.
     """
-    status: Any = None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough, and all files are written by then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return INTERRUPTED
     except Exception as error:
         if verbose:
             sys.stderr.write("".join(format_exception(error)))
-        known = isinstance(error, (CycloptsError, OSError, RuntimeError, TypeError, ValueError))
-        _complain(one_line(error) if known else reason(error))
+        complain(_said(error, tokens))
         return REFUSED
     return status if isinstance(status, int) else 0
 
 
-def _complain(line: str) -> None:
-    sys.stderr.write(f"captum-fusion: {line}\n")
+def _said(error: Exception, tokens: Sequence[str]) -> str:
+    """What to say of an error that these arguments lead to."""
+    if isinstance(error, UnknownCommandError) and Path(tokens[0]).suffix:
+        return f"there is no command {tokens[0]!r}; did you mean: {shlex.join(['captum-fusion', 'explain', *tokens])}"
+    return one_line(error) if isinstance(error, CycloptsError) else complaint(error)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     """Shows a warning of this package in a line, and others as they are."""
     if Path(filename).is_relative_to(Path(__file__).parent):
-        _complain(one_line(message))
+        complain(one_line(message))
     else:
         _SHOW(message, category, filename, lineno, *rest)
 

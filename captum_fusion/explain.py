@@ -12,21 +12,16 @@ from captum.attr import Attribution
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion._checks import (
-    Activation,
-    check_activation,
-    check_percentile,
-    check_tolerance,
-    check_weighting,
-)
+from captum_fusion._checks import check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion._explanation import Curve, Curves, Explanation, Prediction
 from captum_fusion._methods import KnownAttribution, Method, parse_method
 from captum_fusion._models import choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._names import reason
-from captum_fusion._photograph import Photograph, as_rgb, open_photograph
+from captum_fusion._options import Activation, Weighting
+from captum_fusion._photograph import Photograph, PictureError, as_rgb, open_photograph
 from captum_fusion._progress import Progress, tell
+from captum_fusion._sample import sample_photograph
 from captum_fusion.attr.fusion_cam import FusionCamStages
-from captum_fusion.functional import Weighting
 from captum_fusion.metrics import deletion, insertion, saliency_map
 
 __all__ = ["Curve", "Curves", "Explainer", "Explanation", "OpenedPicture", "Prediction", "explain"]
@@ -111,7 +106,7 @@ class Explainer:
         try:
             pixels = classifier.preprocessing.crop(photograph.image)
         except ValueError as error:
-            raise ValueError(f"{photograph.name} cannot be explained: {error}") from error
+            raise PictureError(f"{photograph.name} cannot be explained: {error}") from error
         inputs = classifier.preprocessing.normalize(pixels).to(self.place)
         with self.in_turn():
             # Two rows, so that a model that returns one row for any batch is found.
@@ -343,8 +338,8 @@ def explain(
     r"""Explains one picture: which of its parts speak for a class.
 
     Args:
-        image (str, Path or PIL.Image, optional): The picture. Default: None, which means the photograph of a cup of
-            espresso that the demo extra brings
+        image (str, Path or PIL.Image, optional): The picture. Default: None, which means the sample that the demo
+            extra brings, photographs of a cup of espresso and of a cat, one above the other
         model (str or Module, optional): A torchvision classifier such as "resnet50", "timm:NAME", "hf:NAME" or
             "hf:FOLDER" for an image classifier of Hugging Face, "package.module:callable" for a callable that returns a
             model, or a model. Default: None, which means the EfficientNet-Lite0 of the demo extra with its ImageNet
@@ -423,14 +418,7 @@ def _read(image: str | Path | Image.Image | Photograph | None) -> Photograph:
         return as_rgb(image)
     if image is not None:
         return open_photograph(Path(image))
-    try:
-        from skimage import data
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"The sample photograph needs the package {error.name}: pip install 'captum-fusion[demo]', "
-            "or give a picture"
-        ) from error
-    return Photograph(Image.fromarray(data.coffee()), name="skimage.data.coffee")
+    return sample_photograph()
 
 
 @contextmanager

@@ -3,6 +3,8 @@ import os
 import resource
 import subprocess
 import sys
+from inspect import getdoc
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import captum_fusion
-from captum_fusion import LayerXGradCam, cli
+from captum_fusion import LayerScoreCam, LayerXGradCam, cli, explain
 from captum_fusion.__main__ import main
+from captum_fusion._methods import METHODS as KNOWN
 from captum_fusion.cli import run
+from captum_fusion.explain import Explainer
 from tests.conftest import SmallNet, forked
 
 
@@ -23,15 +27,19 @@ def small_net() -> SmallNet:
     return SmallNet()
 
 
+def save_picture(file: Path, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
 METHODS = ["grad-cam", "grad-cam++", "score-cam", "saliency", "fusion-cam:raw", "fusion(x-grad-cam,union-cam)"]
 SMALL = ["--model", "tests.test_cli:small_net", "--size", "24"]
 
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    file = tmp_path / "photograph.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(file)
-    return file
+    return save_picture(tmp_path / "photograph.png")
 
 
 def test_explain_writes_a_picture_and_the_maps(
@@ -153,7 +161,7 @@ def test_a_binary_classifier(photograph: Path, tmp_path: Path) -> None:
 
 def test_a_layer_of_tokens(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", str(photograph), "--model", "timm:test_vit", "--weights", "none", "--methods", "grad-cam"]
-    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3"]
+    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3", "--force"]
     for grid, size in (([], "10x10"), (["--grid", "5", "20"], "5x20")):
         assert run([*arguments, *grid]) == 0
         assert f"by the layer blocks.3, 64 channels of {size}, a view of tokens" in capsys.readouterr().out
@@ -197,7 +205,7 @@ def test_what_is_wrong_is_said_in_one_line(
     assert len(error) == 1
     assert error[0].startswith("captum-fusion: ")
     assert message in error[0]
-    assert not (photograph.parent / "fusion_cam.png").exists()
+    assert not (photograph.parent / "explained").exists()
 
 
 def test_files_that_are_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,8 +271,16 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--weights", "photograph.png"], "photograph.png is not a file of weights only"),
         (["explain", "--weights", "missing.pt"], "No such file or directory: 'missing.pt'"),
         (["explain", "--colour", "red"], "--colour"),
-        (["explain", "--output", "."], "A picture cannot be written as"),
-        (["explain", "--output", "folder.png"], "folder.png is a folder; expected the name of a file to write"),
+        (["explain", "--output", "labels.json/out"], "--output is labels.json/out, but labels.json is no folder"),
+        (["explain", "--output", "."], "--output photograph.png would overwrite the picture"),
+        (["explain", "--output", "labels.json"], "labels.json exists; expected another place, or --force"),
+        (["explain", "folder.png"], "--output is out.png for 2 pictures; expected a folder"),
+        (["explain", "https://example.org/cat.jpg"], "https://example.org/cat.jpg is a URL, and nothing is fetched"),
+        (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
+        (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
+        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "normalized", "raw", "released"'),
+        (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
+        (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "2 targets are given; expected one"),
         (["explain", "--model", "tests.test_cli:nan_net"], "tests.test_cli:nan_net returns scores that are not finite"),
         (["benchmark", "--steps", "5.5"], "expected a whole number, not '5.5'"),
         (["benchmark", "--limit", "2.7"], "expected a whole number, not '2.7'"),
@@ -287,6 +303,7 @@ def test_messages_name_what_they_are_about_in_one_line(
     if name == "explain":
         model = SMALL if "--model" not in more else ["--size", "24"]
         arguments = [name, photograph.name, *(model if "--size" not in more else SMALL[:2]), *more]
+        arguments += ["--output", "out.png"] if "--output" not in more else []
     elif name == "benchmark":
         images = [] if "--images" in more else ["--images", "."]
         arguments = [name, *images, "--output", "out", "--model", SMALL[1], *more]
@@ -313,13 +330,14 @@ def test_errors_of_any_kind_are_one_line_with_their_kind(
     def fail(*_: object, **__: object) -> None:
         raise KeyError("somewhere\nelse")
 
-    monkeypatch.setattr(cli, "explain_picture", fail)
-    assert run(["explain", str(photograph)]) == 2
+    arguments = ["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]
+    monkeypatch.setattr(Explainer, "open", fail)
+    assert run(arguments) == 2
     assert lines_of(capsys) == [r"captum-fusion: KeyError: 'somewhere\nelse'"]
     monkeypatch.undo()
     # That of a method names the method.
     monkeypatch.setattr(LayerXGradCam, "attribute", fail)
-    assert run(["explain", str(photograph), *SMALL, "--methods", "x-grad-cam"]) == 2
+    assert run([*arguments, "--methods", "x-grad-cam"]) == 2
     assert lines_of(capsys) == [r"captum-fusion: x-grad-cam fails: KeyError: 'somewhere\nelse'"]
 
 
@@ -327,8 +345,8 @@ def test_interrupted(photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "explain_picture", interrupt)
-    assert run(["explain", str(photograph)]) == 130
+    monkeypatch.setattr(Explainer, "open", interrupt)
+    assert run(["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]) == 130
     assert lines_of(capsys) == ["captum-fusion: interrupted"]
 
     class Interrupted:
@@ -369,6 +387,7 @@ def test_a_full_disk_leaves_no_half_of_a_picture(photograph: Path, tmp_path: Pat
     (tmp_path / "out.png").write_bytes(b"what was there before")
     (tmp_path / "out.npz").write_bytes(b"and this")
     arguments = ["explain", str(photograph), *SMALL, "--methods", "score-cam", "--output", str(tmp_path / "out.png")]
+    arguments += ["--force"]
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     process = forked(on_a_full_disk, [*arguments, "--save-npz", str(tmp_path / "out.npz")])
     process.join()
@@ -379,7 +398,8 @@ def test_a_full_disk_leaves_no_half_of_a_picture(photograph: Path, tmp_path: Pat
 def test_what_cannot_be_written_is_found_before_computing(
     photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "explain_picture", None)
+    # No model is loaded.
+    monkeypatch.setattr(explain, "Explainer", None)
     with monkeypatch.context() as patch:
         # Without TeX.
         patch.setenv("PATH", "")
@@ -443,20 +463,237 @@ def test_runs_as_a_module() -> None:
     assert "--save-npz" in result.stdout
 
 
-def test_the_command_can_be_interrupted_before_torch_is_imported() -> None:
-    # Whatever is imported with the package itself cannot be: no code of ours runs before it.
-    script = "import sys, captum_fusion; sys.exit('torch' in sys.modules or 'captum' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    # Whatever is imported with the package itself cannot be interrupted: no code of ours runs before it. Help need not
+    # wait for what computes and draws.
+    script = """
+import sys, captum_fusion
+heavy = {"torch", "captum", "matplotlib", "pandas", "scipy", "numpy"}
+assert not heavy & set(sys.modules)
+from captum_fusion.cli import run
+for arguments in (["--help"], ["explain", "--help"], ["benchmark", "--help"], ["cat.jpg"]):
+    run(arguments)
+sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
     for name in captum_fusion.__all__:
         assert getattr(captum_fusion, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'LayerFusoinCam'"):
         captum_fusion.LayerFusoinCam  # noqa: B018
 
 
-def test_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A module that is None in sys.modules cannot be imported, as if it were not installed.
-    monkeypatch.setitem(sys.modules, "cyclopts", None)
-    monkeypatch.delitem(sys.modules, "captum_fusion.cli")
-    monkeypatch.delitem(sys.modules, "captum_fusion._settings")
-    with pytest.raises(SystemExit, match=r"needs the package cyclopts: pip install 'captum-fusion\[cli\]'"):
+def test_says_which_extra_is_missing(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(package: str, *modules: str) -> None:
+        # A module that is None in sys.modules cannot be imported, as if it were not installed.
+        monkeypatch.setitem(sys.modules, package, None)
+        for module in modules:
+            monkeypatch.delitem(sys.modules, f"captum_fusion.{module}", raising=False)
+
+    without("matplotlib", "_job", "_picture")
+    assert run(["explain", str(photograph)]) == cli.REFUSED
+    without("cyclopts", "cli", "_settings")
+    with pytest.raises(SystemExit) as end:
         main()
+    assert end.value.code == cli.REFUSED
+    needed = "captum-fusion: the command needs the package {}: pip install 'captum-fusion[cli]'"
+    assert lines_of(capsys) == [needed.format("matplotlib"), needed.format("cyclopts")]
+
+
+built: list[SmallNet] = []
+
+
+def counted_net() -> SmallNet:
+    built.append(small_net())
+    return built[-1]
+
+
+COUNTED = ["--model", "tests.test_cli:counted_net", "--size", "24", "--methods", "grad-cam"]
+
+
+def test_many_pictures_are_explained_by_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built.clear()
+    for folder, name in product("ab", ["cat.png", "ca t ü.png"]):
+        Path(folder).mkdir(exist_ok=True)
+        save_picture(Path(folder, name), seed=ord(folder))
+    Path("-odd.png").write_bytes(Path("a/cat.png").read_bytes())
+    files = ["a/cat.png", "b/cat.png", "a/ca t ü.png", "a/cat.png", "-odd.png"]
+    assert run(["explain", *COUNTED, "-t", "1", "-o", "seen", "--save-npz", "maps", "--", *files]) == 0
+    assert len(built) == 1
+    lines = capsys.readouterr().out.splitlines()
+    # What is given twice is explained once; what has the same name is numbered.
+    assert [line.split(": ")[0] for line in lines[:-1]] == ["a/cat.png", "b/cat.png", "a/ca t ü.png", "-odd.png"]
+    assert lines[-1] == "4 of 4 pictures explained"
+    names = {"-odd", "ca t ü", "cat", "cat-2"}
+    assert {file.name for file in Path("seen").iterdir()} == {f"{name}.png" for name in names}
+    assert {file.name for file in Path("maps").iterdir()} == {f"{name}.npz" for name in names}
+    assert "b/cat.png: 1 " in lines[1]
+    assert lines[1].endswith("; explained in seen/cat-2.png")
+    for name, image in (("cat", "a/cat.png"), ("cat-2", "b/cat.png")):
+        with np.load(f"maps/{name}.npz") as saved:
+            assert json.loads(str(saved["metadata"]))["image"] == image
+
+
+def test_a_broken_picture_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save_picture(Path(name))
+    Path("half.png").write_bytes(Path("a.png").read_bytes()[:2000])
+    Path("notes.png").write_text("no picture")
+    Path("folder").mkdir()
+    Image.new("RGB", (1, 60000)).save("long.png")
+    lost = ["notes.png", "missing.png", "folder", "c*.png", "half.png", "long.png"]
+    assert run(["explain", "half.png", "a.png", "long.png", *lost[:4], "b.png", *COUNTED]) == cli.FAILED
+    captured = capsys.readouterr()
+    complaints = captured.err.splitlines()
+    # What needs no reading is told first.
+    for complaint, name in zip(complaints, lost, strict=True):
+        assert name in complaint
+    assert "no file matches c*.png" in complaints[3].lower()
+    assert captured.out.splitlines()[-1] == f"2 of 8 pictures explained; not {', '.join(lost)}"
+    assert sorted(file.name for file in Path("explained").iterdir()) == ["a.png", "b.png"]
+    built.clear()
+    assert run(["explain", *lost[:4], *COUNTED]) == cli.REFUSED
+    assert not built
+    # A single one is refused as before.
+    assert run(["explain", "c*.png", *COUNTED]) == cli.REFUSED
+    assert run(["explain", "folder", *COUNTED]) == cli.REFUSED
+
+
+def test_what_is_wrong_with_every_picture_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [save_picture(Path(f"{number}.png")).name for number in range(3)]
+    for wrong in (["--target", "7"], ["--layer", "nope"]):
+        assert run(["explain", *files, *COUNTED, *wrong]) == cli.REFUSED
+        assert len(lines_of(capsys)) == 1
+    assert not Path("explained").exists()
+
+    # What only some of them bring about is theirs.
+    attribute = LayerScoreCam.attribute
+    calls: list[int] = []
+
+    def fail_once(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return attribute(*arguments, **options)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(LayerScoreCam, "attribute", fail_once)
+    assert run(["explain", *files, *COUNTED[:4], "--methods", "score-cam"]) == cli.FAILED
+    captured = capsys.readouterr()
+    assert captured.err == "captum-fusion: 1.png: score-cam fails: RuntimeError: out of memory\n"
+    assert captured.out.splitlines()[-1] == "2 of 3 pictures explained; not 1.png"
+
+
+def test_nothing_is_overwritten_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [save_picture(Path(f"{number}.png")).name for number in range(2)]
+    assert run(["explain", *files, *COUNTED, "--save-npz", "explained"]) == 0
+    before = {file: file.read_bytes() for file in Path("explained").iterdir()}
+    capsys.readouterr()
+    different = [*COUNTED, "--target", "2", "--alpha", "0.5"]
+    for arguments, message in (
+        ([*files, "--save-npz", "explained"], "explained/0.png exists, and so do 3 more files; "),
+        (["1.png"], "explained/1.png exists; "),
+        (["0.png", "-o", "new.png", "--save-npz", "explained"], "explained/0.npz exists; "),
+    ):
+        assert run(["explain", *arguments, *different]) == cli.REFUSED
+        assert message in lines_of(capsys)[0]
+    assert {file: file.read_bytes() for file in Path("explained").iterdir()} == before
+    assert run(["explain", *files, *different, "--save-npz", "explained", "--force"]) == 0
+    assert all(file.read_bytes() != content for file, content in before.items())
+    # A device is no file that could be lost.
+    assert run(["explain", "0.png", *COUNTED, "--output", "new.png", "--save-npz", "/dev/null"]) == 0
+
+
+def test_folders_that_cannot_be_written_are_found_before_computing(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explain, "Explainer", None)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for output in (tmp_path, tmp_path / "new" / "deep"):
+        assert run(["explain", str(photograph), "--output", str(output)]) == cli.REFUSED
+        assert "cannot be written: permission denied" in lines_of(capsys)[0]
+
+
+def test_several_classes_have_a_row_each(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), *COUNTED]
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert run([*arguments, "--target", "1", "--output", str(one)]) == 0
+    capsys.readouterr()
+    assert run([*arguments, "--target", "1", "--target", "2", "--output", str(two)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:14] for line in lines if line.startswith("Explaining")] == ["Explaining 1 1", "Explaining 2 2"]
+    with Image.open(one) as first, Image.open(two) as both:
+        assert both.height > 1.7 * first.height
+        assert both.width < 1.2 * first.width
+
+
+def test_settings_reach_the_maps(photograph: Path, tmp_path: Path) -> None:
+    maps = {}
+    for name, options in {
+        "default": [],
+        "percentile": ["--percentile", "60"],
+        "weighting": ["--weighting", "raw"],
+        "tolerance": ["--tolerance", "0.5"],
+    }.items():
+        file = tmp_path / f"{name}.npz"
+        arguments = ["explain", str(photograph), *SMALL, "-l", "stem", "-t", "1", *options]
+        assert run([*arguments, "-o", str(tmp_path / f"{name}-drawn.png"), "--save-npz", str(file)]) == 0
+        with np.load(file) as saved:
+            metadata = json.loads(str(saved["metadata"]))
+            maps[name] = saved["Denoised Grad-CAM"]
+        assert metadata["layer"] == "stem"
+        if options:
+            assert str(metadata[name]) in (options[1], f"{options[1]}.0")
+    # More of the gradient map is left out.
+    assert (maps["percentile"] == 0).mean() > 0.55 > (maps["default"] == 0).mean()
+
+
+def test_methods_are_listed_with_what_their_classes_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {*KNOWN, "fusion(gradient,region)"}
+    assert lines["score-cam"] == (getdoc(LayerScoreCam) or "").splitlines()[0]
+    assert lines["grad-cam"] == "Computes GradCAM attribution for chosen layer."
+    assert all(line.endswith(".") for line in lines.values())
+
+
+@pytest.mark.parametrize("picture", ["cat.jpg", "a/my cat.png"])
+def test_a_picture_without_a_command_is_meant_to_be_explained(capsys: pytest.CaptureFixture[str], picture: str) -> None:
+    assert run([picture, "--model", "resnet50"]) == cli.REFUSED
+    shown = "'a/my cat.png'" if " " in picture else picture
+    (line,) = lines_of(capsys)
+    assert line.endswith(f"; did you mean: captum-fusion explain {shown} --model resnet50")
+    assert run(["explan", picture]) == cli.REFUSED
+    assert 'Did you mean "explain"?' in lines_of(capsys)[0]
+
+
+def test_categories_that_hold_a_word_are_proposed_first(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "squeezenet1_1", "--weights", "none", "--size", "64", "--methods", "grad-cam"]
+    assert run(["explain", str(photograph), *model, "-t", "cat", "-o", str(photograph.parent / "out.png")]) == 2
+    close = lines_of(capsys)[0].partition("Close: ")[2].removesuffix(".").split(", ")
+    assert set(close) == {"tiger cat", "persian cat", "siamese cat", "egyptian cat", "madagascar cat"}
+
+
+def test_every_method_is_announced_on_a_terminal(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["explain", str(photograph), *SMALL, "--methods", *METHODS, "--output", str(tmp_path / "out.png")]
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run([*arguments, "--force"]) == 0
+    shown = capsys.readouterr().err
+    for method in METHODS:
+        assert method in shown

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation, check_activation, check_gradients_allowed, check_layer
+from captum_fusion._checks import check_activation, check_gradients_allowed, check_layer
+from captum_fusion._options import Activation
 from captum_fusion._scorer import Scorer, scoring
 from captum_fusion.functional import InterpolateMode
 

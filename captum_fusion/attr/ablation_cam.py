@@ -16,7 +16,7 @@ from captum_fusion.functional import ablation_weights, weighted
 
 @documented
 class LayerAblationCam(LayerAttribution, PerturbationAttribution):
-    r"""Computes Ablation-CAM for the chosen layer.
+    r"""Computes Ablation-CAM for the chosen layer: a channel is worth what the score loses without it.
 
     Each channel of the layer is set to 0 in turn; the share of the target's score that is lost tells what the channel
     is worth. No gradients are needed, and the inputs are not masked. In symbols, for channels A_k, the score y of the

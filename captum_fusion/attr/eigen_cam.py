@@ -9,7 +9,7 @@ from captum_fusion.functional import principal_component
 
 @documented
 class LayerEigenCam(GradientCam):
-    r"""Computes Eigen-CAM for the chosen layer.
+    r"""Computes Eigen-CAM for the chosen layer: the first principal component of its activations, for any target.
 
     The map is the first principal component of the activations: pixels are points in the space of the channels, and
     each is projected on the direction in which they vary most. In symbols, for that direction v and channels A_k::

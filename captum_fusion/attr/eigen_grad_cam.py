@@ -9,7 +9,7 @@ from captum_fusion.functional import principal_component
 
 @documented
 class LayerEigenGradCam(GradientCam):
-    r"""Computes Eigen-Grad-CAM for the chosen layer.
+    r"""Computes Eigen-Grad-CAM for the chosen layer: Eigen-CAM of the activations by their gradients.
 
     The map is the first principal component of the activations by their gradients: Eigen-CAM of what raises the
     target's score. In symbols, for channels A_k, gradients g of that score and the direction v in which the pixels of B

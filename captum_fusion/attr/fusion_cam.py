@@ -9,20 +9,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import Activation, check_percentile, check_weighting
+from captum_fusion._checks import check_percentile, check_weighting
+from captum_fusion._options import Activation, Weighting
 from captum_fusion._prose import documented
 from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import (
-    InterpolateMode,
-    Weighting,
-    combine,
-    contribution,
-    contribution_weights,
-    denoise,
-    fuse,
-)
+from captum_fusion.functional import InterpolateMode, combine, contribution, contribution_weights, denoise, fuse
 
 
 class FusionCamStages(NamedTuple):

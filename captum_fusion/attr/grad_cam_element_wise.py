@@ -9,7 +9,7 @@ from captum_fusion.functional import element_wise_weights
 
 @documented
 class LayerGradCamElementWise(GradientCam):
-    r"""Computes element-wise Grad-CAM for the chosen layer.
+    r"""Computes element-wise Grad-CAM for the chosen layer: HiResCAM of what raises the score alone.
 
     As HiResCAM, but what lowers the score does not count: not in one channel against what raises it in another. In
     symbols, for channels A_k and gradients g of the target's score::

@@ -9,7 +9,7 @@ from captum_fusion.functional import grad_cam_plus_plus_weights
 
 @documented
 class LayerGradCamPlusPlus(GradientCam):
-    r"""Computes Grad-CAM++ for the chosen layer.
+    r"""Computes Grad-CAM++ for the chosen layer: Grad-CAM that does not fade where a class covers few pixels.
 
     Grad-CAM weights each channel by its mean gradient, which fades where a class covers few pixels. Grad-CAM++ weights
     the positive gradients pixel by pixel, so that every pixel that speaks for the class counts alike however many

@@ -8,7 +8,7 @@ from torch.nn import Module
 from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import Activation
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._scorer import Scorer
 from captum_fusion.attr._masked_cam import ProbabilityCam

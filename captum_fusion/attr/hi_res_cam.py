@@ -8,7 +8,7 @@ from captum_fusion.attr._gradient_cam import GradientCam
 
 @documented
 class LayerHiResCam(GradientCam):
-    r"""Computes HiResCAM for the chosen layer.
+    r"""Computes HiResCAM for the chosen layer: each pixel is weighted by its own gradient.
 
     Each pixel of a channel is weighted by its own gradient, so that the map shows where the activations raise the
     score; Grad-CAM's mean over the pixels can move that elsewhere. In symbols, for channels A_k and gradients g of the

@@ -11,7 +11,7 @@ from captum_fusion.functional import integration_masks
 
 @documented
 class LayerISCam(SampledScoreCam):
-    r"""Computes IS-CAM, integrated Score-CAM, for the chosen layer.
+    r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
     for channels A_k, baseline b and the steps i from 1 to n::

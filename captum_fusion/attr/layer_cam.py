@@ -9,7 +9,7 @@ from captum_fusion.functional import layer_cam_weights
 
 @documented
 class LayerLayerCam(GradientCam):
-    r"""Computes Layer-CAM for the chosen layer.
+    r"""Computes Layer-CAM for the chosen layer: each pixel is weighted by its own gradient where that is positive.
 
     Each pixel of a channel is weighted by its own gradient where that is positive, so that the map stays sharp in early
     layers, too, where a mean over all pixels says little. In symbols, for channels A_k and gradients g of the target's

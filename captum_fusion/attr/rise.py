@@ -8,7 +8,8 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import Activation, check_activation, check_samples
+from captum_fusion._checks import check_activation, check_samples
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._scorer import scoring, spatial_positions
 from captum_fusion.functional import random_masks

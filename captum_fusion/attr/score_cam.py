@@ -20,7 +20,7 @@ from captum_fusion.functional import normalize, weighted
 
 @documented
 class LayerScoreCam(MaskedCam, PerturbationAttribution):
-    r"""Computes Score-CAM for the chosen layer.
+    r"""Computes Score-CAM for the chosen layer: a channel is worth the score that it leaves as a mask.
 
     Each channel of the layer, upsampled to the input and then normalized to [0, 1], masks the input; the score of the
     target for that masked input tells what the channel is worth. The attribution is the sum of the channels, weighted

@@ -11,7 +11,7 @@ from captum_fusion.attr._sampled_score_cam import SampledScoreCam
 
 @documented
 class LayerSSCam(SampledScoreCam):
-    r"""Computes SS-CAM, smoothed Score-CAM, for the chosen layer.
+    r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n noisy copies of its mask. In symbols, for channels A_k,
     baseline b and n noises d_i of the input's size, normal with a standard deviation of ``stdev``::

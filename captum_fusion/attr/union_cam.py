@@ -7,7 +7,8 @@ from captum.attr import Attribution
 from torch.nn import Module
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import Activation, check_percentile
+from captum_fusion._checks import check_percentile
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._state import warn
 from captum_fusion.attr._component import check_component, component_map

@@ -9,7 +9,7 @@ from captum_fusion.functional import x_grad_cam_weights
 
 @documented
 class LayerXGradCam(GradientCam):
-    r"""Computes XGrad-CAM for the chosen layer.
+    r"""Computes XGrad-CAM for the chosen layer: gradients count as much as their pixels are active.
 
     The weight of a channel is its gradient averaged over the pixels, each counting as much as it is active there. In
     symbols, for channels A_k, gradients g of the target's score and sums over pixels::

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._call import Call
-from captum_fusion._methods import LOCALIZATION, RememberedScoreCam
+from captum_fusion._methods import RememberedScoreCam
 from captum_fusion._names import reason
+from captum_fusion._options import LOCALIZATION
 from captum_fusion._session import session
 from captum_fusion._settings import Settings
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam

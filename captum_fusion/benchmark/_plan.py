@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_fusion._captum import ForwardFunc
 from captum_fusion._layers import FeatureMap
-from captum_fusion._methods import LOCALIZATION, Method
+from captum_fusion._methods import Method
 from captum_fusion._models import Classifier, Frame, choose_layer, load_classifier
 from captum_fusion._names import one_line
+from captum_fusion._options import LOCALIZATION
 from captum_fusion._photograph import open_photograph
 from captum_fusion._settings import Settings
 from captum_fusion._state import warn

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from captum_fusion._console import Output
-from captum_fusion._methods import LOCALIZATION
 from captum_fusion._models import find_device
+from captum_fusion._options import LOCALIZATION
 from captum_fusion._settings import Settings
 from captum_fusion.benchmark._images import find_pictures
 from captum_fusion.benchmark._judge import Judge

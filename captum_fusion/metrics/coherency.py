@@ -9,8 +9,8 @@ from torch import Tensor
 
 from captum_fusion._call import Call
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation
 from captum_fusion._maps import Sign, saliency_map, saliency_maps
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._state import preserved
 from captum_fusion.functional import adcc as harmonic_mean

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation
 from captum_fusion._maps import Sign, saliency_maps
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._scorer import scoring
 from captum_fusion.functional import contribution

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import Activation
 from captum_fusion._maps import Sign, ranks, saliency_maps
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._scorer import scoring
 

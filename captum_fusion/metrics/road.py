@@ -8,8 +8,9 @@ from torch import Tensor
 
 from captum_fusion._call import Call
 from captum_fusion._captum import ForwardFunc, TargetType
-from captum_fusion._checks import Activation, check_perturbations_per_eval
+from captum_fusion._checks import check_perturbations_per_eval
 from captum_fusion._maps import Sign, ranks, saliency_maps
+from captum_fusion._options import Activation
 from captum_fusion._prose import documented
 from captum_fusion._scorer import Scorer
 from captum_fusion._session import Session, session

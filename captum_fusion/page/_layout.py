@@ -7,8 +7,7 @@ from typing import Any
 import gradio as gr
 
 from captum_fusion._methods import METHODS
-from captum_fusion._picture import OVERLAY
-from captum_fusion.functional import WEIGHTINGS
+from captum_fusion._options import OVERLAY, WEIGHTINGS
 from captum_fusion.page import _views as views
 from captum_fusion.page._samples import Sample
 from captum_fusion.page._session import Session

@@ -45,7 +45,8 @@ const kinds = {
     const values = decoded(panel.values);
     return {
       colour: values.some((value) => value) && ((place) => palette[Math.round(values[place] * 255)]),
-      strength: () => 1,
+      // As in the pictures that are downloaded: where a map is 0, the photograph is left alone.
+      strength: (place) => values[place],
       says: (place) => values[place].toFixed(3),
     };
   },
@@ -53,8 +54,7 @@ const kinds = {
     const [ones, others] = [decoded(panel.first), decoded(panel.second)];
     return {
       colour: (place) => blended(ones[place], others[place]),
-      // Stronger than a scale's colours, which are there everywhere.
-      strength: (place) => 1.6 * Math.max(ones[place], others[place]),
+      strength: (place) => Math.max(ones[place], others[place]),
       says: (place) => `${ones[place].toFixed(3)} | ${others[place].toFixed(3)}`,
     };
   },
