@@ -53,10 +53,17 @@ FAMILY = (
 )
 # The rows that a method has scored for one picture, beside Score-CAM's live channels, which fusions share; the passes
 # of Integrated Gradients with their backward passes.
-ROWS = {"group-cam": 33, "union-cam": 3, "fusion-cam": 4, "integrated-gradients": 150}
 LIVE = 650
-# Rows of Score-CAM at a tolerance of 0.05, as a share.
+# Rows of Score-CAM within a tolerance, as a share.
 SHARE = 1 / 8
+ROWS = {
+    "group-cam": 33,
+    "union-cam": 3,
+    "fusion-cam": 4,
+    "integrated-gradients": 150,
+    "ablation-cam": LIVE,
+    "is-cam": 10 * LIVE * SHARE,
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ QUARTER = {"limit": 25, "seed": 0}
 FEW = {"limit": 12, "seed": 0}
 NEAR = {"tolerance": 0.05}
 RUNS = (
-    Run("imagenet", "imagenet", {"methods": (*COMPARED, "fusion-cam:raw", "fusion-cam:released"), "stages": True}),
+    Run("imagenet", "imagenet", {"methods": COMPARED, "stages": True}),
+    Run("imagenet", "imagenet", {"methods": ("fusion-cam:raw", "fusion-cam:released")}),
     Run("tolerance", "imagenet", HALF | NEAR | {"methods": ("score-cam", "fusion-cam")}),
     Run(
         "percentiles",
@@ -205,11 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with_variants = given.imagenet and (not given.only or "variants" in given.only)
     if not asked and not with_variants:
         parser.error("there is nothing to run; give --imagenet, --coco or --leaves")
-    left = {Path(settings.output).name: (rows(settings), settings.subjects()[0][:2]) for settings in asked}
+    left = [(Path(settings.output).name, rows(settings), settings.subjects()[0][:2]) for settings in asked]
     if with_variants:
-        left["variants"] = variant_rows(str(given.imagenet), given.output / VARIANTS, given.limit), (LITE, None)
+        left.append(("variants", variant_rows(str(given.imagenet), given.output / VARIANTS, given.limit), (LITE, None)))
     total = 0.0
-    for name, (count, subject) in left.items():
+    for name, count, subject in left:
         speed = rows_per_second(*subject)
         total += count / speed
         sys.stdout.write(f"{name}: {count} rows, {timedelta(seconds=round(count / speed))} at {speed:.0f} rows/s\n")
