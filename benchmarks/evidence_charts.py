@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.evidence_runs import COMPETITORS, CONTROLS, OURS, PERCENTILES, PLACED, SETTINGS, STEPS, Runs
+from benchmarks.evidence_runs import COMPETITORS, CONTROLS, OURS, PERCENTILES, PLACED, SETTINGS, STEPS, Runs, Setting
 from benchmarks.evidence_statistics import SIGNIFICANT, Difference, interval
 from benchmarks.evidence_tables import passes
 
@@ -16,7 +16,11 @@ _ADVANTAGE = "advantage of Fusion-CAM, paired, with its 95 % interval"
 
 def charts(runs: Runs) -> dict[str, Figure]:
     """A picture for each finding of the runs that there are, by its name."""
-    found = {"claims": claims_chart(runs), "stages": stages_chart(runs)}
+    found = {}
+    if compared := settings_with(runs, COMPETITORS):
+        found["claims"] = claims_chart(runs, compared)
+    if staged := settings_with(runs, [f"{OURS} combined"]):
+        found["stages"] = stages_chart(runs, staged)
     if "coco" in runs.tables:
         others = (*COMPETITORS, *CONTROLS)
         found["localization"] = advantages_chart(runs, "coco", (*PLACED, "instances_reached"), others)
@@ -28,6 +32,11 @@ def charts(runs: Runs) -> dict[str, Figure]:
     if "methods" in runs.tables:
         found["cost"] = cost_chart(runs)
     return found
+
+
+def settings_with(runs: Runs, others: Sequence[str]) -> list[Setting]:
+    """The settings in which Fusion-CAM was compared with one of these."""
+    return [setting for setting in SETTINGS if runs.compare(setting.run, "average_drop", OURS, others)]
 
 
 def forest(axis: Axes, found: Sequence[tuple[str, Difference]], title: str) -> None:
@@ -45,10 +54,9 @@ def forest(axis: Axes, found: Sequence[tuple[str, Difference]], title: str) -> N
     axis.tick_params(axis="x", labelsize=8)
 
 
-def claims_chart(runs: Runs) -> Figure:
-    """Fusion-CAM against each method of the comparison, in every setting."""
+def claims_chart(runs: Runs, settings: Sequence[Setting]) -> Figure:
+    """Fusion-CAM against each method of the comparison."""
     measures = ("average_drop", "average_increase", "overall")
-    settings = [setting for setting in SETTINGS if runs.compare(setting.run, "average_drop", OURS, COMPETITORS)]
     figure = Figure(figsize=(9.5, 1.3 * len(settings) + 0.6), layout="constrained", dpi=100)
     grid = figure.subplots(len(settings), len(measures), squeeze=False, sharex="col", sharey=True)
     for place, (line, setting) in enumerate(zip(grid, settings, strict=True)):
@@ -61,12 +69,9 @@ def claims_chart(runs: Runs) -> Figure:
     return figure
 
 
-def stages_chart(runs: Runs) -> Figure:
-    """What each stage adds, in every setting."""
+def stages_chart(runs: Runs, settings: Sequence[Setting]) -> Figure:
+    """What each stage adds."""
     measures = ("average_drop", "average_increase", "insertion", "deletion")
-    settings = [
-        setting for setting in SETTINGS if runs.compare(setting.run, "average_drop", OURS, [f"{OURS} combined"])
-    ]
     figure = Figure(figsize=(10.5, 1.2 * len(settings) + 0.6), layout="constrained", dpi=100)
     grid = figure.subplots(len(settings), len(measures), squeeze=False, sharex="col", sharey=True)
     for place, (line, setting) in enumerate(zip(grid, settings, strict=True)):
