@@ -19,7 +19,8 @@ does no harm. Parts of a leaf that look different and are not numbered in turn m
 Each network is trained twice by the same recipe: with leaves apart, which gives the weights, and on the published
 split, for its claim. Nothing is chosen on test pictures: the recipes were tried on a part of the training leaves, and
 the last weights are taken. OUTPUT gets split.json, test/ with the test photographs, and for each network NAME.pt, a
-state dict, and NAME.json, its accuracy. From the root of the checkout:
+state dict, and NAME.json, its accuracy. A run that was interrupted goes on where it is started again: what has its
+accuracy in NAME.json is not trained again. From the root of the checkout:
 
     python -m benchmarks.leaves FOLDER OUTPUT
     captum-fusion benchmark --images OUTPUT/test --labels-by-order --output RESULTS \
@@ -48,6 +49,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.transforms import v2
 
+from captum_fusion._files import write_whole
 from captum_fusion._models import Classifier, Preprocessing, load_classifier
 from captum_fusion._options import BUNDLED
 
@@ -291,22 +293,23 @@ def judge(classifier: Classifier, photographs: Sequence[Photograph], groups: np.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("output", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("output", type=Path, help="a new folder, or that of a run that goes on")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     photographs = find(arguments.folder)
-    try:
-        arguments.output.mkdir(parents=True)
-    except FileExistsError:
-        raise SystemExit(f"{arguments.output} exists; expected a new folder") from None
+    arguments.output.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True)
     groups, parts = split(photographs, likeness(photographs), arguments.seed)
     rows = [
         {"photograph": photograph.file.name, "disease": photograph.disease, "group": int(group), "part": str(part)}
         for photograph, group, part in zip(photographs, groups, parts, strict=True)
     ]
-    (arguments.output / "split.json").write_text(json.dumps({"seed": arguments.seed, "photographs": rows}, indent=1))
+    text = json.dumps({"seed": arguments.seed, "photographs": rows}, indent=1)
+    before = arguments.output / "split.json"
+    if before.exists() and before.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{before} has another split; expected a new folder, or that of a run with this split")
+    write_whole(before, text)
     for photograph, part in zip(photographs, parts, strict=True):
         if part == "test":
             place = arguments.output / "test" / photograph.disease
@@ -314,12 +317,18 @@ def main() -> None:
             shutil.copy(photograph.file, place)
 
     published = np.array([photograph.published for photograph in photographs])
+    files = {name: arguments.output / f"{name}.json" for name in arguments.networks}
     records: dict[str, dict[str, Any]] = {
-        name: {"model": NETWORKS[name].model, "seed": arguments.seed} for name in arguments.networks
+        name: json.loads(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else {"model": NETWORKS[name].model, "seed": arguments.seed}
+        for name, file in files.items()
     }
     for title, sides, suffix in (("leaves apart", parts, ".pt"), ("published split", published, "-published.pt")):
         learnt, asked = (np.flatnonzero(sides == part) for part in ("train", "test"))
         for name, record in records.items():
+            if title in record:
+                continue
             start = time.perf_counter()
             file = arguments.output / (name + suffix)
             classifier = trained(NETWORKS[name], [photographs[index] for index in learnt], arguments.seed, file)
@@ -327,7 +336,7 @@ def main() -> None:
                 "trained on": len(learnt),
                 **judge(classifier, [photographs[index] for index in asked], groups[asked]),
             }
-            (arguments.output / f"{name}.json").write_text(json.dumps(record, indent=1))
+            write_whole(files[name], json.dumps(record, indent=1))
             seconds = time.perf_counter() - start
             write(f"{title}, {name}: {record[title]['photographs']}, {seconds:.0f} s")
 

@@ -39,6 +39,8 @@ class Layout:
     """The parts of the page, inside a ``gr.Blocks``."""
 
     def __init__(self, models: Sequence[str], samples: Sequence[Sample]) -> None:
+        # The first component, since Gradio hands the values to scripts in the order of the components.
+        self.action = gr.Number(visible=False)
         self.session = gr.State(Session())
         gr.Markdown("# captum-fusion\nWhich parts of a photograph speak for a class?", elem_id="title")
         with gr.Row(elem_id="columns"):
@@ -77,7 +79,7 @@ class Layout:
             self.status = gr.HTML(
                 "", html_template="<p role='status'></p>", js_on_load=asset("status.js"), min_height=56
             )
-            self.stop = gr.Button("Stop", scale=0, min_width=90, interactive=False, elem_id="stop")
+            self.stop = gr.Button("Stop", scale=0, min_width=90, elem_id="stop")
         viewer: Any = {
             "value": views.NOTHING,
             "html_template": "<div class='maps'></div>",
@@ -102,7 +104,6 @@ class Layout:
                             y_lim=[0, 1],
                             title=title,
                             min_width=300,
-                            visible=False,
                         )
                         for title in ("Insertion: more area is better", "Deletion: less area is better")
                     )

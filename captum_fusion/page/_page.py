@@ -1,5 +1,6 @@
 """What follows from what one does on the page."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,11 @@ _OVERLAY_MOVED = """strength => {
   window.captumFusionOverlay = strength;
   document.dispatchEvent(new Event("captum-fusion-overlay"));
 }"""
+# Gradio hears of what one does in any order, so the browser numbers it.
+_NUMBERED = """(_, ...values) => {
+  window.captumFusionActions = (window.captumFusionActions ?? 0) + 1;
+  return [window.captumFusionActions, ...values];
+}"""
 # How often files of browsers are looked for, and how old they may be: each is read once, at once.
 _FORGET_SECONDS = (30, 60)
 
@@ -53,13 +59,14 @@ class Page:
         settings = {on.overlay, on.percentile, on.tolerance, on.weighting}
         # Runs of one browser end each other, and browsers take turns with a model.
         handled: Any = {
-            "inputs": {on.session, on.upload, on.model, on.classes, on.methods} | settings,
+            "inputs": {on.action, on.session, on.upload, on.model, on.classes, on.methods} | settings,
             "concurrency_limit": None,
             "trigger_mode": "multiple",
+            "js": _NUMBERED,
             "api_visibility": "private",
         }
         runs = handled | {"show_progress_on": on.status}
-        views_of_run = [on.upload, on.status, on.stop, on.bars, on.classes, on.maps, on.stages, on.agreement, on.code]
+        views_of_run = [on.upload, on.status, on.bars, on.classes, on.maps, on.stages, on.agreement, on.code]
         explains = runs | {"outputs": [*views_of_run, on.insertion, on.deletion]}
         self.blocks.load(self._runs(self._look_at_first), **explains)
         self.blocks.unload(self._leave)
@@ -74,7 +81,7 @@ class Page:
         on.methods.change(self._runs(self._explain), **explains)
         on.draw.click(self._runs(self._judge), **explains)
         at_once = handled | {"queue": False, "show_progress": "hidden"}
-        on.stop.click(self._stop, **at_once, outputs=[on.status, on.stop])
+        on.stop.click(self._stop, **at_once, outputs=[on.status])
         on.overlay.input(None, [on.overlay], js=_OVERLAY_MOVED)
         on.overlay.change(self._write, **at_once, outputs=[on.code])
         for button, made in (
@@ -85,8 +92,14 @@ class Page:
             button.click(self._gets(made), **runs, outputs=[on.status, on.download])
 
     def _runs(self, work: Work) -> Callable[..., Iterator[Values]]:
-        """A handler for what takes a while, can be stopped, and may go wrong."""
-        status, stop = self._layout.status, self._layout.stop
+        """A handler for what takes a while, can be stopped, and may go wrong.
+
+        Gradio sends what a run yields as differences, which the browser may put into values that it has yet to show.
+        So a value that is a dictionary there (a dropdown's choices, a curve) is followed by itself or by one that is
+        none. When the run has ended, which may be when the next one has shown its own, Gradio shows its last values
+        again, and empties everything if there were none. So the last ones leave everything as it is.
+        """
+        on = self._layout
 
         def run(
             values: Values, event: gr.EventData, request: gr.Request, progress: gr.Progress = _PROGRESS
@@ -95,23 +108,25 @@ class Page:
                 note = f", {heard.note}" if heard.note else ""
                 progress((heard.done, heard.total), desc=f"{heard.description}{note} ", unit="passes")
 
-            session = self._sessions[str(request.session_hash)] = values[self._layout.session]
+            session = self._sessions[str(request.session_hash)] = values[on.session]
+            shown: Values = {}
             # What a run shows is shown before the next one begins to.
-            with suppress(Stopped), session.run(listener) as started:
-                yield {stop: gr.Button(interactive=True), status: ""}
+            with suppress(Stopped), session.run(values[on.action], listener) as started:
+                yield {on.status: ""}
                 try:
-                    yield from work(started, values, event)
-                    yield {stop: gr.Button(interactive=False)}
+                    for shown in work(started, values, event):
+                        yield shown
                 except Exception as error:
-                    sentence = one_line(error) if isinstance(error, _KNOWN) else reason(error)
-                    yield {stop: gr.Button(interactive=False), status: sentence}
+                    yield {on.status: one_line(error) if isinstance(error, _KNOWN) else reason(error)}
+            curves = {curve: shown[curve] for curve in (on.insertion, on.deletion) if curve in shown}
+            yield {on.status: gr.skip(), **curves}
 
         return run
 
     def _leave(self, request: gr.Request) -> None:
         session = self._sessions.get(str(request.session_hash))
         if session is not None:
-            session.stop()
+            session.stop(math.inf)
 
     def _look_at_first(self, run: Run, values: Values, event: gr.EventData) -> Iterator[Values]:
         return self._look_at(self._samples[0].photograph, self._samples[0].python, run, values, event)
@@ -139,19 +154,19 @@ class Page:
         yield from self._explain(run, values | {self._layout.classes: top}, event)
 
     def _choose(self, run: Run, values: Values, event: gr.EventData) -> Iterator[Values]:
-        yield {self._layout.classes: [event.index]}
         yield from self._explain(run, values | {self._layout.classes: [event.index]}, event)
 
     def _choose_beside(self, run: Run, values: Values, event: gr.EventData) -> Iterator[Values]:
         chosen = values[self._layout.classes]
         others = [index for index in chosen if index != event.index]
         both = others if event.index in chosen else [*others[: MOST_CLASSES - 1], event.index]
-        yield {self._layout.classes: both}
         yield from self._explain(run, values | {self._layout.classes: both}, event)
 
     def _explain(self, run: Run, values: Values, _: gr.EventData) -> Iterator[Values]:
         on, start = self._layout, perf_counter()
         targets, session = values[on.classes], run.session
+        of_before: Values = {on.insertion: None, on.deletion: None}
+        yield {on.classes: targets, **of_before}
         methods = list(dict.fromkeys(parse_method(method).name for method in values[on.methods]))
         if not targets or not methods:
             raise ValueError("Choose a class and a method")
@@ -161,8 +176,7 @@ class Page:
         yield {
             on.bars: views.bars(prediction, targets),
             on.maps: views.maps(prediction, targets, made, methods),
-            on.insertion: gr.LinePlot(visible=False),
-            on.deletion: gr.LinePlot(visible=False),
+            **of_before,
         }
         for upto in range(1, len(methods) + 1):
             for target in targets:
@@ -176,7 +190,7 @@ class Page:
                         show_progress=True,
                     )
                 session.explanations = list(made.values())
-                yield {on.maps: views.maps(prediction, targets, made, methods)}
+                yield {on.maps: views.maps(prediction, targets, made, methods), **of_before}
         notes = dict.fromkeys(note for explanation in session.explanations for note in explanation.notes)
         done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
@@ -199,8 +213,8 @@ class Page:
                 insertions.append(views.curve(label, curves.insertion))
                 deletions.append(views.curve(label, curves.deletion))
                 yield {
-                    self._layout.insertion: gr.LinePlot(pd.concat(insertions), visible=True),
-                    self._layout.deletion: gr.LinePlot(pd.concat(deletions), visible=True),
+                    self._layout.insertion: pd.concat(insertions),
+                    self._layout.deletion: pd.concat(deletions),
                 }
 
     def _picture(self, run: Run, values: Values) -> OpenedPicture:
@@ -209,8 +223,8 @@ class Page:
             return run.session.picture(name, self._models[name])
 
     def _stop(self, values: Values) -> Values:
-        values[self._layout.session].stop()
-        return {self._layout.stop: gr.Button(interactive=False), self._layout.status: "Stopped."}
+        values[self._layout.session].stop(values[self._layout.action])
+        return {self._layout.status: "Stopped."}
 
     def _write(self, values: Values) -> Values:
         session = values[self._layout.session]

@@ -7,10 +7,11 @@ from PIL import Image
 from skimage import data
 
 from captum_fusion._photograph import Photograph, as_rgb
+from captum_fusion._sample import sample_photograph
 
 
 class Sample(NamedTuple):
-    """A photograph, and how Python opens it: imports, and an expression."""
+    """A photograph, and how Python opens it: imports, and an expression, which is empty for the default."""
 
     caption: str
     photograph: Photograph
@@ -20,7 +21,6 @@ class Sample(NamedTuple):
 def samples() -> list[Sample]:
     """The sample photographs."""
     opened = (
-        ("a cup of espresso", "skimage", "data.coffee()", data.coffee()),
         ("a cat", "skimage", "data.chelsea()", data.chelsea()),
         ("a motorcycle", "skimage", "data.stereo_motorcycle()[0]", data.stereo_motorcycle()[0]),
         ("a rocket", "skimage", "data.rocket()", data.rocket()),
@@ -36,4 +36,5 @@ def samples() -> list[Sample]:
     portrait = 'cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)'
     with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
         photograph = as_rgb(image)._replace(name="matplotlib's grace_hopper.jpg")
-    return [*found, Sample("Grace Hopper", photograph, ("from matplotlib import cbook", portrait))]
+    both = Sample("an espresso and a cat", sample_photograph(), ("",))
+    return [both, *found, Sample("Grace Hopper", photograph, ("from matplotlib import cbook", portrait))]

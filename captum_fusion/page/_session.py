@@ -32,7 +32,7 @@ class Session:
         """The arguments of the model that is explained."""
         self._photograph: Photograph | None = None
         self._pictures: dict[str, OpenedPicture] = {}
-        self._newest_run = 0
+        self._newest: float = 0
         self._turn = threading.Lock()
 
     def __deepcopy__(self, _: object) -> "Session":
@@ -52,19 +52,19 @@ class Session:
         self.model = model.arguments
         return self._pictures[name]
 
-    def stop(self) -> None:
-        """Ends what runs."""
-        self._newest_run += 1
+    def stop(self, action: float) -> None:
+        """Ends what runs for actions before this one. They arrive in any order."""
+        self._newest = max(self._newest, action)
 
     @contextmanager
-    def run(self, listener: Listener) -> Iterator["Run"]:
-        """Work for the browser. It ends what ran for it before, and begins when that has ended.
+    def run(self, action: float, listener: Listener) -> Iterator["Run"]:
+        """Work for an action in the browser. It ends what ran for those before, and begins when that has ended.
 
         Raises:
-            Stopped: If yet another one was begun meanwhile.
+            Stopped: If there was a later action meanwhile.
         """
-        self.stop()
-        run = Run(self, self._newest_run, listener)
+        self.stop(action)
+        run = Run(self, action, listener)
         while not self._turn.acquire(timeout=_PATIENCE_SECONDS):
             run.check()
         try:
@@ -77,14 +77,14 @@ class Session:
 class Run:
     """Work for a browser, which raises ``Stopped`` between two passes when it is to end."""
 
-    def __init__(self, session: Session, number: int, listener: Listener) -> None:
+    def __init__(self, session: Session, action: float, listener: Listener) -> None:
         self.session = session
-        self._number = number
+        self._action = action
         self._listener = listener
 
     def check(self) -> None:
         """Raises ``Stopped`` if the work is to end."""
-        if self._number != self.session._newest_run:
+        if self._action < self.session._newest:
             raise Stopped
 
     @contextmanager

@@ -69,7 +69,7 @@ def choose(page: Page, label: str, *options: str) -> None:
 
 def settle(page: Page) -> None:
     """Waits until what runs has ended."""
-    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    expect(status(page)).not_to_be_empty()
     expect(page.locator(".pending")).to_have_count(0)
 
 
@@ -165,6 +165,7 @@ def test_classes_and_methods_are_typed(visit: Visit) -> None:
     page = visit()
     settle(page)
     choose(page, "Methods", "hi-res-cam")
+    expect(page.locator(".maps:visible .panel")).to_have_count(5)
     settle(page)
     assert names(page)[-1] == "hi-res-cam"
     page.get_by_label("Methods").fill("fusion(x-grad-cam, group-cam)")
@@ -209,6 +210,7 @@ def test_stop_stops_between_passes(visit: Visit, gated: Gated) -> None:
     page = visit()
     settle(page)
     choose(page, "Model", "gated")
+    expect(status(page)).to_contain_text("600 channels")
     settle(page)
     gated.gate.clear()
     gated.rows = 0
@@ -218,11 +220,11 @@ def test_stop_stops_between_passes(visit: Visit, gated: Gated) -> None:
     expect(status(page)).to_have_text("Stopped.")
     gated.gate.set()
     page.get_by_label("number input for Tolerance").fill("0.05")
+    expect(status(page)).to_contain_text("600 channels")
     settle(page)
     # All channels would have been 600 rows and more.
     assert gated.rows < 500
     assert not any(module._forward_hooks for module in gated.modules())
-    expect(status(page)).to_contain_text("600 channels")
 
 
 def test_a_picture_that_cannot_be_explained_is_a_sentence(visit: Visit, tmp_path: Path) -> None:
@@ -276,9 +278,9 @@ def test_sliders_that_are_moved_quickly(visit: Visit) -> None:
     number = page.get_by_label("number input for Percentile")
     for value in (5, 90, 20, 70, 33):
         number.fill(str(value))
-    settle(page)
     page.get_by_role("tab", name="Python").click()
     expect(page.locator(".cm-content")).to_contain_text("percentile=33")
+    settle(page)
 
 
 def test_no_path_reaches_the_file_system(visit: Visit, address: str) -> None:

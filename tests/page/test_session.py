@@ -19,7 +19,7 @@ def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
     session, heard, order = Session(), [], []
 
     def renew() -> None:
-        with session.run(heard.append) as newer, newer.step():
+        with session.run(2, heard.append) as newer, newer.step():
             order.append("newer")
 
     thread = Thread(target=renew)
@@ -31,7 +31,7 @@ def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
                 order.append("older")
                 sleep(0.01)
 
-    with session.run(heard.append) as older:
+    with session.run(1, heard.append) as older:
         with older.step():
             tell(Progress("Passes", 1, 2))
         assert heard == [Progress("Passes", 1, 2)]
@@ -44,8 +44,8 @@ def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
 
 def test_a_run_is_stopped_between_passes() -> None:
     session = Session()
-    with suppress(Stopped), session.run(lambda _: None) as run, run.step():
-        session.stop()
+    with suppress(Stopped), session.run(1, lambda _: None) as run, run.step():
+        session.stop(2)
         with pytest.raises(Stopped):
             tell(Progress("Passes", 1, 2))
 
@@ -54,23 +54,24 @@ def test_of_those_that_wait_the_newest_goes_on() -> None:
     session, went = Session(), []
 
     def wait(number: int) -> None:
-        with suppress(Stopped), session.run(lambda _: None):
+        with suppress(Stopped), session.run(number, lambda _: None):
             went.append(number)
 
-    with session.run(lambda _: None):
-        threads = [Thread(target=wait, args=(number,)) for number in range(5)]
+    # In no order.
+    with session.run(0, lambda _: None):
+        threads = [Thread(target=wait, args=(number,)) for number in (2, 1, 5, 3, 4)]
         for thread in threads:
             thread.start()
             sleep(0.02)
     for thread in threads:
         thread.join()
-    assert went == [4]
+    assert went == [5]
 
 
 def test_browsers_do_not_end_each_other() -> None:
     first = Session()
     second = deepcopy(first)
-    with first.run(lambda _: None) as run, second.run(lambda _: None), run.step():
+    with first.run(1, lambda _: None) as run, second.run(2, lambda _: None), run.step():
         pass
 
 
