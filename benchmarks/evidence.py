@@ -24,36 +24,48 @@ from typing import Any
 import torch
 
 from benchmarks.evidence_coco import convert
-from benchmarks.evidence_report import GROUPS, write
-from benchmarks.evidence_variants import VARIANTS, measure
+from benchmarks.evidence_report import RESULTS, write
+from benchmarks.evidence_runs import GROUPS, PERCENTILES
+from benchmarks.evidence_variants import STEPS, VARIANTS, measure, missing
 from captum_fusion._files import write_whole
 from captum_fusion._models import load_classifier
 from captum_fusion.benchmark import Settings, run
 from captum_fusion.benchmark._images import find_pictures
 from captum_fusion.benchmark._plan import variants_of
 from captum_fusion.benchmark._records import read_records
+from captum_fusion.benchmark._run import chosen
 
 LITE = "efficientnet-lite0"
 FAITHFUL = ("confidence_drop", "confidence_increase", "insertion", "deletion", "complexity")
+# Without curves, in a tenth of the passes.
+MASKED = ("confidence_drop", "confidence_increase", "complexity")
 PLACED = ("pointing_game", "energy_pointing_game", "mask_pointing_game", "mask_energy_pointing_game")
 # The methods of the paper's comparison and the controls, and what else is of the family.
-COMPARED = (
-    "grad-cam",
-    "score-cam",
-    "union-cam",
-    "fusion-cam",
-    "random-map",
-    "centred-gaussian",
-    "grad-cam++",
-    "group-cam",
+CORE = ("grad-cam", "score-cam", "union-cam", "fusion-cam")
+COMPARED = (*CORE, "random-map", "centred-gaussian", "grad-cam++", "group-cam")
+FAMILY = (
+    "x-grad-cam",
+    "layer-cam",
+    "hi-res-cam",
+    "grad-cam-element-wise",
+    "eigen-cam",
+    "eigen-grad-cam",
+    "finer-cam",
+    "guided-grad-cam",
 )
-FAMILY = ("x-grad-cam", "layer-cam", "hi-res-cam", "grad-cam-element-wise", "eigen-cam", "eigen-grad-cam", "finer-cam")
 # The rows that a method has scored for one picture, beside Score-CAM's live channels, which fusions share; the passes
 # of Integrated Gradients with their backward passes.
-ROWS = {"group-cam": 33, "union-cam": 3, "fusion-cam": 4, "integrated-gradients": 150}
 LIVE = 650
-# Rows of Score-CAM at a tolerance of 0.05, as a share.
+# Rows of Score-CAM within a tolerance, as a share.
 SHARE = 1 / 8
+ROWS = {
+    "group-cam": 33,
+    "union-cam": 3,
+    "fusion-cam": 4,
+    "integrated-gradients": 150,
+    "ablation-cam": LIVE,
+    "is-cam": 10 * LIVE * SHARE,
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,11 @@ class Run:
     needs: str
     asked: dict[str, Any] = field(default_factory=dict)
 
-    def settings(self, images: str, output: Path, leaves: Path | None) -> Settings:
+    def settings(self, images: str, output: Path, leaves: Path | None, limit: int | None) -> Settings:
         """What the benchmark is asked."""
-        asked = {"metrics": FAITHFUL, "steps": 10, "batch_size": 13, "compile": True} | self.asked
+        asked: dict[str, Any] = {"metrics": FAITHFUL, "steps": 10, "batch_size": 13, "compile": True} | self.asked
+        if limit is not None:
+            asked["limit"] = min(limit, asked.get("limit", limit))
         if self.needs == "leaves":
             assert leaves is not None
             file = leaves / f"{asked['models'][0].rpartition(':')[2]}.pt"
@@ -74,15 +88,24 @@ class Run:
         return Settings(images=images, output=output / self.name, **asked)
 
 
-# A seeded choice of half of the photographs, for what takes long or decides little.
+# Seeded choices of the photographs, for what takes long or decides little.
 HALF = {"limit": 50, "seed": 0}
+QUARTER = {"limit": 25, "seed": 0}
+EIGHTH = {"limit": 13, "seed": 0}
+FEW = {"limit": 8, "seed": 0}
 NEAR = {"tolerance": 0.05}
 RUNS = (
-    Run("imagenet", "imagenet", {"methods": (*COMPARED, "fusion-cam:raw", "fusion-cam:released"), "stages": True}),
-    Run("tolerance", "imagenet", HALF | NEAR | {"methods": ("score-cam", "union-cam", "fusion-cam")}),
-    Run("percentiles", "imagenet", HALF | {"methods": ("fusion-cam",), "percentiles": (0, 5, 10, 15, 20, 30, 50)}),
-    Run("adcc", "imagenet", HALF | NEAR | {"methods": COMPARED, "metrics": ("adcc",)}),
-    Run("family", "imagenet", HALF | {"methods": (*FAMILY, "guided-grad-cam", "integrated-gradients")}),
+    Run("imagenet", "imagenet", {"methods": COMPARED, "stages": True}),
+    Run("imagenet", "imagenet", {"methods": ("fusion-cam:raw", "fusion-cam:released")}),
+    Run("tolerance", "imagenet", HALF | NEAR | {"methods": ("score-cam", "fusion-cam")}),
+    Run(
+        "percentiles",
+        "imagenet",
+        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": FAITHFUL[:4]},
+    ),
+    Run("family", "imagenet", HALF | {"methods": FAMILY}),
+    Run("dear", "imagenet", FEW | {"methods": ("ablation-cam", "integrated-gradients")}),
+    Run("adcc", "imagenet", EIGHTH | NEAR | {"methods": (*CORE, "centred-gaussian"), "metrics": ("adcc",)}),
     Run(
         "coco",
         "coco",
@@ -91,48 +114,59 @@ RUNS = (
         | {"methods": COMPARED, "stages": True},
     ),
     *(
-        Run(f"lite{number}", "imagenet", NEAR | {"models": [f"efficientnet-lite{number}"], "methods": COMPARED})
+        Run(
+            f"lite{number}",
+            "imagenet",
+            QUARTER | NEAR | {"models": [f"efficientnet-lite{number}"], "methods": (*CORE, "grad-cam++", "group-cam")},
+        )
         for number in (1, 2)
     ),
     *(
         Run(
             f"leaves-{model.rpartition(':')[2]}",
             "leaves",
-            NEAR | {"models": [model], "methods": COMPARED, "stages": True},
+            NEAR | {"models": [model], "methods": COMPARED, "stages": True, "metrics": MASKED},
         )
-        for model in (LITE, "resnet18", "mobilenet_v2", "benchmarks.leaves:vgg")
+        for model in ("benchmarks.leaves:vgg", "benchmarks.leaves:resnet", "mobilenet_v2", LITE)
     ),
 )
 
 
 def rows(settings: Settings) -> int:
     """About how many rows a run still has to score, for all pictures."""
-    if not Path(settings.output).is_dir():
-        done = {}
-    else:
-        done = {key: record for key, record in read_records(Path(settings.output)).items() if "error" not in record}
+    folder = Path(settings.output)
+    records = read_records(folder) if folder.is_dir() else {}
     curves = len({"insertion", "deletion"} & set(settings.metrics))
     judged = 1 + curves * (settings.steps + 1)
     live = LIVE * (SHARE if settings.tolerance else 1)
-    pictures = [picture.name for picture in find_pictures(str(settings.images)).pictures][: settings.limit]
     total = 0.0
-    missing = 0
     seen: dict[str, set[tuple[Any, ...]]] = {}
-    for key in done:
-        seen.setdefault(key.image, set()).add((key.method, key.percentile, key.stage))
+    for key, record in records.items():
+        if "error" not in record:
+            seen.setdefault(key.image, set()).add((key.method, key.percentile, key.stage))
+    pictures = [picture.name for picture in chosen(settings, find_pictures(str(settings.images)))]
+    if settings.target == "best-label" and (folder / "run.json").exists():
+        # A finished run has passed over the pictures without an object that the network knows.
+        pictures = [picture for picture in pictures if picture in seen]
     for picture in pictures:
         score_cam = False
         for variant in variants_of(settings):
             name = variant.method.name.partition(":")[0]
             if all((variant.method.name, variant.percentile, part) in seen.get(picture, ()) for part in variant.parts):
                 continue
-            missing += 1
             again = live if "adcc" in settings.metrics and name in ("score-cam", "union-cam", "fusion-cam") else 0
             # The gradient and the region map are judged where they are methods of their own.
             total += ROWS.get(name, 1) + again + judged * max(1, len(variant.parts) - 2)
             score_cam |= name in ("score-cam", "union-cam", "fusion-cam")
         total += live * score_cam
     return round(total)
+
+
+def variant_rows(images: str, file: Path, limit: int | None) -> int:
+    """About how many rows the variants still have to score."""
+    # Score-CAM, the contributions of two fusions, nine maps that are judged, seven of them by curves.
+    each = LIVE * SHARE + 8 + 9 + 7 * 2 * (STEPS + 1)
+    return round(len(missing(images, file, limit)) * each)
 
 
 @cache
@@ -164,7 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path)
     for name in ("imagenet", "coco", "leaves"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", nargs="+", choices=sorted({each.name for each in RUNS}))
+    parser.add_argument("--only", nargs="+", choices=sorted({each.name for each in RUNS} | {"variants"}))
+    parser.add_argument("--limit", type=int, help="of each run, at most so many pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page goes. Default: the committed one")
     parser.add_argument("--dry-run", action="store_true", help="tell how long it takes, and no more")
     given = parser.parse_args(arguments)
     images = {
@@ -173,20 +209,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "leaves": str(given.leaves / "test") if given.leaves else None,
     }
     asked = [
-        each.settings(str(images[each.needs]), given.output, given.leaves)
+        each.settings(str(images[each.needs]), given.output, given.leaves, given.limit)
         for each in RUNS
         if images[each.needs] and each.name in (given.only or [each.name])
     ]
-    if not asked:
+    with_variants = given.imagenet and (not given.only or "variants" in given.only)
+    if not asked and not with_variants:
         parser.error("there is nothing to run; give --imagenet, --coco or --leaves")
+    left = [(Path(settings.output).name, rows(settings), settings.subjects()[0][:2]) for settings in asked]
+    if with_variants:
+        left.append(("variants", variant_rows(str(given.imagenet), given.output / VARIANTS, given.limit), (LITE, None)))
     total = 0.0
-    for settings in asked:
-        ((model, weights, _),) = settings.subjects()
-        left = rows(settings)
-        speed = rows_per_second(model, weights)
-        total += left / speed
-        name = Path(settings.output).name
-        sys.stdout.write(f"{name}: {left} rows, {timedelta(seconds=round(left / speed))} at {speed:.0f} rows/s\n")
+    for name, count, subject in left:
+        speed = rows_per_second(*subject)
+        total += count / speed
+        sys.stdout.write(f"{name}: {count} rows, {timedelta(seconds=round(count / speed))} at {speed:.0f} rows/s\n")
     sys.stdout.write(f"In all {timedelta(seconds=round(total))}, less where compiling pays\n")
     if given.dry_run:
         return 0
@@ -194,9 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_whole(given.output / GROUPS, json.dumps(leaf_groups(given.leaves)))
     for settings in asked:
         run(settings, show_progress=sys.stdout.isatty())
-    if given.imagenet and not given.only:
-        measure(str(given.imagenet), given.output / VARIANTS)
-    write(given.output)
+    if with_variants:
+        measure(str(given.imagenet), given.output / VARIANTS, given.limit)
+    write(given.output, given.results)
     return 0
 
 

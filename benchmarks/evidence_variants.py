@@ -21,6 +21,7 @@ from captum_fusion._methods import KnownAttribution
 from captum_fusion._models import choose_layer, load_classifier
 from captum_fusion._photograph import open_photograph
 from captum_fusion.benchmark._images import find_pictures
+from captum_fusion.benchmark._pictures import Picture
 from captum_fusion.functional import normalize
 from captum_fusion.metrics import complexity, confidence_drop, deletion, insertion, saliency_map
 
@@ -34,36 +35,41 @@ FUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 UNDENOISED = "fusion-cam without denoising"
 WIDER, NARROWER = "score-cam with the coverage of fusion-cam", "fusion-cam with the coverage of score-cam"
-_STEPS = 40
+# Steps of insertion and deletion, photographs that are explained together, halvings of the range of the power.
+STEPS, _BATCH, _HALVINGS = 10, 13, 40
 
 
 def as_wide(maps: Tensor, wanted: Tensor) -> Tensor:
     """Maps to the power, each its own, at which their means are those of others, (N, 1, H, W)."""
     low, high = (torch.full((len(maps), 1, 1, 1), value) for value in (-6.0, 6.0))
-    for _ in range(_STEPS):
+    for _ in range(_HALVINGS):
         power = (low + high) / 2
         too_wide = (maps ** power.exp()).mean(dim=(1, 2, 3), keepdim=True) > wanted.mean(dim=(1, 2, 3), keepdim=True)
         low, high = torch.where(too_wide, power, low), torch.where(too_wide, high, power)
     return maps ** power.exp()
 
 
-def measure(images: str, file: Path, batch: int = 13, steps: int = 10) -> None:
+def missing(images: str, file: Path, limit: int | None) -> list[Picture]:
+    """The photographs that have no line yet, of the first so many of a folder."""
+    done = {json.loads(line)["image"] for line in file.open(encoding="utf-8")} if file.exists() else set()
+    return [picture for picture in find_pictures(images).pictures[:limit] if picture.name not in done]
+
+
+def measure(images: str, file: Path, limit: int | None) -> None:
     """Appends a line for each photograph that has none yet.
 
     Args:
         images (str): The folder of photographs.
         file (Path): Where the lines go.
-        batch (int): How many photographs are explained together. Default: 13
-        steps (int): Steps of insertion and deletion. Default: 10
+        limit (int or None): How many of the photographs, at most; None for all.
     """
-    done = {json.loads(line)["image"] for line in file.open()} if file.exists() else set()
-    pictures = [picture for picture in find_pictures(images).pictures if picture.name not in done]
+    pictures = missing(images, file, limit)
     classifier = load_classifier()
     model = classifier.model
     preprocessing = classifier.preprocessing
     compiled = torch.compile(model, options={"freezing": True})
-    for start in range(0, len(pictures), batch):
-        chosen = pictures[start : start + batch]
+    for start in range(0, len(pictures), _BATCH):
+        chosen = pictures[start : start + _BATCH]
         pixels = torch.cat([preprocessing.crop(open_photograph(picture.file).image) for picture in chosen])
         inputs = preprocessing.normalize(pixels)
         layer = choose_layer(model, inputs, None).layer
@@ -76,7 +82,7 @@ def measure(images: str, file: Path, batch: int = 13, steps: int = 10) -> None:
                 "complexity": complexity(each),
             }
             if name not in (WIDER, NARROWER):
-                areas = [curve(compiled, inputs, each, target=target, steps=steps) for curve in (insertion, deletion)]
+                areas = [curve(compiled, inputs, each, target=target, steps=STEPS) for curve in (insertion, deletion)]
                 values["overall"] = areas[0] - areas[1]
             for measured, numbers in values.items():
                 for line, number in zip(lines, numbers.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""What the evidence rests on: paired statistics, the reading of COCO128, and maps of equal coverage."""
+"""What the evidence rests on: paired statistics, the reading of COCO128, maps of equal coverage, runs and the page."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.evidence import RUNS, rows
 from benchmarks.evidence_coco import convert
+from benchmarks.evidence_report import write
+from benchmarks.evidence_runs import COMPETITORS, OURS, Runs
 from benchmarks.evidence_statistics import Difference, difference, holm, interval, verdict
 from benchmarks.evidence_variants import as_wide
+from captum_fusion.benchmark import Settings
 
 
 def made(mean: float, p_value: float) -> Difference:
@@ -84,3 +88,63 @@ def test_maps_get_the_coverage_of_others_and_keep_their_order() -> None:
     torch.testing.assert_close(wide.mean(dim=(1, 2, 3)), others.mean(dim=(1, 2, 3)), atol=1e-4, rtol=0)
     for before, after in zip(maps.flatten(1), wide.flatten(1), strict=True):
         assert torch.equal(before.argsort(), after.argsort())
+
+
+def recorded(folder: Path, drops: dict[str, list[float]]) -> None:
+    """A run with the confidence drop of each picture by each method."""
+    folder.mkdir(parents=True)
+    lines = [
+        {"model": "m", "weights": "default", "layer": "l", "requested": "predicted", "percentile": None, "stage": None}
+        | {"file": f"{place}.jpg", "image": f"{place}.jpg", "method": method, "map": "AA==", "seconds": 1.0}
+        | {"confidence_drop": drop, "confidence_increase": float(drop == 0), "instances": 1, "weights_hash": "w"}
+        for method, values in drops.items()
+        for place, drop in enumerate(values)
+    ]
+    (folder / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_photographs_of_one_leaf_are_one_picture(tmp_path: Path) -> None:
+    recorded(tmp_path / "leaves-vgg", {OURS: [0.1, 0.3, 0.2], "grad-cam": [0.2, 0.6, 0.2]})
+    (tmp_path / "groups.json").write_text(json.dumps({"0.jpg": "one leaf", "1.jpg": "one leaf"}))
+    found = Runs(tmp_path).compare("leaves-vgg", "average_drop", OURS, ["grad-cam"])["grad-cam"]
+    # The means of the first two are 20 and 40 %, and the third has no advantage.
+    assert (found.pictures, found.mean) == (2, pytest.approx(10))
+
+
+def test_the_page_tells_the_verdict_of_each_setting(tmp_path: Path) -> None:
+    ours = [0.01 * place for place in range(1, 21)]
+    worse = [drop + 0.1 + 0.01 * place for place, drop in enumerate(ours)]
+    recorded(tmp_path / "imagenet", {OURS: ours} | dict.fromkeys(COMPETITORS, worse))
+    recorded(tmp_path / "lite1", {OURS: worse} | dict.fromkeys(COMPETITORS, ours))
+    write(tmp_path, tmp_path / "page")
+    page = (tmp_path / "page" / "README.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| lowest Average Drop, average drop")]
+    assert "10.5 (" in row
+    assert "+19.5 (" in row
+    assert "**holds**: ImageNet, Lite0<br>**does not hold**: ImageNet, Lite1" in row
+    assert sum(line.startswith("| lowest Average Drop |") for line in page.splitlines()) == 2
+    assert {file.name for file in (tmp_path / "page").iterdir()} >= {"claims.png", "comparisons.csv"}
+
+
+def test_what_is_scored_is_not_counted_again(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for place in range(3):
+        Image.new("RGB", (8, 8)).save(pictures / f"{place}.jpg")
+    methods = ("grad-cam", "random-map")
+    settings = Settings(
+        images=str(pictures), output=tmp_path / "run", methods=methods, metrics=("confidence_drop",), steps=10
+    )
+    # A picture takes a pass to make and one to judge, for each method.
+    assert rows(settings) == 12
+    recorded(tmp_path / "run", {"grad-cam": [0.1, 0.2]})
+    assert rows(settings) == 8
+
+
+def test_runs_of_one_folder_ask_the_same_but_for_their_methods() -> None:
+    for run in RUNS:
+        for other in RUNS:
+            if run.name == other.name:
+                assert {name: run.asked.get(name) for name in ("models", "tolerance", "limit", "metrics")} == {
+                    name: other.asked.get(name) for name in ("models", "tolerance", "limit", "metrics")
+                }

@@ -59,7 +59,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     settings.check()
     folder = Path(settings.output)
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
-    pictures = _chosen(settings, source)
+    pictures = chosen(settings, source)
     if any(metric in LOCALIZATION for metric in settings.metrics) and source.pictures[0].instances is None:
         raise ValueError(
             f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} has "
@@ -107,7 +107,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     return folder
 
 
-def _chosen(settings: Settings, source: Source) -> list[Picture]:
+def chosen(settings: Settings, source: Source) -> list[Picture]:
     """The pictures that are taken, in order."""
     order = list(range(len(source.pictures)))
     if settings.seed is not None:

@@ -1,4 +1,4 @@
-"""The table in docs/guide/algorithms.md says of every method what it does."""
+"""The table in docs/guide/methods.md says of every method what it does."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import captum_fusion
 from captum_fusion import attr
 
-TABLE = Path(__file__).parents[1].joinpath("docs/guide/algorithms.md").read_text(encoding="utf-8")
+TABLE = Path(__file__).parents[1].joinpath("docs/guide/methods.md").read_text(encoding="utf-8")
 ROWS = {name: cells.split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", TABLE, re.MULTILINE)}
 CHANNELS = 40
 
