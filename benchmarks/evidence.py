@@ -101,7 +101,7 @@ RUNS = (
     Run(
         "percentiles",
         "imagenet",
-        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": FAITHFUL[:4]},
+        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": MASKED},
     ),
     Run("family", "imagenet", HALF | {"methods": FAMILY}),
     Run("dear", "imagenet", FEW | {"methods": ("ablation-cam", "integrated-gradients")}),
@@ -117,7 +117,10 @@ RUNS = (
         Run(
             f"lite{number}",
             "imagenet",
-            QUARTER | NEAR | {"models": [f"efficientnet-lite{number}"], "methods": (*CORE, "grad-cam++", "group-cam")},
+            QUARTER
+            | NEAR
+            | {"models": [f"efficientnet-lite{number}"], "metrics": MASKED}
+            | {"methods": (*CORE, "grad-cam++", "group-cam")},
         )
         for number in (1, 2)
     ),
