@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence_runs import COMPETITORS, CONTROLS, OURS, PERCENTILES, PLACED, SETTINGS, STEPS, Runs, Setting
-from benchmarks.evidence_statistics import SIGNIFICANT, Difference, interval
-from benchmarks.evidence_tables import passes
+from benchmarks.evidence_statistics import SIGNIFICANT, Difference
+from benchmarks.evidence_tables import PASSES
 
 _ADVANTAGE = "advantage of Fusion-CAM, paired, with its 95 % interval"
 
@@ -103,42 +102,37 @@ def advantages_chart(runs: Runs, asked: Sequence[tuple[str, str]], others: Seque
     return figure
 
 
+def over(runs: Runs, run: str, measure: str, first: str, others: Sequence[str]) -> dict[str, Difference]:
+    """The differences of others from a method."""
+    return {
+        name: each._replace(mean=-each.mean, low=-each.high, high=-each.low)
+        for name, each in runs.compare(run, measure, first, others).items()
+    }
+
+
 def percentiles_chart(runs: Runs) -> Figure:
     """Each percentile against 10."""
     measures = ("average_drop", "average_increase", "complexity")
     others = [f"{OURS} {percentile}%" for percentile in PERCENTILES if percentile != 10]
     figure = Figure(figsize=(8.5, 2.2), layout="constrained", dpi=100)
     for axis, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
-        found = runs.compare("percentiles", measure, f"{OURS} 10%", others)
-        turned = [
-            (name.removeprefix(OURS), each._replace(mean=-each.mean, low=-each.high, high=-each.low))
-            for name, each in found.items()
-        ]
-        forest(axis, turned, measure.replace("_", " "))
+        found = over(runs, "percentiles", measure, f"{OURS} 10%", others)
+        forest(axis, [(name.removeprefix(OURS), each) for name, each in found.items()], measure.replace("_", " "))
     figure.supxlabel("advantage over the 10th percentile, paired, with its 95 % interval", size=9)
     return figure
 
 
 def cost_chart(runs: Runs) -> Figure:
-    """What a map costs beside what it is worth."""
-    measures = ("average_drop", "overall")
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained", dpi=100)
-    for axis, measure in zip(figure.subplots(1, len(measures)), measures, strict=True):
-        values = runs.values("methods", measure)
-        named = [(name, cost) for name in values if (cost := passes(name)) is not None]
-        # Methods of one cost stand side by side.
-        for cost in {cost for _, cost in named}:
-            same = sorted((name for name, each in named if each == cost), key=lambda name: values[name].mean())
-            for place, name in enumerate(same):
-                known = values[name].dropna().to_numpy()
-                x = cost * 1.16 ** (place - (len(same) - 1) / 2)
-                colour = "tab:green" if name == OURS else "0.4"
-                axis.plot([x, x], interval(known), color=colour, linewidth=1)
-                axis.plot(x, np.mean(known), "o", color=colour, markersize=4)
-                axis.annotate(name, (x, np.mean(known)), (2, 2), textcoords="offset points", size=6, rotation=40)
-        axis.set_xscale("log")
-        axis.set_xlabel("passes for a picture", size=9)
-        axis.set_title(measure.replace("_", " "), size=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(linewidth=0.4)
+    """Each method against Grad-CAM, by what it costs."""
+    measures = ("average_drop", "insertion", "deletion")
+    # Guided Grad-CAM is far from all others; weightings cost and give the same.
+    known = [name for name in PASSES if name in runs.values("methods", "average_drop") and name != "guided-grad-cam"]
+    others = sorted((name for name in known if name != "grad-cam"), key=PASSES.__getitem__)
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained", dpi=100)
+    for axis, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
+        found = over(runs, "methods", measure, "grad-cam", others)
+        forest(axis, [(f"{name}: {PASSES[name]}", found[name]) for name in others], measure.replace("_", " "))
+    figure.supxlabel(
+        "advantage over Grad-CAM, paired, with its 95 % interval; a method's passes beside its name", size=9
+    )
     return figure

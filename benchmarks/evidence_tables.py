@@ -70,11 +70,6 @@ def with_interval(measure: str, mean: float, low: float, high: float, sign: str 
     return f"{rounded(measure, mean, sign)} ({rounded(measure, low, sign)} to {rounded(measure, high, sign)})"
 
 
-def passes(name: str) -> int | None:
-    """About how many passes a map of a method takes, None for one that was not counted."""
-    return PASSES.get(name.partition(":")[0])
-
-
 def summary_table(rows: Sequence[Row]) -> str:
     """A line for each claim and measure: what is said, what was found, and in which settings it holds."""
     lines = [
@@ -141,10 +136,10 @@ def cost_table(runs: Runs) -> str:
     """What a map costs and what it is worth, the cheap ones first."""
     measures = ("average_drop", "average_increase", "insertion", "deletion", "overall")
     values = {measure: runs.values("methods", measure) for measure in measures}
-    named = [(cost, name) for name in values["average_drop"] if (cost := passes(name)) is not None]
+    named = sorted((cost, name) for name, cost in PASSES.items() if name in values["average_drop"])
     arrows = [f"{measure.replace('_', ' ')} {'↑' if MEASURES[measure].higher else '↓'}" for measure in measures]
     lines = [f"| method | passes | {' | '.join(arrows)} |", f"| --- | {'---: | ' * (len(measures) + 1)}"]
-    for cost, name in sorted(named):
+    for cost, name in named:
         means = [rounded(measure, values[measure][name].mean()) for measure in measures]
         lines.append(f"| {name} | {cost} | {' | '.join(means)} |")
     return "\n".join(lines)
@@ -210,9 +205,8 @@ def variants(file: Path, measure: str = "confidence_drop") -> dict[str, np.ndarr
     """A measure of each variant, of the pictures in order of which all was measured."""
     lines = [line for _, line in sorted(read(file).items()) if set(NAMES) <= line.keys()]
     scale = 1 if measure == "overall" else 100
-    return {
-        name: scale * np.array([line[name][measure] for line in lines]) for name in NAMES if measure in lines[0][name]
-    }
+    known = [name for name in NAMES if lines and measure in lines[0][name]]
+    return {name: scale * np.array([line[name][measure] for line in lines]) for name in known}
 
 
 def coverage_table(file: Path) -> str:
