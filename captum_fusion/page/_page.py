@@ -203,8 +203,10 @@ class Page:
     def _judge(self, run: Run, values: Values, event: gr.EventData) -> Iterator[Values]:
         # Ends what was running for the maps, so that this finishes it.
         yield from self._explain(run, values, event)
+        on, start = self._layout, perf_counter()
         picture, explanations = self._picture(run, values), run.session.explanations
         insertions, deletions = [], []
+        yield {on.status: ""}
         for explanation in explanations:
             for name in explanation.maps:
                 with run.step():
@@ -212,10 +214,9 @@ class Page:
                 label = name if len(explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(views.curve(label, curves.insertion))
                 deletions.append(views.curve(label, curves.deletion))
-                yield {
-                    self._layout.insertion: pd.concat(insertions),
-                    self._layout.deletion: pd.concat(deletions),
-                }
+                shown = {on.insertion: pd.concat(insertions), on.deletion: pd.concat(deletions)}
+                yield shown
+        yield {on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s", **shown}
 
     def _picture(self, run: Run, values: Values) -> OpenedPicture:
         name = values[self._layout.model]
