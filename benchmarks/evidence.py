@@ -101,7 +101,7 @@ RUNS = (
     Run(
         "percentiles",
         "imagenet",
-        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": FAITHFUL[:4]},
+        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": MASKED},
     ),
     Run("family", "imagenet", HALF | {"methods": FAMILY}),
     Run("dear", "imagenet", FEW | {"methods": ("ablation-cam", "integrated-gradients")}),
@@ -117,7 +117,10 @@ RUNS = (
         Run(
             f"lite{number}",
             "imagenet",
-            QUARTER | NEAR | {"models": [f"efficientnet-lite{number}"], "methods": (*CORE, "grad-cam++", "group-cam")},
+            QUARTER
+            | NEAR
+            | {"models": [f"efficientnet-lite{number}"], "metrics": MASKED}
+            | {"methods": (*CORE, "grad-cam++", "group-cam")},
         )
         for number in (1, 2)
     ),
@@ -164,9 +167,9 @@ def rows(settings: Settings) -> int:
 
 def variant_rows(images: str, file: Path, limit: int | None) -> int:
     """About how many rows the variants still have to score."""
-    # Score-CAM, the contributions of two fusions, nine maps that are judged, seven of them by curves.
-    each = LIVE * SHARE + 8 + 9 + 7 * 2 * (STEPS + 1)
-    return round(len(missing(images, file, limit)) * each)
+    # Score-CAM and the contributions of three fusions, and what judges each map, two of them without curves.
+    left = [len(names) for _, names in missing(images, file, limit)]
+    return round(len(left) * (LIVE * SHARE + 12) + sum(left) * (1 + 2 * (STEPS + 1)))
 
 
 @cache

@@ -24,7 +24,7 @@ def write(output: Path, results: Path = RESULTS) -> None:
     write_whole(results / "comparisons.csv", comparisons(runs).to_csv(index=False, float_format="%.5g"))
     for name, chart in charts(runs).items():
         write_whole(results / f"{name}.png", rendered(chart, ".png"))
-    page = (HERE / "evidence_page.md").read_text(encoding="utf-8")
+    page = (HERE / "evidence_page.template").read_text(encoding="utf-8")
     for name, table in tables(runs, output).items():
         page = page.replace(f"<!-- {name} -->", table)
     write_whole(results / "README.md", page)

@@ -1,17 +1,15 @@
 """The tables of the evidence's page."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.evidence_runs import CONTROLS, FAITHFUL, OURS, PLACED, Row, Runs
 from benchmarks.evidence_statistics import difference, holm, interval
-from benchmarks.evidence_variants import NARROWER, PUBLISHED, REGION, VARIANTS, WIDER
+from benchmarks.evidence_variants import NAMES, NARROWER, PUBLISHED, REGION, VARIANTS, WIDER, read
 from captum_fusion.benchmark._measures import MEASURES
 
 # Channels of Lite0's activated head that a picture has live on average, and those that are scored within 0.05.
@@ -58,7 +56,7 @@ def tables(runs: Runs, output: Path) -> dict[str, str]:
         found["FOOLED"] = controls_table(runs)
     if "methods" in runs.tables:
         found["COST"] = cost_table(runs)
-    if (output / VARIANTS).exists():
+    if variants(output / VARIANTS):
         found |= {"VARIANTS": variants_table(output / VARIANTS), "COVERAGE": coverage_table(output / VARIANTS)}
     return found
 
@@ -70,11 +68,6 @@ def rounded(measure: str, value: float, sign: str = "") -> str:
 
 def with_interval(measure: str, mean: float, low: float, high: float, sign: str = "") -> str:
     return f"{rounded(measure, mean, sign)} ({rounded(measure, low, sign)} to {rounded(measure, high, sign)})"
-
-
-def passes(name: str) -> int | None:
-    """About how many passes a map of a method takes, None for one that was not counted."""
-    return PASSES.get(name.partition(":")[0])
 
 
 def summary_table(rows: Sequence[Row]) -> str:
@@ -143,10 +136,10 @@ def cost_table(runs: Runs) -> str:
     """What a map costs and what it is worth, the cheap ones first."""
     measures = ("average_drop", "average_increase", "insertion", "deletion", "overall")
     values = {measure: runs.values("methods", measure) for measure in measures}
-    named = [(cost, name) for name in values["average_drop"] if (cost := passes(name)) is not None]
+    named = sorted((cost, name) for name, cost in PASSES.items() if name in values["average_drop"])
     arrows = [f"{measure.replace('_', ' ')} {'↑' if MEASURES[measure].higher else '↓'}" for measure in measures]
     lines = [f"| method | passes | {' | '.join(arrows)} |", f"| --- | {'---: | ' * (len(measures) + 1)}"]
-    for cost, name in sorted(named):
+    for cost, name in named:
         means = [rounded(measure, values[measure][name].mean()) for measure in measures]
         lines.append(f"| {name} | {cost} | {' | '.join(means)} |")
     return "\n".join(lines)
@@ -208,16 +201,17 @@ def tolerance_table(runs: Runs) -> str:
     return "\n".join(lines)
 
 
-def variants(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The lines of the variants' file, in the order of the pictures, and the drop of each variant in percent."""
-    lines = sorted((json.loads(line) for line in file.open(encoding="utf-8")), key=lambda line: str(line["image"]))
-    names = [name for name in lines[0] if name != "image"]
-    return lines, {name: 100 * np.array([line[name]["confidence_drop"] for line in lines]) for name in names}
+def variants(file: Path, measure: str = "confidence_drop") -> dict[str, np.ndarray]:
+    """A measure of each variant, of the pictures in order of which all was measured."""
+    lines = [line for _, line in sorted(read(file).items()) if set(NAMES) <= line.keys()]
+    scale = 1 if measure == "overall" else 100
+    known = [name for name in NAMES if lines and measure in lines[0][name]]
+    return {name: scale * np.array([line[name][measure] for line in lines]) for name in known}
 
 
 def coverage_table(file: Path) -> str:
     """Fusion-CAM against Score-CAM as they are, and where one has the coverage of the other."""
-    lines, drops = variants(file)
+    drops = variants(file)
     table = ["| Fusion-CAM | Score-CAM | n | average drop | | advantage | effect | p |"]
     table += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     pairs = {("as it is", "as it is"): (PUBLISHED, REGION)}
@@ -226,7 +220,7 @@ def coverage_table(file: Path) -> str:
     found = holm({" ".join(shown): difference(*(drops[name] for name in pair), False) for shown, pair in pairs.items()})
     for shown, (first, second) in pairs.items():
         each = found[" ".join(shown)]
-        cells = [*shown, str(len(lines)), f"{drops[first].mean():.1f}", f"{drops[second].mean():.1f}"]
+        cells = [*shown, str(len(drops[first])), f"{drops[first].mean():.1f}", f"{drops[second].mean():.1f}"]
         cells += [
             f"{each.mean:+.1f} ({each.low:+.1f} to {each.high:+.1f})",
             f"{each.effect:+.2f}",
@@ -238,23 +232,33 @@ def coverage_table(file: Path) -> str:
 
 def variants_table(file: Path) -> str:
     """Variants of the fusion: chosen on one half of the pictures, judged on the other."""
-    lines, drops = variants(file)
-    names = [name for name in drops if name not in (WIDER, NARROWER)]
-    published = drops[PUBLISHED][1::2]
-    found = holm({name: difference(drops[name][1::2], published, higher=False) for name in names if name != PUBLISHED})
+    covered, drops, overall = (variants(file, measure) for measure in ("complexity", "confidence_drop", "overall"))
     table = [
-        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd | p | overall, odd |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| map | coverage | average drop, even half | odd half | advantage over Fusion-CAM, odd | p | "
+        "overall, even half | odd half | advantage, odd | p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in names:
-        covered = 100 * np.mean([line[name]["complexity"] for line in lines])
-        overall = np.mean([line[name]["overall"] for line in lines[1::2]])
-        cells = [f"{covered:.1f}", f"{drops[name][::2].mean():.1f}", f"{drops[name][1::2].mean():.1f}"]
-        each = found.get(name)
-        cells += (
-            [f"{each.mean:+.1f} ({each.low:+.1f} to {each.high:+.1f})", f"{each.p_value:.2g}"] if each else ["", ""]
+    found = [
+        holm(
+            {
+                name: difference(values[name][1::2], values[PUBLISHED][1::2], higher)
+                for name in overall
+                if name != PUBLISHED
+            }
         )
-        table.append(f"| {' | '.join([name, *cells, f'{overall:.3f}'])} |")
+        for values, higher in ((drops, False), (overall, True))
+    ]
+    for name in overall:
+        cells = [f"{covered[name].mean():.1f}"]
+        for measure, values, differences in zip(("average_drop", "overall"), (drops, overall), found, strict=True):
+            each = differences.get(name)
+            cells += [rounded(measure, values[name][start::2].mean()) for start in (0, 1)]
+            cells += (
+                [with_interval(measure, each.mean, each.low, each.high, "+"), f"{each.p_value:.2g}"]
+                if each
+                else ["", ""]
+            )
+        table.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(table)
 
 

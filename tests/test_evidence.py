@@ -121,7 +121,7 @@ def test_the_page_tells_the_verdict_of_each_setting(tmp_path: Path) -> None:
     (row,) = [line for line in page.splitlines() if line.startswith("| lowest Average Drop, average drop")]
     assert "10.5 (" in row
     assert "+19.5 (" in row
-    assert "**holds**: ImageNet, Lite0<br>**does not hold**: ImageNet, Lite1" in row
+    assert "**holds**: Lite0 on ImageNet<br>**does not hold**: Lite1 on ImageNet" in row
     assert sum(line.startswith("| lowest Average Drop |") for line in page.splitlines()) == 2
     assert {file.name for file in (tmp_path / "page").iterdir()} >= {"claims.png", "comparisons.csv"}
 
