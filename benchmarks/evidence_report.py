@@ -1,5 +1,6 @@
 """Writes the page of the evidence, its tables and its pictures from the records of the runs."""
 
+import re
 from pathlib import Path
 
 from benchmarks.evidence_charts import charts
@@ -27,4 +28,4 @@ def write(output: Path, results: Path = RESULTS) -> None:
     page = (HERE / "evidence_page.template").read_text(encoding="utf-8")
     for name, table in tables(runs, output).items():
         page = page.replace(f"<!-- {name} -->", table)
-    write_whole(results / "README.md", page)
+    write_whole(results / "README.md", re.sub("<!-- [^ ]+ -->", "Not measured.", page))
