@@ -8,17 +8,17 @@ from captum_fusion._archive import archive
 from captum_fusion._picture import drawn
 from captum_fusion.explain import Explanation
 from captum_fusion.page._recipe import recipe
-from captum_fusion.page._session import Session
+from captum_fusion.page._session import Shown
 
 
-def picture(session: Session, overlay: float) -> tuple[str, bytes]:
+def picture(shown: Shown, overlay: float) -> tuple[str, bytes]:
     """The maps over the photograph, as the command draws them."""
-    return "explained.png", drawn(session.explanations, ".png", overlay)
+    return "explained.png", drawn(shown.explanations, ".png", overlay)
 
 
-def maps(session: Session, _: float) -> tuple[str, bytes]:
+def maps(shown: Shown, _: float) -> tuple[str, bytes]:
     """The raw maps, in the archive that the command writes; for two classes one such archive for each."""
-    archives = {_file_name(each): archive(each) for each in session.explanations}
+    archives = {_file_name(each): archive(each) for each in shown.explanations}
     if len(archives) == 1:
         return archives.popitem()
     content = BytesIO()
@@ -28,9 +28,9 @@ def maps(session: Session, _: float) -> tuple[str, bytes]:
     return "maps.zip", content.getvalue()
 
 
-def python(session: Session, overlay: float) -> tuple[str, bytes]:
+def python(shown: Shown, overlay: float) -> tuple[str, bytes]:
     """The lines of Python that reproduce what is shown."""
-    return "explained.py", recipe(session, overlay).encode()
+    return "explained.py", recipe(shown, overlay).encode()
 
 
 def _file_name(explanation: Explanation) -> str:

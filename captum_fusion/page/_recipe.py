@@ -1,26 +1,26 @@
 """The lines of Python that reproduce what the page shows."""
 
 from captum_fusion._picture import COLOURS
-from captum_fusion.page._session import Session
+from captum_fusion.page._session import Shown
 
 
-def recipe(session: Session, overlay: float) -> str:
+def recipe(shown: Shown, overlay: float) -> str:
     """Lines that compute and draw what a browser is shown, with so much colour over the photograph."""
-    first = session.explanations[0]
-    *imports, image = session.python
-    model = ", ".join(f"{name}={value!r}" for name, value in session.model.items() if value is not None)
+    first = shown.explanations[0]
+    *imports, image = shown.python
+    model = ", ".join(f"{name}={value!r}" for name, value in shown.model.items() if value is not None)
     settings = f"percentile={first.percentile!r}, weighting={first.weighting!r}, tolerance={first.tolerance!r}"
-    names = " and ".join(explanation.category for explanation in session.explanations)
+    names = " and ".join(explanation.category for explanation in shown.explanations)
     lines = [
         *sorted(["from captum.attr import visualization", "from captum_fusion.explain import Explainer", *imports]),
         "",
         f"picture = Explainer({model}).open({image})",
-        f"for target in {[explanation.target for explanation in session.explanations]}:  # {names}",
+        f"for target in {[explanation.target for explanation in shown.explanations]}:  # {names}",
         f"    explanation = picture.explain(target, {list(first.maps)}, {settings})",
         "    photograph = explanation.pixels[0].permute(1, 2, 0).numpy()",
         "    for name, values in explanation.maps.items():",
         '        style = dict(sign="positive", outlier_perc=0, title=name, '
-        f'cmap="{COLOURS}", alpha_overlay={overlay!r})',
+        f'cmap="{COLOURS}", alpha_overlay={overlay:g})',
         "        heat = values[0].permute(1, 2, 0).numpy()",
         '        visualization.visualize_image_attr(heat, photograph, "blended_heat_map", **style)',
     ]

@@ -57,9 +57,8 @@ def test_of_those_that_wait_the_newest_goes_on() -> None:
         with suppress(Stopped), session.run(number, lambda _: None):
             went.append(number)
 
-    # In no order.
     with session.run(0, lambda _: None):
-        threads = [Thread(target=wait, args=(number,)) for number in (2, 1, 5, 3, 4)]
+        threads = [Thread(target=wait, args=(number,)) for number in range(1, 6)]
         for thread in threads:
             thread.start()
             sleep(0.02)
@@ -80,8 +79,33 @@ def test_a_photograph_is_opened_once_for_each_model(net: SmallNet) -> None:
     with pytest.raises(ValueError, match="There is no photograph yet"):
         session.picture("small", model)
     session.look_at(Photograph(Image.new("RGB", (30, 40), "teal")), ["image"])
-    picture = session.picture("small", model)
-    assert session.picture("small", model) is picture
-    assert session.model == {"model": "small"}
+    picture, python = session.picture("small", model)
+    assert session.picture("small", model)[0] is picture
+    assert python == ["image"]
+    session.look_at(Photograph(Image.new("RGB", (30, 40), "navy")), ["other"])
+    assert session.picture("small", model)[0] is not picture
+
+
+def test_what_a_later_action_stops_does_not_begin() -> None:
+    session = Session()
+    session.stop(2)
+    with pytest.raises(Stopped), session.run(1, lambda _: None):
+        pass
+    with session.run(3, lambda _: None):
+        pass
+
+
+def test_the_settings_are_those_of_the_latest_action_in_whatever_order_they_arrive() -> None:
+    session = Session()
+    for action in (2, 3, 1):
+        session.set(action, f"settings {action}")
+    assert session.settings == "settings 3"
+
+
+def test_classes_are_those_of_one_model_and_photograph() -> None:
+    session = Session()
+    session.choose("small", [1, 2])
+    assert session.chosen("small") == [1, 2]
+    assert session.chosen("large") is None
     session.look_at(Photograph(Image.new("RGB", (30, 40), "navy")), ["image"])
-    assert session.picture("small", model) is not picture
+    assert session.chosen("small") is None
