@@ -16,5 +16,7 @@ def complaint(error: Exception) -> str:
     """What to say of an error."""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in _EXTRA:
         return f"the command needs the package {error.name}: pip install 'captum-fusion[cli]'"
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{error.filename}: {error.strerror}")
     known = isinstance(error, (OSError, RuntimeError, TypeError, ValueError))
     return one_line(error) if known else reason(error)

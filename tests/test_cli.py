@@ -269,7 +269,7 @@ def test_explain_never_overwrites_what_it_reads(
             "no layer 'nope'. The feature maps that there are: stem (4, 12, 12), ",
         ),
         (["explain", "--weights", "photograph.png"], "photograph.png is not a file of weights only"),
-        (["explain", "--weights", "missing.pt"], "No such file or directory: 'missing.pt'"),
+        (["explain", "--weights", "missing.pt"], "missing.pt: No such file or directory"),
         (["explain", "--colour", "red"], "--colour"),
         (["explain", "--output", "labels.json/out"], "--output is labels.json/out, but labels.json is no folder"),
         (["explain", "--output", "."], "--output photograph.png would overwrite the picture"),
