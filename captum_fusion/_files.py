@@ -30,7 +30,8 @@ def write_whole(file: Path, content: bytes | str) -> None:
         file.write_bytes(data)
         return
     place = file.resolve()
-    draft = place.with_name(f".{place.name}.{os.getpid()}.draft")
+    # What is added to a name may be too long for the file system.
+    draft = place.with_name(f".{place.name[:50]}.{os.getpid()}.draft")
     try:
         with draft.open("wb") as stream:
             stream.write(data)

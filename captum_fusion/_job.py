@@ -66,12 +66,12 @@ class Job:
             try:
                 with progress_bar("" if self._alone else f"{number}/{len(readable)} {place.image}: ") as begin:
                     explanations = self._explained(explainer, place.image, begin)
+                write_at(place.picture, drawn(explanations, place.picture.suffix, self.alpha))
+                if place.maps is not None:
+                    write_at(place.maps, archive(explanations[0]))
             except Exception as error:
                 self._lose(place, error)
                 continue
-            write_at(place.picture, drawn(explanations, place.picture.suffix, self.alpha))
-            if place.maps is not None:
-                write_at(place.maps, archive(explanations[0]))
             self.done += 1
             _say(console, place, explanations, self._alone)
         if not self._alone:
@@ -113,7 +113,9 @@ class Job:
             tolerance=self.tolerance,
             show_progress=True,
         )
-        targets: list[int | None] = [explainer.classifier.target(text, classes) for text in self.targets]
+        targets: list[int | None] = [
+            *dict.fromkeys(explainer.classifier.target(text, classes) for text in self.targets)
+        ]
         explanations = []
         for target in targets or [None]:
             # One by one, so that each is announced; what is there already is remembered.

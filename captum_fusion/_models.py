@@ -197,7 +197,7 @@ def load_classifier(
         name = type(model).__name__
         network, preprocessing, categories = model, _IMAGENET, None
     else:
-        name = model or BUNDLED
+        name = BUNDLED if model is None else model
         state = None if weights in (None, "none") else _state_dict(Path(str(weights)))
         # Seeded, so that random weights are the same ones each time.
         with torch.random.fork_rng():

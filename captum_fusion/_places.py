@@ -33,8 +33,11 @@ def find_places(
     Raises:
         ValueError: If a file cannot be written, would overwrite what is read or, without ``force``, any other file.
     """
-    explained: list[Path | None] = [*dict.fromkeys(images)] or [None]
-    once = [image for image in explained if image is not None]
+    each: dict[Path, Path] = {}
+    for image in images:
+        each.setdefault(image.absolute(), image)
+    once = list(each.values())
+    explained: list[Path | None] = [*once] or [None]
     options = {"--output": (output, ".png"), "--save-npz": (save_npz, ".npz")}
     written = {
         option: _files(option, place, once or [Path(NAME)], suffix)
@@ -47,9 +50,9 @@ def find_places(
     there = []
     for option, files in written.items():
         for file in files:
-            other = taken.setdefault(file.resolve(), option)
-            if other != option:
-                raise ValueError(f"{other} and {option} are both {file}; expected two files")
+            if file.resolve() in taken:
+                raise ValueError(f"{taken[file.resolve()]} and {option} {file} are one file; expected two")
+            taken[file.resolve()] = f"{option} {file}"
             if file.is_file():
                 if _identity(file) in read:
                     raise ValueError(f"{option} {file} would overwrite {read[_identity(file)]}; expected another file")

@@ -35,7 +35,10 @@ def _file(_: object, tokens: Sequence[Token]) -> Path:
     """A picture's file."""
     if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
         raise ValueError(f"{tokens[0].value} is a URL, and nothing is fetched; expected a file that is here")
-    return Path(tokens[0].value)
+    file = Path(tokens[0].value)
+    if not file.name:
+        raise ValueError(f"{tokens[0].value!r} names no file; expected a picture")
+    return file
 
 
 @app.command

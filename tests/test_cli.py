@@ -253,7 +253,7 @@ def test_explain_never_overwrites_what_it_reads(
         assert f"{option} {written} would overwrite" in line
         assert read.read_bytes() == before
     assert run(["explain", str(photograph), *SMALL, "--output", "a.png", "--save-npz", "a.png"]) == 2
-    assert "--output and --save-npz are both a.png" in lines_of(capsys)[0]
+    assert "--output a.png and --save-npz a.png are one file; expected two" in lines_of(capsys)[0]
 
 
 @pytest.mark.parametrize(
@@ -626,12 +626,40 @@ def test_folders_that_cannot_be_written_are_found_before_computing(
         assert "cannot be written: permission denied" in lines_of(capsys)[0]
 
 
+def test_two_pictures_are_not_written_to_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save_picture(Path(name))
+    Path("seen").mkdir()
+    Path("seen/a.png").symlink_to("b.png")
+    assert run(["explain", "a.png", "b.png", *COUNTED, "--output", "seen"]) == cli.REFUSED
+    assert "--output seen/a.png and --output seen/b.png are one file; expected two" in lines_of(capsys)[0]
+    # One file by two paths is one picture.
+    assert run(["explain", "a.png", str(tmp_path / "a.png"), *COUNTED, "--output", "once.png"]) == 0
+
+
+def test_a_long_name_and_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = Path(f"{'x' * 245}.png")
+    save_picture(long)
+    assert run(["explain", str(long), *COUNTED]) == 0
+    assert [file.name for file in Path("explained").iterdir()] == [long.name]
+    capsys.readouterr()
+    for nothing in ("", ".", "/"):
+        assert run(["explain", nothing, *COUNTED]) == cli.REFUSED
+        assert "names no file; expected a picture" in lines_of(capsys)[0]
+
+
 def test_several_classes_have_a_row_each(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", str(photograph), *COUNTED]
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     assert run([*arguments, "--target", "1", "--output", str(one)]) == 0
     capsys.readouterr()
-    assert run([*arguments, "--target", "1", "--target", "2", "--output", str(two)]) == 0
+    assert run([*arguments, "--target", "1", "--target", "01", "--target", "2", "--output", str(two)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:14] for line in lines if line.startswith("Explaining")] == ["Explaining 1 1", "Explaining 2 2"]
     with Image.open(one) as first, Image.open(two) as both:

@@ -242,7 +242,9 @@ def test_a_picture_that_cannot_be_explained_is_a_sentence(visit: Visit, tmp_path
     ):
         upload(page, tmp_path / name)
         expect(status(page)).to_contain_text(message)
-    change(page, "photograph", lambda: page.locator(".sample").nth(3).click())
+    page.locator(".sample").nth(3).click()
+    expect(page.locator(".maps:visible canvas")).to_have_count(4)
+    settle(page)
 
 
 def test_odd_pictures(visit: Visit, tmp_path: Path) -> None:
@@ -281,6 +283,62 @@ def test_sliders_that_are_moved_quickly(visit: Visit) -> None:
     page.get_by_role("tab", name="Python").click()
     expect(page.locator(".cm-content")).to_contain_text("percentile=33")
     settle(page)
+
+
+def test_nothing_is_lost_to_what_one_does_next(visit: Visit, gated: Gated) -> None:
+    page = visit()
+    settle(page)
+    choose(page, "Model", "gated")
+    expect(status(page)).to_contain_text("600 channels")
+    settle(page)
+    percentile, code = page.get_by_label("number input for Percentile"), page.locator(".cm-content")
+    # Another photograph and two classes in turn, each before what follows has begun.
+    gated.gate.clear()
+    page.get_by_label("number input for Tolerance").fill("0.01")
+    expect(page.locator(".pending")).to_have_count(2)
+    page.locator(".sample").nth(1).click()
+    percentile.fill("40")
+    gated.gate.set()
+    page.get_by_role("tab", name="Python").click()
+    expect(code).to_contain_text("percentile=40")
+    expect(code).to_contain_text("chelsea")
+    settle(page)
+    page.get_by_role("tab", name="Maps").click()
+    other = page.locator(".bar .text").nth(1).text_content()
+    gated.gate.clear()
+    page.get_by_label("number input for Tolerance").fill("0.02")
+    page.locator(".beside").nth(1).click()
+    page.locator(".beside").nth(0).click()
+    gated.gate.set()
+    expect(page.locator(".maps:visible h3")).to_have_count(1)
+    expect(page.locator(".maps:visible h3")).to_contain_text(str(other))
+    settle(page)
+    # Another model, whose classes are others.
+    choose(page, "Model", "small")
+    percentile.fill("30")
+    page.get_by_role("tab", name="Python").click()
+    expect(code).to_contain_text("percentile=30")
+    expect(code).to_contain_text("small_net")
+    settle(page)
+    assert page.locator(".bar.chosen .text").all_text_contents() == [page.locator(".bar .text").first.text_content()]
+
+
+def test_what_is_stopped_shows_nothing_of_before(visit: Visit, gated: Gated) -> None:
+    page = visit()
+    settle(page)
+    choose(page, "Model", "gated")
+    expect(status(page)).to_contain_text("600 channels")
+    settle(page)
+    gated.gate.clear()
+    page.get_by_label("number input for Tolerance").fill("0.03")
+    expect(page.locator(".pending")).to_have_count(2)
+    page.get_by_role("button", name="Stop").click()
+    expect(status(page)).to_have_text("Stopped.")
+    gated.gate.set()
+    page.get_by_role("tab", name="Python").click()
+    expect(page.locator(".cm-content", has_text="Explainer")).to_have_count(0)
+    page.get_by_role("button", name="Download Python").click()
+    expect(status(page)).to_have_text("There is nothing to download yet.")
 
 
 def test_no_path_reaches_the_file_system(visit: Visit, address: str) -> None:
