@@ -1,4 +1,4 @@
-"""The layer to explain: of every family in the README's table, and of small networks of each kind."""
+"""The layer to explain: of every family in the guide's table, and of small networks of each kind."""
 
 import re
 from functools import cache
@@ -17,7 +17,7 @@ from torchvision.models.video import r3d_18
 from captum_fusion import LayerFusionCam, LayerXGradCam, last_feature_map
 from tests.test_session import TrainingNet, snapshot
 
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "layer.md"
 # The smallest sizes whose feature map has more than one pixel, or that the network takes; 96 for all others.
 SIZES = {"inception_v3": 128, "maxvit_t": 224}
 
@@ -31,8 +31,7 @@ class Row(NamedTuple):
 
 @cache
 def table() -> list[Row]:
-    section = README.read_text().partition("\n## Where to look\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (.+) \| (.+) \| `(.+)` \| (yes|no) \|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| (.+) \| (.+) \| `(.+)` \| (yes|no) \|$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     return [Row(row[0].split(", "), re.findall(r"`(\w+)`", row[1]), row[2], row[3] == "yes") for row in rows]
 
 
