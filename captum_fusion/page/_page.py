@@ -127,7 +127,8 @@ class Page:
                             yield shown
                     except Exception as error:
                         # Nothing stays that may be of other settings.
-                        yield self._nothing(self._results) | {on.status: _sentence(error)}
+                        shown = self._nothing(self._results) | {on.status: _sentence(error)}
+                        yield shown
             except Exception as error:
                 yield {on.status: _sentence(error)}
             curves = {curve: shown[curve] for curve in (on.insertion, on.deletion) if curve in shown}
