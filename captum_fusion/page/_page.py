@@ -221,7 +221,6 @@ class Page:
         on, start, shown = self._layout, perf_counter(), run.session.shown
         assert shown is not None
         insertions, deletions = [], []
-        drawn: Values = {}
         yield {on.status: ""}
         for explanation in shown.explanations:
             for name in explanation.maps:
@@ -230,9 +229,12 @@ class Page:
                 label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(views.curve(label, curves.insertion))
                 deletions.append(views.curve(label, curves.deletion))
-                drawn = {on.insertion: pd.concat(insertions), on.deletion: pd.concat(deletions)}
-                yield drawn
-        yield {on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s", **drawn}
+        # All at once: a plot that is drawn takes no notice of further curves.
+        yield {
+            on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s",
+            on.insertion: pd.concat(insertions),
+            on.deletion: pd.concat(deletions),
+        }
 
     def _stop(self, values: Values) -> Values:
         on, session = self._layout, values[self._layout.session]

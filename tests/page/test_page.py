@@ -201,6 +201,9 @@ def test_stages_agreement_and_curves(visit: Visit) -> None:
     page.get_by_role("tab", name="Curves").click()
     page.get_by_role("button", name="Draw the curves").click()
     expect(page.locator(".vega-embed:visible")).to_have_count(2)
+    for plot in page.locator(".vega-embed:visible").all():
+        for name in ("grad-cam", "score-cam", "fusion-cam"):
+            expect(plot).to_contain_text(f"{name}: 0.")
     settle(page)
     page.get_by_role("tab", name="Maps").click()
     change(page, "fusion-cam", lambda: page.get_by_label("number input for Percentile").fill("70"))
