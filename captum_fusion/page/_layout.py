@@ -95,18 +95,11 @@ class Layout:
                 self.agreement = gr.HTML(**viewer)
             with gr.Tab("Curves"):
                 self.draw = gr.Button("Draw the curves", size="sm")
-                with gr.Row():
-                    self.insertion, self.deletion = (
-                        gr.LinePlot(
-                            x="share of the pixels",
-                            y="P",
-                            color="map",
-                            y_lim=[0, 1],
-                            title=title,
-                            min_width=300,
-                        )
-                        for title in ("Insertion: more area is better", "Deletion: less area is better")
-                    )
+                # One above the other, since a legend is cut off at a plot's width; pointing tells what is not there.
+                self.insertion, self.deletion = (
+                    gr.LinePlot(x="share of the pixels", y="P", color="map", y_lim=[0, 1], title=title, tooltip="all")
+                    for title in ("Insertion: more area is better", "Deletion: less area is better")
+                )
             with gr.Tab("Python"):
                 self.code = gr.Code(language="python", interactive=False, show_label=False)
 
