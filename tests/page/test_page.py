@@ -73,6 +73,16 @@ def settle(page: Page) -> None:
     expect(page.locator(".pending")).to_have_count(0)
 
 
+def visit_gated(visit: Visit) -> Page:
+    """The page with the model whose passes can be held."""
+    page = visit()
+    settle(page)
+    choose(page, "Model", "gated")
+    expect(status(page)).to_contain_text("600 channels")
+    settle(page)
+    return page
+
+
 def downloaded(page: Page, what: str, folder: Path) -> Path:
     with page.expect_download() as waiting:
         page.get_by_role("button", name=f"Download {what}").click()
@@ -210,11 +220,7 @@ def test_stages_agreement_and_curves(visit: Visit) -> None:
 
 
 def test_stop_stops_between_passes(visit: Visit, gated: Gated) -> None:
-    page = visit()
-    settle(page)
-    choose(page, "Model", "gated")
-    expect(status(page)).to_contain_text("600 channels")
-    settle(page)
+    page = visit_gated(visit)
     gated.gate.clear()
     gated.rows = 0
     page.get_by_label("number input for Tolerance").fill("0")
@@ -289,11 +295,7 @@ def test_sliders_that_are_moved_quickly(visit: Visit) -> None:
 
 
 def test_nothing_is_lost_to_what_one_does_next(visit: Visit, gated: Gated) -> None:
-    page = visit()
-    settle(page)
-    choose(page, "Model", "gated")
-    expect(status(page)).to_contain_text("600 channels")
-    settle(page)
+    page = visit_gated(visit)
     percentile, code = page.get_by_label("number input for Percentile"), page.locator(".cm-content")
     # Another photograph and two classes in turn, each before what follows has begun.
     gated.gate.clear()
@@ -327,11 +329,7 @@ def test_nothing_is_lost_to_what_one_does_next(visit: Visit, gated: Gated) -> No
 
 
 def test_what_is_stopped_shows_nothing_of_before(visit: Visit, gated: Gated) -> None:
-    page = visit()
-    settle(page)
-    choose(page, "Model", "gated")
-    expect(status(page)).to_contain_text("600 channels")
-    settle(page)
+    page = visit_gated(visit)
     gated.gate.clear()
     page.get_by_label("number input for Tolerance").fill("0.03")
     expect(page.locator(".pending")).to_have_count(2)
