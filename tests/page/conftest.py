@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ PATIENCE = 60_000
 
 
 class Gated(SmallNet):
-    """A network whose passes wait while its gate is closed."""
+    """A network whose passes wait while its gate is closed, and may take a while."""
 
     def __init__(self) -> None:
         torch.manual_seed(3)
@@ -33,10 +34,12 @@ class Gated(SmallNet):
         self.gate = Event()
         self.gate.set()
         self.rows = 0
+        self.seconds = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
         assert self.gate.wait(60)
+        sleep(self.seconds)
         return super().forward(x)
 
 
@@ -95,6 +98,7 @@ def visit(browser: Browser, address: str, gated: Gated) -> Iterator[Any]:
 
     yield open_page
     gated.gate.set()
+    gated.seconds = 0
     for context in contexts:
         context.close()
     assert wrong == []
