@@ -27,13 +27,13 @@ from benchmarks.evidence_coco import convert
 from benchmarks.evidence_report import RESULTS, write
 from benchmarks.evidence_runs import GROUPS, PERCENTILES
 from benchmarks.evidence_variants import STEPS, VARIANTS, measure, missing
-from captum_fusion._files import write_whole
-from captum_fusion._models import load_classifier
+from captum_fusion._app.atomic_files import write_whole
+from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark import Settings, run
-from captum_fusion.benchmark._images import find_pictures
 from captum_fusion.benchmark._plan import variants_of
 from captum_fusion.benchmark._records import read_records
 from captum_fusion.benchmark._run import chosen
+from captum_fusion.benchmark._sources import find_pictures
 
 LITE = "efficientnet-lite0"
 FAITHFUL = ("confidence_drop", "confidence_increase", "insertion", "deletion", "complexity")

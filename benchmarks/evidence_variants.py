@@ -18,11 +18,11 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from captum_fusion import LayerFinerCam, LayerFusionCam, LayerScoreCam
-from captum_fusion._methods import KnownAttribution
-from captum_fusion._models import choose_layer, load_classifier
-from captum_fusion._photograph import open_photograph
-from captum_fusion.benchmark._images import find_pictures
-from captum_fusion.benchmark._pictures import Picture
+from captum_fusion._app.images import open_photograph
+from captum_fusion._app.methods import KnownAttribution
+from captum_fusion._app.models.loading import choose_layer, load_classifier
+from captum_fusion.benchmark._dataset import Picture
+from captum_fusion.benchmark._sources import find_pictures
 from captum_fusion.functional import normalize
 from captum_fusion.metrics import complexity, confidence_drop, deletion, insertion, saliency_map
 

@@ -49,9 +49,9 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.transforms import v2
 
-from captum_fusion._files import write_whole
-from captum_fusion._models import Classifier, Preprocessing, load_classifier
-from captum_fusion._options import BUNDLED
+from captum_fusion._app.atomic_files import write_whole
+from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
+from captum_fusion._app.options import BUNDLED
 
 ALIKE, NEIGHBOURS_ALIKE, TOO_ALIKE = 0.65, 0.2, 0.5
 TESTED = 27  # Photographs of each disease at most.

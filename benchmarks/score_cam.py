@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 from torchvision.models import get_model
 
 from captum_fusion import LayerScoreCam
-from captum_fusion._models import load_classifier
+from captum_fusion._app.models.loading import load_classifier
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {

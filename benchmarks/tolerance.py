@@ -30,9 +30,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion._models import Preprocessing
-from captum_fusion._scorer import scoring
-from captum_fusion._surrogate import Surrogate, final
+from captum_fusion._app.models.loading import Preprocessing
+from captum_fusion._engine.masking import scoring
+from captum_fusion._engine.surrogate import Surrogate, final
 from captum_fusion.attr.score_cam import ChannelRows, _channel_scores
 from captum_fusion.functional import normalize, upsample
 

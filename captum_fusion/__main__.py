@@ -2,7 +2,7 @@
 
 import sys
 
-from captum_fusion._complaints import complain, complaint
+from captum_fusion._app.messages import complain, complaint
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The public names of the package."""
 
 from captum_fusion import attr
-from captum_fusion._layers import FeatureMap, last_feature_map
-from captum_fusion._views import spatial_view
+from captum_fusion._engine.feature_map import FeatureMap, last_feature_map
+from captum_fusion._engine.spatial_view import spatial_view
 from captum_fusion.attr import *  # noqa: F403
 from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
 from captum_fusion.attr.fused_attributions import FusedAttributions

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
-from captum_fusion._complaints import complain, complaint
-from captum_fusion._names import one_line
-from captum_fusion._options import BUNDLED, OVERLAY, Activation, Weighting
-from captum_fusion._settings import Settings, Several, Whole, one_each
+from captum_fusion._app.messages import complain, complaint
+from captum_fusion._app.names import one_line
+from captum_fusion._app.options import BUNDLED, OVERLAY
+from captum_fusion._app.settings import Settings, Several, Whole, one_each
+from captum_fusion.arguments import Activation, Weighting
 
 _SHOW = warnings.showwarning
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -97,9 +98,9 @@ def explain(
         activation: What makes probabilities of the scores: softmax, or sigmoid for a binary or multi-label classifier.
         device: Where to compute. Without it, cuda if there is one, else cpu.
     """
-    from captum_fusion._job import Job
-    from captum_fusion._picture import check_picture
-    from captum_fusion._places import find_places
+    from captum_fusion._app.drawing import check_picture
+    from captum_fusion._app.job import Job
+    from captum_fusion._app.output_files import find_places
     from captum_fusion.explain import Explainer
 
     read = {} if weights in (None, "none") else {"--weights": Path(str(weights))}
@@ -134,8 +135,8 @@ def explain(
 @app.command(name="methods")
 def list_methods() -> None:
     """List the methods, each with what it computes."""
-    from captum_fusion._console import Output
-    from captum_fusion._methods import METHODS, summary
+    from captum_fusion._app.console import Output
+    from captum_fusion._app.methods import METHODS, summary
 
     lines = [(name, summary(name)) for name in METHODS]
     lines.append(("fusion(gradient,region)", "Fuses two of the others as Fusion-CAM does."))
@@ -183,7 +184,7 @@ def page(
     )
     shared = {"grid": grid, "size": size, "mean": mean, "std": std, "activation": activation, "device": device}
     try:
-        from captum_fusion._console import Output
+        from captum_fusion._app.console import Output
         from captum_fusion.page import load_models, serving
     except ModuleNotFoundError as error:
         raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
@@ -227,7 +228,7 @@ def report(folder: Path) -> None:
     Args:
         folder: The output folder of a benchmark.
     """
-    from captum_fusion._console import Output
+    from captum_fusion._app.console import Output
     from captum_fusion.benchmark._report import write_report
 
     write_report(folder).show(Output())

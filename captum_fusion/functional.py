@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._options import Weighting
-from captum_fusion._precision import as_float
+from captum_fusion._engine.precision import as_float
+from captum_fusion.arguments import Weighting
 
 # Differences of up to so many units in the last place are taken for rounding.
 _ROUNDING = 100

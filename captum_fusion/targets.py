@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from captum_fusion._outputs import scores_in
+from captum_fusion._engine.outputs import scores_in
 
 __all__ = ["box_score", "region_scores"]
 

@@ -9,11 +9,11 @@ from captum.attr import Attribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import ForwardFunc, eager
-from captum_fusion._maps import saliency_map
-from captum_fusion._scorer import Scorer
-from captum_fusion._session import sole_user, unshared
-from captum_fusion._state import in_turn
+from captum_fusion._engine.captum import ForwardFunc, eager
+from captum_fusion._engine.forward_pass import sole_user, unshared
+from captum_fusion._engine.masking import Scorer
+from captum_fusion._engine.saliency import saliency_map
+from captum_fusion._engine.state import in_turn
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:

@@ -7,12 +7,12 @@ from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._call import Call
-from captum_fusion._captum import ForwardFunc, TargetType, logged
-from captum_fusion._checks import check_gradients_allowed, check_layer
-from captum_fusion._maps import layer_attributions
-from captum_fusion._prose import documented
-from captum_fusion._session import session
+from captum_fusion._engine.call import Call
+from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.forward_pass import session
+from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import weighted
 
 

@@ -7,10 +7,10 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._checks import check_activation, check_gradients_allowed, check_layer
-from captum_fusion._options import Activation
-from captum_fusion._scorer import Scorer, scoring
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._engine.guards import check_activation, check_gradients_allowed, check_layer
+from captum_fusion._engine.masking import Scorer, scoring
+from captum_fusion.arguments import Activation
 from captum_fusion.functional import InterpolateMode
 
 

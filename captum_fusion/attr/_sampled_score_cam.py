@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import ForwardFunc, ProgressBar
-from captum_fusion._checks import check_samples
-from captum_fusion._scorer import Masks, Scorer
+from captum_fusion._engine.captum import ForwardFunc, ProgressBar
+from captum_fusion._engine.guards import check_samples
+from captum_fusion._engine.masking import Masks, Scorer
 from captum_fusion.attr.score_cam import ChannelRows, LayerScoreCam
 
 

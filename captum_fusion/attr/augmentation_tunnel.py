@@ -6,8 +6,8 @@ from typing import Any, cast
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_fusion._call import checked_inputs
-from captum_fusion._captum import TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
 
 
 class AugmentationTunnel(Attribution):

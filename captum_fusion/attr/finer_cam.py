@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._call import Call
-from captum_fusion._captum import ForwardFunc, TargetType
-from captum_fusion._prose import documented
+from captum_fusion._engine.call import Call
+from captum_fusion._engine.captum import ForwardFunc, TargetType
+from captum_fusion._engine.docstrings import documented
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
 

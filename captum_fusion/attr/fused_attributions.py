@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from captum.attr import Attribution
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._prose import documented
-from captum_fusion._scorer import scoring, spatial_positions
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.masking import scoring, spatial_positions
 from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.functional import MAP_FUSIONS, InterpolateMode, MapFusion, fuse_maps
 

@@ -8,10 +8,10 @@ from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import check_percentile, check_weighting
-from captum_fusion._options import Activation, Weighting
-from captum_fusion._prose import documented
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.guards import check_percentile, check_weighting
+from captum_fusion.arguments import Activation, Weighting
 from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.attr.score_cam import LayerScoreCam

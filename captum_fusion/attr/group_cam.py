@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._options import Activation
-from captum_fusion._prose import documented
-from captum_fusion._scorer import Scorer
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.masking import Scorer
+from captum_fusion.arguments import Activation
 from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.functional import InterpolateMode, contribution, group_maps, normalize, weighted_sum
 

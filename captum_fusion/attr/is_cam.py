@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import ForwardFunc
-from captum_fusion._prose import documented
+from captum_fusion._engine.captum import ForwardFunc
+from captum_fusion._engine.docstrings import documented
 from captum_fusion.attr._sampled_score_cam import SampledScoreCam
 from captum_fusion.functional import integration_masks
 

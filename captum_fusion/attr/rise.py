@@ -7,11 +7,11 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._checks import check_activation, check_samples
-from captum_fusion._options import Activation
-from captum_fusion._prose import documented
-from captum_fusion._scorer import scoring, spatial_positions
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.guards import check_activation, check_samples
+from captum_fusion._engine.masking import scoring, spatial_positions
+from captum_fusion.arguments import Activation
 from captum_fusion.functional import random_masks
 
 # The masks whose sum is formed at a time.

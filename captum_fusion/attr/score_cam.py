@@ -8,12 +8,12 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
-from captum_fusion._checks import check_tolerance
-from captum_fusion._maps import layer_attributions
-from captum_fusion._prose import documented
-from captum_fusion._scorer import Masks, Scorer
-from captum_fusion._surrogate import Surrogate
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.guards import check_tolerance
+from captum_fusion._engine.masking import Masks, Scorer
+from captum_fusion._engine.saliency import layer_attributions
+from captum_fusion._engine.surrogate import Surrogate
 from captum_fusion.attr._masked_cam import MaskedCam
 from captum_fusion.functional import normalize, weighted
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import ForwardFunc
-from captum_fusion._prose import documented
+from captum_fusion._engine.captum import ForwardFunc
+from captum_fusion._engine.docstrings import documented
 from captum_fusion.attr._sampled_score_cam import SampledScoreCam
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from captum_fusion._prose import documented
+from captum_fusion._engine.docstrings import documented
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import x_grad_cam_weights
 

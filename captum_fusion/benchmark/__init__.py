@@ -1,6 +1,6 @@
 """Methods judged by metrics over many pictures, in one process or under torchrun."""
 
-from captum_fusion._settings import Settings
+from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._report import report
 from captum_fusion.benchmark._run import NothingExplainedError, run
 

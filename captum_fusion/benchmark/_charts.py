@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_fusion._methods import CONTROLS
-from captum_fusion._photograph import open_photograph
-from captum_fusion._picture import overlay
+from captum_fusion._app.drawing import overlay
+from captum_fusion._app.images import open_photograph
+from captum_fusion._app.methods import CONTROLS
 from captum_fusion.benchmark._measures import MEASURES
 from captum_fusion.benchmark._records import CURVES
 

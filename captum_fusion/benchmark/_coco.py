@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from captum_fusion.benchmark._pictures import Instance, Outline, Picture, Source
+from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Source
 
 
 def coco(file: Path) -> Source:

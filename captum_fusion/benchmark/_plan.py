@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captum_fusion._captum import ForwardFunc
-from captum_fusion._layers import FeatureMap
-from captum_fusion._methods import Method
-from captum_fusion._models import Classifier, Frame, choose_layer, load_classifier
-from captum_fusion._names import one_line
-from captum_fusion._options import LOCALIZATION
-from captum_fusion._photograph import open_photograph
-from captum_fusion._settings import Settings
-from captum_fusion._state import warn
-from captum_fusion.benchmark._images import classes_of_labels
-from captum_fusion.benchmark._pictures import Instance, Picture, Source
+from captum_fusion._app.images import open_photograph
+from captum_fusion._app.methods import Method
+from captum_fusion._app.models.loading import Classifier, Frame, choose_layer, load_classifier
+from captum_fusion._app.names import one_line
+from captum_fusion._app.options import LOCALIZATION
+from captum_fusion._app.settings import Settings
+from captum_fusion._engine.captum import ForwardFunc
+from captum_fusion._engine.feature_map import FeatureMap
+from captum_fusion._engine.state import warn
+from captum_fusion.benchmark._dataset import Instance, Picture, Source
 from captum_fusion.benchmark._records import Key, Record, hash_of
+from captum_fusion.benchmark._sources import classes_of_labels
 
 T = TypeVar("T")
 

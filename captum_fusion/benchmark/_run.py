@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from captum_fusion._console import Output
-from captum_fusion._models import find_device
-from captum_fusion._options import LOCALIZATION
-from captum_fusion._settings import Settings
-from captum_fusion.benchmark._images import find_pictures
-from captum_fusion.benchmark._judge import Judge
-from captum_fusion.benchmark._pictures import Picture, Source
+from captum_fusion._app.console import Output
+from captum_fusion._app.models.loading import find_device
+from captum_fusion._app.options import LOCALIZATION
+from captum_fusion._app.settings import Settings
+from captum_fusion.benchmark._dataset import Picture, Source
+from captum_fusion.benchmark._distributed import Team, team
+from captum_fusion.benchmark._evaluation import Judge
 from captum_fusion.benchmark._plan import Plan, check_records, make_plans
 from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, Shard, hash_of, locked, mend, read_records
 from captum_fusion.benchmark._report import FILES, write_report
-from captum_fusion.benchmark._team import Team, team
+from captum_fusion.benchmark._sources import find_pictures
 
 
 class NothingExplainedError(RuntimeError):

@@ -1,6 +1,6 @@
 """The metrics of the class activation map papers, in the form of Captum's."""
 
-from captum_fusion._maps import saliency_map
+from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.metrics.coherency import adcc, coherency, complexity
 from captum_fusion.metrics.confidence import confidence_drop, confidence_increase
 from captum_fusion.metrics.curves import deletion, insertion

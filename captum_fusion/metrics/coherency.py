@@ -7,12 +7,12 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_fusion._call import Call
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._maps import Sign, saliency_map, saliency_maps
-from captum_fusion._options import Activation
-from captum_fusion._prose import documented
-from captum_fusion._state import preserved
+from captum_fusion._engine.call import Call
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.saliency import Sign, saliency_map, saliency_maps
+from captum_fusion._engine.state import preserved
+from captum_fusion.arguments import Activation
 from captum_fusion.functional import adcc as harmonic_mean
 from captum_fusion.functional import correlation
 from captum_fusion.metrics.confidence import confidence_drop

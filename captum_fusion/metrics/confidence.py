@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion._captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._maps import Sign, saliency_maps
-from captum_fusion._options import Activation
-from captum_fusion._prose import documented
-from captum_fusion._scorer import scoring
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.masking import scoring
+from captum_fusion._engine.saliency import Sign, saliency_maps
+from captum_fusion.arguments import Activation
 from captum_fusion.functional import contribution
 
 

@@ -9,8 +9,8 @@ from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from captum_fusion._maps import Sign, saliency_map
-from captum_fusion._prose import documented
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.saliency import Sign, saliency_map
 
 Regions = Tensor | Sequence[Tensor]
 

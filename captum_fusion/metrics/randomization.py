@@ -9,10 +9,10 @@ from captum.attr import Attribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._captum import TargetType
-from captum_fusion._maps import Sign, saliency_maps
-from captum_fusion._prose import documented
-from captum_fusion._state import preserved
+from captum_fusion._engine.captum import TargetType
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.saliency import Sign, saliency_maps
+from captum_fusion._engine.state import preserved
 from captum_fusion.functional import rank_correlation
 
 Randomization = Literal["cascading", "independent"]

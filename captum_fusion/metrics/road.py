@@ -6,14 +6,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_fusion._call import Call
-from captum_fusion._captum import ForwardFunc, TargetType
-from captum_fusion._checks import check_perturbations_per_eval
-from captum_fusion._maps import Sign, ranks, saliency_maps
-from captum_fusion._options import Activation
-from captum_fusion._prose import documented
-from captum_fusion._scorer import Scorer
-from captum_fusion._session import Session, session
+from captum_fusion._engine.call import Call
+from captum_fusion._engine.captum import ForwardFunc, TargetType
+from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.forward_pass import Session, session
+from captum_fusion._engine.guards import check_perturbations_per_eval
+from captum_fusion._engine.masking import Scorer
+from captum_fusion._engine.saliency import Sign, ranks, saliency_maps
+from captum_fusion.arguments import Activation
 from captum_fusion.functional import impute
 
 Order = Literal["combined", "most", "least"]

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from captum_fusion.explain import Explainer
+from captum_fusion.page._browser import Model
+from captum_fusion.page._events import Page
 from captum_fusion.page._layout import asset, theme
-from captum_fusion.page._page import Page
-from captum_fusion.page._session import Model
 
 _LARGEST_FILE = "50mb"
 

@@ -4,11 +4,11 @@ import re
 import zipfile
 from io import BytesIO
 
-from captum_fusion._archive import archive
-from captum_fusion._picture import drawn
+from captum_fusion._app.archive import archive
+from captum_fusion._app.drawing import drawn
 from captum_fusion.explain import Explanation
+from captum_fusion.page._browser import Shown
 from captum_fusion.page._recipe import recipe
-from captum_fusion.page._session import Shown
 
 
 def picture(shown: Shown, overlay: float) -> tuple[str, bytes]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from captum_fusion._methods import METHODS
-from captum_fusion._options import OVERLAY, WEIGHTINGS
-from captum_fusion.page import _views as views
+from captum_fusion._app.methods import METHODS
+from captum_fusion._app.options import OVERLAY
+from captum_fusion.arguments import WEIGHTINGS
+from captum_fusion.page import _panels as views
+from captum_fusion.page._browser import Session
 from captum_fusion.page._samples import Sample
-from captum_fusion.page._session import Session
 
 MOST_CLASSES = 2
 _TOLERANCE = 0.05

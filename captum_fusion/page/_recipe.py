@@ -1,7 +1,7 @@
 """The lines of Python that reproduce what the page shows."""
 
-from captum_fusion._picture import COLOURS
-from captum_fusion.page._session import Shown
+from captum_fusion._app.drawing import COLOURS
+from captum_fusion.page._browser import Shown
 
 
 def recipe(shown: Shown, overlay: float) -> str:

@@ -13,7 +13,7 @@ from captum_fusion.functional import fuse_maps
 from captum_fusion.metrics import saliency_map
 from tests import straight_line
 from tests.conftest import SmallNet
-from tests.test_session import TrainingNet
+from tests.engine.test_forward_pass import TrainingNet
 
 pytestmark = pytest.mark.every_device
 

@@ -26,7 +26,7 @@ from captum_fusion import (
     LayerUnionCam,
     LayerXGradCam,
 )
-from captum_fusion._options import WEIGHTINGS
+from captum_fusion.arguments import WEIGHTINGS
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet

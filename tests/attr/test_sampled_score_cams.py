@@ -9,7 +9,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
-from captum_fusion._surrogate import Surrogate, final
+from captum_fusion._engine.surrogate import Surrogate, final
 from tests import straight_line
 from tests.cases import TARGETS, case
 from tests.conftest import SmallNet

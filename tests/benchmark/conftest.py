@@ -8,7 +8,7 @@ from PIL import Image
 
 from captum_fusion.benchmark import Settings, _report, run
 
-MODEL = "tests.test_cli:small_net"
+MODEL = "tests.app.test_cli:small_net"
 OPTIONS: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["grad-cam", "fusion-cam"], "steps": 5}
 # What needs the fewest forward passes.
 QUICK: dict[str, Any] = OPTIONS | {"methods": ["grad-cam"], "metrics": ["confidence_drop"]}

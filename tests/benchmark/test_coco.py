@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_fusion.benchmark._images import find_pictures
+from captum_fusion.benchmark._sources import find_pictures
 from tests.benchmark.conftest import bench, records, save_picture
 from tests.conftest import SmallNet
 
@@ -96,18 +96,18 @@ def thousand_things() -> nn.Module:
 def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captum_fusion import _models
+    from captum_fusion._app.models import loading
 
     # A model with ImageNet's categories: a coffee mug and a cup are cups, and no class is a fork.
-    categories = _models.imagenet_categories()
-    monkeypatch.setattr(_models, "_from_callable", lambda _: (thousand_things(), _models._IMAGENET, categories))
+    categories = loading.imagenet_categories()
+    monkeypatch.setattr(loading, "_from_callable", lambda _: (thousand_things(), loading._IMAGENET, categories))
     options: dict[str, Any] = {"models": ["any:thing"], "layers": ["relu"], "methods": ["grad-cam"]}
     options |= {"metrics": ["pointing_game"], "target": "best-label"}
     images = write(tmp_path, content)
     with pytest.warns(UserWarning, match="2 of 3 pictures, such as b.jpg"):
         (record,) = records(bench(images, tmp_path / "out", **options))
     assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
-    classifier = _models.load_classifier("any:thing")
+    classifier = loading.load_classifier("any:thing")
     from PIL import Image
 
     with Image.open(tmp_path / "val2017" / "a.jpg") as picture:

@@ -7,7 +7,7 @@ from captum.attr import LayerGradCam
 from PIL import Image
 
 from captum_fusion import last_feature_map
-from captum_fusion._models import load_classifier
+from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.metrics import confidence_drop
 from tests.benchmark.conftest import bench, records
 
@@ -33,9 +33,9 @@ def test_tokens(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_sigmoid(pictures: Path, tmp_path: Path) -> None:
-    options = QUICK | {"models": ["tests.test_cli:binary"], "layers": ["relu"]}
+    options = QUICK | {"models": ["tests.app.test_cli:binary"], "layers": ["relu"]}
     bench(pictures, tmp_path / "out", activation="sigmoid", **options)
-    classifier = load_classifier("tests.test_cli:binary", activation="sigmoid")
+    classifier = load_classifier("tests.app.test_cli:binary", activation="sigmoid")
     for record in records(tmp_path / "out"):
         picture = Image.open(pictures / record["image"])
         inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))

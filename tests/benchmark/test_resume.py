@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
-from captum_fusion.benchmark import _judge, _records
+from captum_fusion.benchmark import _evaluation, _records
 from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
 from tests.conftest import SmallNet, forked
 
@@ -114,14 +114,14 @@ def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: list[tuple[str, frozenset[str]]] = []
-    whole = _judge.Judge._explain
+    whole = _evaluation.Judge._explain
 
-    def counted(self: _judge.Judge, batch: Any, variant: Any, metrics: set[str]) -> Any:
+    def counted(self: _evaluation.Judge, batch: Any, variant: Any, metrics: set[str]) -> Any:
         label = variant.method.name + ("" if variant.percentile is None else f" {variant.percentile:g}")
         explained.extend((f"{piece.picture.name} {label}", frozenset(metrics)) for piece in batch.pieces)
         return whole(self, batch, variant, metrics)
 
-    monkeypatch.setattr(_judge.Judge, "_explain", counted)
+    monkeypatch.setattr(_evaluation.Judge, "_explain", counted)
     drop, both = frozenset(["confidence_drop"]), frozenset(["confidence_drop", "deletion"])
     options = QUICK | {"limit": 1}
     folder = bench(pictures, tmp_path / "out", **options)

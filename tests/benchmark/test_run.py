@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, distributed
 
 from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam, cli
-from captum_fusion._models import load_classifier
-from captum_fusion.benchmark import NothingExplainedError, _judge, report
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion.benchmark import NothingExplainedError, _evaluation, report
+from captum_fusion.benchmark._distributed import team
 from captum_fusion.benchmark._records import Shard
-from captum_fusion.benchmark._team import team
 from captum_fusion.metrics import (
     adcc,
     coherency,
@@ -105,7 +105,7 @@ def test_a_map_that_two_methods_share_is_judged_once(
         judged.append(len(args[1]))
         return deletion(*args, **kwargs)
 
-    monkeypatch.setattr(_judge, "deletion", counted)
+    monkeypatch.setattr(_evaluation, "deletion", counted)
     methods = ["grad-cam", "score-cam", "fusion-cam", "fusion-cam:raw"]
     options = OPTIONS | {"methods": methods, "metrics": ["deletion"], "limit": 2, "batch_size": 2}
     folder = bench(pictures, tmp_path / "out", **options, stages=True)

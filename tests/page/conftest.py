@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_fusion.explain import Explainer
 from captum_fusion.page import serving
-from captum_fusion.page._session import Model
+from captum_fusion.page._browser import Model
 from tests.conftest import SmallNet
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -1,0 +1,1 @@
+"""The application: models, images and files around the library."""

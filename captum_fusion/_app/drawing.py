@@ -1,0 +1,109 @@
+"""Draws maps over the photograph."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from captum_fusion._app.names import close_names, one_line
+from captum_fusion._app.options import OVERLAY
+from captum_fusion.explain import Explanation
+
+COLOURS = "turbo"
+"""The colour map of all maps."""
+_CAPTION = "P: probability of the class for the photograph, and for what each map leaves of it"
+_LETTERS = 30
+_PANEL_INCHES = 2.4
+_DPI = 170
+
+
+def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = OVERLAY) -> bytes:
+    """A picture of a photograph's explanations as the content of a file: panels for it and each map, class by class.
+
+    Args:
+        explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
+        suffix (str): The ending of the file.
+        alpha (float): As for ``overlay``.
+    """
+    panels = 1 + len(explanations[0].maps)
+    # A row for each class, as long as the panels remain large enough to see something.
+    rows = ceil(panels / (4 if len(explanations) == 1 else 6))
+    columns, lines = ceil(panels / rows), rows * len(explanations)
+    size = (columns * _PANEL_INCHES + 0.7, lines * (_PANEL_INCHES + 0.4) + 0.2)
+    figure = Figure(figsize=size, layout="compressed")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for explanation, block in zip(explanations, axes.reshape(len(explanations), -1), strict=True):
+        _draw_block(block, explanation, alpha)
+    colours = ScalarMappable(cmap=_on_grey(alpha))
+    figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.01, aspect=16 * lines, ticks=(0, 0.5, 1), label="map")
+    figure.supxlabel(fill(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
+    return rendered(figure, suffix)
+
+
+def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> None:
+    """Draws the photograph and the maps of a class."""
+    photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
+    axes[0].imshow(photograph, interpolation="bicubic")
+    axes[0].set_title(f"{fill(explanation.category, _LETTERS)}\nP = {explanation.probability:.2f}", size="medium")
+    for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
+        overlay(axis, photograph, values[0, 0].numpy(), alpha)
+        kept = f"P = {explanation.kept[name]:.2f}" if values.any() else "an empty map"
+        axis.set_title(f"{fill(name, _LETTERS)}\n{kept}", size="medium")
+
+
+def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = OVERLAY) -> None:
+    """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1].
+
+    The photograph is grey, so that all colours are the map's, and the less is covered of it the less the map is: where
+    that is 0, nothing is.
+
+    Args:
+        axis (matplotlib.axes.Axes): Where to draw.
+        photograph (ndarray): The photograph.
+        values (ndarray): The map.
+        alpha (float): How much of the photograph is covered where the map is 1, in [0, 1].
+    """
+    axis.imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+    axis.imshow(colormaps[COLOURS](values, alpha=alpha * values), interpolation="bilinear")
+
+
+def _on_grey(alpha: float) -> ListedColormap:
+    """The colours of an overlay on medium grey."""
+    values = np.linspace(0, 1, 256)[:, None]
+    covered = alpha * values
+    return ListedColormap(covered * colormaps[COLOURS](values[:, 0])[:, :3] + (1 - covered) * 0.5)
+
+
+def rendered(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a file with this ending."""
+    content = BytesIO()
+    figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI, bbox_inches="tight")
+    return content.getvalue()
+
+
+def check_picture(file: Path) -> None:
+    """Refuses a picture that cannot be drawn as a file of this name, before anything is computed for it."""
+    known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
+    suffix = file.suffix.lower()
+    if suffix not in known:
+        raise ValueError(
+            f"A picture cannot be written as {file.name}; expected one of {', '.join(known)}."
+            f"{close_names(suffix, known)}"
+        )
+    figure = Figure(figsize=(1, 1))
+    figure.suptitle("a")
+    try:
+        # Some formats need a program that may not be there, as .pgf needs TeX.
+        rendered(figure, suffix)
+    except Exception as error:
+        raise ValueError(f"A picture cannot be written as {file.name}: {one_line(error)}") from error

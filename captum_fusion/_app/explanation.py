@@ -1,0 +1,102 @@
+"""What a model sees in a picture, and why."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from captum_fusion._app.models.loading import Frame
+from captum_fusion._engine.feature_map import FeatureMap
+from captum_fusion.arguments import Weighting
+from captum_fusion.attr.fusion_cam import FusionCamStages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model sees in a picture."""
+
+    image: str
+    """The picture's file, or what it is."""
+    model: str
+    """The name of the model."""
+    weights: str
+    """Where its weights come from: "default", "none" for random ones, or a file."""
+    layer: str
+    """The dotted name of the layer that is explained."""
+    feature_map: FeatureMap
+    """The layer, and how its output is a feature map."""
+    categories: tuple[str, ...] | None
+    """The names of all classes, where they are known."""
+    probabilities: Tensor
+    """What the model predicts for each class, shape (K,)."""
+    pixels: Tensor
+    r"""The picture as the model sees it, (1, 3, \*S) in [0, 1]."""
+    frame: Frame
+    """Where these pixels lie in the upright picture, in its own pixels: x1, y1, x2, y2."""
+    notes: tuple[str, ...]
+    """What a reader of the maps ought to know, such as how the picture's values were brought to 8 bits."""
+
+    def category_of(self, index: int) -> str:
+        """The name of a class, or its index where there are no names."""
+        return self.categories[index] if self.categories else str(index)
+
+    def top(self, count: int = 5) -> list[tuple[int, str, float]]:
+        """The most probable classes: index, name and probability."""
+        best = self.probabilities.topk(min(count, len(self.probabilities)))
+        return [
+            (index, self.category_of(index), value)
+            for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(Prediction):
+    r"""Why a model sees a class in a picture, by one or more methods.
+
+    ``maps`` and ``kept`` go by the names of the methods, or of the stages of Fusion-CAM where no method was chosen.
+    """
+
+    target: int
+    """The class that is explained."""
+    percentile: float
+    """The percentile of the denoising step."""
+    weighting: Weighting
+    """How fusions that name no other weighting weigh their maps."""
+    tolerance: float
+    """How far Score-CAM may be from the exact map."""
+    maps: dict[str, Tensor]
+    r"""The maps, (1, 1, \*S) in [0, 1]. A map without evidence for the class is all zeros."""
+    kept: dict[str, float]
+    """The probability of the target that remains when each map masks the picture."""
+    stages: dict[str, FusionCamStages]
+    """The stages of each fusion, with what each contributes."""
+
+    @property
+    def probability(self) -> float:
+        """The probability of the target."""
+        return float(self.probabilities[self.target])
+
+    @property
+    def category(self) -> str:
+        """The name of the target, or its index where there are no names."""
+        return self.category_of(self.target)
+
+
+class Curve(NamedTuple):
+    """How the probability of a class changes with the share of the pixels that is restored or removed."""
+
+    area: float
+    """The area under the curve, in [0, 1]."""
+    fractions: Tensor
+    """The share of the pixels, from 0 to 1, shape (steps + 1,)."""
+    probabilities: Tensor
+    """The probability at each of these, shape (steps + 1,)."""
+
+
+class Curves(NamedTuple):
+    """What happens when pixels are restored, or removed, in the order of a map."""
+
+    insertion: Curve
+    """Restored, beginning with the blurred picture; more area is better."""
+    deletion: Curve
+    """Removed; less area is better."""

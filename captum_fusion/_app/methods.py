@@ -1,0 +1,246 @@
+"""Methods by name, for the command and the benchmark."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import getdoc, signature
+from time import perf_counter
+from typing import Any
+
+import torch
+from captum.attr import (
+    Attribution,
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerAttribution,
+    LayerGradCam,
+    LayerGradientXActivation,
+    PerturbationAttribution,
+    Saliency,
+)
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion import attr
+from captum_fusion._app.control_maps import CentredGaussian, LayerRandomMap
+from captum_fusion._app.names import close_names, one_line
+from captum_fusion._engine.captum import ForwardFunc, logged
+from captum_fusion.arguments import WEIGHTINGS, Activation, Weighting
+from captum_fusion.attr import LayerFusionCam, LayerScoreCam
+
+
+class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
+    """Score-CAM that is computed once for all methods that are fused from it.
+
+    ``saved`` counts the seconds that the repeated calls would have taken.
+    """
+
+    def __init__(self, forward_func: ForwardFunc, layer: Module, tolerance: float) -> None:
+        super().__init__(forward_func, layer)
+        self.tolerance = tolerance
+        self.saved = 0.0
+        self._kept: tuple[Tensor, Tensor, Tensor, float] | None = None
+
+    @logged
+    def attribute(self, inputs: Tensor, target: Any) -> Tensor:
+        """Attributes as ``LayerScoreCam`` does, at once where inputs and target are those of the last call."""
+        if self._kept is not None:
+            last_inputs, last_target, attributions, seconds = self._kept
+            # A list of targets may come back from a fusion as a tensor.
+            if torch.equal(inputs, last_inputs) and torch.equal(torch.as_tensor(target).cpu(), last_target):
+                self.saved += seconds
+                return attributions
+        start = perf_counter()
+        score_cam = LayerScoreCam(self.forward_func, self.layer, tolerance=self.tolerance)
+        attributions = score_cam.attribute(inputs, target)
+        self._kept = (inputs.clone(), torch.as_tensor(target).cpu(), attributions, perf_counter() - start)
+        return attributions
+
+
+class KnownAttribution(LayerAttribution):
+    """An attribution whose result is known, to be fused."""
+
+    def __init__(self, forward_func: ForwardFunc, layer: Module, attributions: Tensor) -> None:
+        super().__init__(forward_func, layer)
+        self._attributions = attributions
+
+    @logged
+    def attribute(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
+        """Gives what is known."""
+        return self._attributions
+
+
+_CAPTUMS: tuple[type[Attribution], ...] = (
+    LayerGradCam,
+    LayerGradientXActivation,
+    GuidedGradCam,
+    Saliency,
+    InputXGradient,
+    IntegratedGradients,
+    GuidedBackprop,
+    Deconvolution,
+)
+# What captum_fusion.attr lists is known here as well.
+_OURS = tuple(getattr(attr, name) for name in attr.__all__)
+
+
+def _name(method: type[Attribution]) -> str:
+    """The name of a class in the command: "grad-cam++" for ``LayerGradCamPlusPlus``."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*", method.__name__.removeprefix("Layer"))
+    return "-".join(words).lower().replace("-plus-plus", "++")
+
+
+# What the benchmark judges for comparison, and what explains nothing.
+_CONTROLS: tuple[type[Attribution], ...] = (LayerRandomMap, CentredGaussian)
+_CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS, *_CONTROLS)}
+
+
+def _build(
+    name: str,
+    model: Module,
+    layer: Module,
+    parts: Mapping[str, Attribution],
+    activation: Activation,
+    compiled: ForwardFunc | None,
+    tolerance: float,
+) -> Attribution:
+    """The attribution of this name for a model and a layer, unless it is there already among the parts.
+
+    Ours have the compiled model do the masked passes; Captum's set hooks, which compiled code passes over.
+    """
+    if name in parts:
+        return parts[name]
+    method = _CLASSES[name]
+    parameters = signature(method).parameters
+    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation, "tolerance": tolerance}
+    given = {option: value for option, value in options.items() if option in parameters}
+    forward_func = compiled if compiled is not None and method in _OURS else model
+    return method(forward_func, *([layer] if "layer" in parameters else []), **given)
+
+
+CONTROLS = tuple(map(_name, _CONTROLS))
+METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
+
+
+def summary(name: str) -> str:
+    """What a method computes: the first sentence of its class's docstring."""
+    first = one_line((getdoc(_CLASSES[name]) or "").partition("\n\n")[0])
+    return first.partition(". ")[0].removesuffix(".") + "."
+
+
+_SCORE_CAM = _name(LayerScoreCam)
+
+
+def _loosely(name: str) -> str:
+    """What remains of a name when case and separators do not count: "Grad-CAM-plus-plus" is "gradcam++"."""
+    return re.sub(r"[\s_-]", "", name.lower()).replace("plusplus", "++")
+
+
+_BY_LOOSE_NAME = {_loosely(name): name for name in _CLASSES}
+
+
+def _known(text: str) -> str | None:
+    """The method of a name, or of the name of its class, which begins with "Layer"."""
+    loose = _loosely(text)
+    return _BY_LOOSE_NAME.get(loose) or _BY_LOOSE_NAME.get(loose.removeprefix("layer"))
+
+
+_FUSION = re.compile(r"(?:([^,():]+)|fusion\(([^,()]+),([^,()]+)\))(?::(\w+))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it is named, with its components and weighting if it fuses two."""
+
+    name: str
+    components: tuple[str, str] | None = None
+    weighting: Weighting = "normalized"
+
+    @property
+    def has_percentile(self) -> bool:
+        """Whether the method denoises by a percentile."""
+        return self.components is not None or self.name == "union-cam"
+
+    @property
+    def has_tolerance(self) -> bool:
+        """Whether the method, or one that it takes, infers the scores of channels."""
+        names = self.components or (self.name, *self.parts)
+        return any("tolerance" in signature(_CLASSES[name]).parameters for name in names)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The methods whose attributions this one takes."""
+        if self.components is not None:
+            return self.components
+        return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
+
+    def build(
+        self,
+        model: Module,
+        layer: Module,
+        parts: Mapping[str, Attribution],
+        activation: Activation = "softmax",
+        compiled: ForwardFunc | None = None,
+        tolerance: float = 0.0,
+    ) -> Attribution:
+        """The attribution of a model and a layer, made of the parts that are there already and of others made anew.
+
+        ``compiled`` is what ``torch.compile`` made of the model, to do the masked passes.
+        """
+        how = (model, layer, parts, activation, compiled, tolerance)
+        if self.components is None:
+            return _build(self.name, *how)
+        gradient, region = (_build(component, *how) for component in self.components)
+        # A compiled model may have no truth value.
+        forward_func = model if compiled is None else compiled
+        return LayerFusionCam(
+            forward_func, layer, activation=activation, gradient_method=gradient, region_method=region
+        )
+
+
+def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
+    """A method from its name, in which case and separators do not count: "Grad-CAM" and "gradcam" are "grad-cam".
+
+    Args:
+        text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
+            followed by ":raw" or another of its weightings.
+        weighting (str, optional): The weighting of a fusion that names none. Default: "normalized"
+
+    Returns:
+        *Method*.
+
+    Raises:
+        ValueError: If there is no such method, naming the close ones.
+    """
+    parts = _FUSION.fullmatch("".join(text.split()))
+    plain, gradient, region, named = parts.groups() if parts else (text, None, None, None)
+    name = None if plain is None else _known(plain)
+    if plain is not None and (name is None or (named is not None and name != "fusion-cam")):
+        raise ValueError(
+            f"There is no method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
+            f"the controls {' and '.join(CONTROLS)}, fusion(gradient,region) of two of them, or a fusion with a "
+            "weighting such as fusion-cam:raw"
+        )
+    if name is not None and name != "fusion-cam":
+        return Method(name)
+    components = ("grad-cam", "score-cam")
+    if name is None:
+        components = (_component(str(gradient)), _component(str(region)))
+        name = f"fusion({','.join(components)})"
+    if named is None:
+        return Method(name, components, weighting)
+    for known in WEIGHTINGS:
+        if known == named.lower():
+            return Method(f"{name}:{known}", components, known)
+    raise ValueError(f"There is no weighting {named!r}.{close_names(named, WEIGHTINGS)}")
+
+
+def _component(text: str) -> str:
+    name = _known(text)
+    if name is None or name == "fusion-cam":
+        known = [known for known in METHODS if known != "fusion-cam"]
+        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), known)}")
+    return name

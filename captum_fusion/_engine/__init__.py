@@ -1,0 +1,1 @@
+"""The engine: from a call to the scores of masked rows."""

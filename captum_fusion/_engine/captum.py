@@ -1,0 +1,120 @@
+"""Every use of Captum's internals, so that a Captum release touches one file."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from captum._utils.common import _run_forward, _select_targets
+from captum._utils.gradient import _forward_layer_eval, compute_layer_gradients_and_eval
+from captum._utils.progress import progress
+from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
+from captum.log import log_usage
+from torch import Tensor
+from torch.nn import Module
+
+from captum_fusion._engine.progress import told_bar
+
+__all__ = [
+    "BaselineType",
+    "ForwardFunc",
+    "ProgressBar",
+    "TargetType",
+    "TensorOrTupleOfTensorsGeneric",
+    "eager",
+    "is_compiled",
+    "layer_gradients",
+    "layer_value",
+    "logged",
+    "progress_bar",
+    "run_forward",
+    "select_targets",
+]
+
+ForwardFunc = Callable[..., Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class ProgressBar(Protocol):
+    """What the masked passes need of a progress bar."""
+
+    def update(self, n: float) -> object:
+        """Moves on by n."""
+
+    def set_postfix_str(self, s: str) -> object:
+        """Shows something after the numbers."""
+
+    def close(self) -> None:
+        """Ends the bar."""
+
+
+def logged(method: Method) -> Method:
+    """Captum's usage logging; ``NoiseTunnel`` needs the ``__wrapped__`` that it leaves on ``attribute``."""
+    return cast(Method, log_usage(part_of_slo=True)(method))
+
+
+def eager() -> AbstractContextManager[object]:
+    """Runs compiled functions as they were written, since compiled code passes over the hooks that Captum sets.
+
+    Releases of torch before 2.6 cannot do that.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return cast(AbstractContextManager[object], set_stance("force_eager")) if set_stance else nullcontext()
+
+
+def is_compiled(forward_func: ForwardFunc) -> bool:
+    """Whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
+    in_place = getattr(forward_func, "_compiled_call_impl", None) is not None
+    return in_place or hasattr(forward_func, "_orig_mod") or hasattr(forward_func, "_torchdynamo_orig_callable")
+
+
+def progress_bar(description: str, total: int) -> ProgressBar:
+    """Captum's progress bar, moved on by hand, or that of a listener."""
+    return told_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))
+
+
+def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:
+    """Calls ``forward_func`` as Captum does and returns its whole output."""
+    return _run_forward(forward_func, inputs, None, additional_forward_args)
+
+
+def layer_value(
+    forward_func: ForwardFunc,
+    layer: Module,
+    inputs: tuple[Tensor, ...],
+    additional_forward_args: tuple[Any, ...],
+    device_ids: list[int] | None,
+    attribute_to_layer_input: bool,
+) -> tuple[Tensor, ...]:
+    """What the layer gives out, or takes in, in its last run."""
+    return _forward_layer_eval(
+        forward_func, inputs, layer, additional_forward_args, device_ids, attribute_to_layer_input
+    )
+
+
+def layer_gradients(
+    forward_func: ForwardFunc,
+    layer: Module,
+    inputs: tuple[Tensor, ...],
+    target: TargetType,
+    additional_forward_args: tuple[Any, ...],
+    device_ids: list[int] | None,
+    attribute_to_layer_input: bool,
+    grad_kwargs: Mapping[str, Any] | None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The gradients of the targets with respect to the layer, and its value, which keeps its graph."""
+    return compute_layer_gradients_and_eval(
+        forward_func,
+        layer,
+        inputs,
+        target,
+        additional_forward_args,
+        device_ids=device_ids,
+        attribute_to_layer_input=attribute_to_layer_input,
+        grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
+    )
+
+
+def select_targets(output: Tensor, target: TargetType) -> Tensor:
+    """Selects the target of each example from the output, in all of Captum's target forms."""
+    return _select_targets(output, target)

@@ -1,0 +1,321 @@
+"""The layer to explain: the last place in a network where all of the image still matters."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import log, prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+from torch.nn import Linear, Module
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
+
+from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.captum import eager
+from captum_fusion._engine.outputs import scores_in
+from captum_fusion._engine.spatial_view import Grid, PassShapes, first_of, viewed
+from captum_fusion._engine.state import in_turn, preserved
+
+Form = Literal["channels first", "channels last", "tokens"]
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    r"""A layer to explain, and how its output is a feature map.
+
+    Args:
+        name (str): The layer's dotted name in the model.
+        layer (torch.nn.Module): The layer.
+        shape (tuple[int, ...]): The shape of one example's feature map, (C, \*s).
+        form (str): What the layer gives: a map with "channels first", (N, C, \*s), which needs no view; one with
+            "channels last", (N, \*s, C); or "tokens", (N, T, C).
+        grid (tuple[int, ...] or None): The grid of all tokens that will be viewed. Default: None, which means that it
+            follows from each input
+    """
+
+    name: str
+    layer: Module
+    shape: tuple[int, ...]
+    form: Form
+    grid: Grid | None = None
+
+    @contextmanager
+    def view(self) -> Iterator[Module]:
+        """Gives, inside a ``with``, the module to pass as ``layer``: the layer, or its ``spatial_view``."""
+        if self.form == "channels first":
+            yield self.layer
+        else:
+            with viewed(self.layer, self.grid) as view:
+                yield view.module
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape[1:]))
+        viewed = "" if self.form == "channels first" else f", a view of {self.form}"
+        return f"{self.name}, {self.shape[0]} channels of {size}{viewed}"
+
+
+def last_feature_map(
+    model: Module, inputs: Tensor | tuple[Tensor, ...], forward_func: Callable[..., Any] | None = None
+) -> FeatureMap:
+    r"""Finds the layer that class activation maps usually explain: the last feature map that matters as a whole.
+
+    What a layer gives decides, and where gradients go; its name does not. From most of the map's places there is a
+    way to the output, and no other such layer lies beside it, as one of several branches does. In a convolutional
+    network that is the last map before the pooling; where the output is read off a class token, the normalization
+    before the last attention, after which the other tokens no longer matter. Left out are maps of one pixel, pooling to
+    a fixed size, dropout, linear projections of tokens, and maps of the scores themselves.
+
+    Networks that compare maps of several sizes side by side, such as detectors, have no such layer near their output:
+    the one found is where their branches part. Name a layer for them.
+
+    Args:
+        model (torch.nn.Module): A model of images, videos or volumes, best in evaluation mode. It runs once, and stays
+            as it is.
+        inputs (Tensor or tuple[Tensor, ...]): As for ``attribute``. One example is enough.
+        forward_func (Callable, optional): What is explained, where it is a function that runs the model. Default: None,
+            which means the model
+
+    Returns:
+        *FeatureMap*: the layer, and ``view()``, which gives the module to pass as ``layer`` inside a ``with``.
+
+    Raises:
+        ValueError: If no layer gives such a feature map, or if no input is an image, a video or a volume.
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import vit_b_16
+        >>> model = vit_b_16(weights=None, image_size=32).eval()
+        >>> inputs = torch.rand(1, 3, 32, 32)
+        >>> feature_map = last_feature_map(model, inputs)
+        >>> print(feature_map)
+        encoder.layers.encoder_layer_11.ln_1, 768 channels of 2x2, a view of tokens
+        >>> with feature_map.view() as layer:
+        ...     LayerGradCam(model, layer).attribute(inputs, target=281).shape
+        torch.Size([1, 1, 2, 2])
+    """
+    tensors = checked_inputs(inputs)
+    position = next((index for index, tensor in enumerate(tensors) if 4 <= tensor.dim() <= 5), None)
+    if position is None:
+        raise ValueError(
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
+            "video or volume (N, C, D, H, W). For any other input, name the layer."
+        )
+    with preserved(tensors) as state, torch.inference_mode(False), torch.enable_grad():
+        copies = [tensor.clone() for tensor in tensors]
+        image = copies[position].detach().requires_grad_()
+        copies[position] = image.clone()
+        with in_turn(), eager(), state.watching():
+            runs, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
+        scores = _scores(output)
+        if not scores:
+            raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")
+        found = _last(_places(runs, len(image)), scores, image)
+    if found is None:
+        raise ValueError(
+            f"No layer of this {type(model).__name__} gives a feature map from all of which there is a way to the "
+            "output. Name a layer; where it gives tokens or a channels-last map, see spatial_view."
+        )
+    return found.feature_map
+
+
+def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
+    """What each module gives in its last run, by its name, in order: a feature map, or a description of another value.
+
+    Args:
+        model (torch.nn.Module): A model, in evaluation mode.
+        inputs (Tensor): Images, (N, 3, H, W).
+    """
+    with preserved((inputs,)) as state, in_turn(), eager(), state.watching(), torch.no_grad():
+        runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
+    last = {run.name: run for run in reversed(runs)}
+    return {
+        name: run.feature_map if run.form and prod(run.grid) > 1 else run.given for name, run in reversed(last.items())
+    }
+
+
+# A node of the autograd graph, and which of its results.
+_Key = tuple[Node, int]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a module, and how what it gave is a feature map."""
+
+    name: str
+    module: Module
+    given: str
+    output: tuple[int, ...]
+    key: _Key | None
+    form: Form | None
+    grid: Grid
+
+    @property
+    def _channels(self) -> int:
+        return 1 if self.form == "channels first" else -1
+
+    @property
+    def feature_map(self) -> FeatureMap:
+        assert self.form is not None
+        return FeatureMap(self.name, self.module, (self.output[self._channels], *self.grid), self.form)
+
+    def places(self, entries: Tensor) -> Tensor:
+        """Which places of the grid have any of these entries of the output."""
+        return entries.any(dim=self._channels).flatten(1)[:, -prod(self.grid) :]
+
+    def channels(self, entries: Tensor) -> Tensor:
+        """Which channels have any of these entries of the output."""
+        return entries.movedim(self._channels, 0).flatten(1).any(dim=1)
+
+
+def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Run], Any]:
+    """Runs the model, and lists what its modules gave, in order."""
+    runs: list[_Run] = []
+    shapes = PassShapes()
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: Module, _: object, given: object) -> None:
+            output = first_of(given)
+            if not isinstance(output, Tensor):
+                runs.append(_Run(name, module, type(given).__name__, (), None, None, ()))
+                return
+            shape = tuple(output.shape)
+            key = None if output.grad_fn is None else (output.grad_fn, output.output_nr)
+            form, grid = _read(shape, size, shapes) or (None, ())
+            if output is not given and form == "channels first":
+                form = None  # spatial_view reads what is in a tuple in other ways.
+            runs.append(_Run(name, module, f"shape {shape}", shape, key, form, grid))
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    try:
+        with shapes.collected():
+            output = forward_func(*inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return runs, output
+
+
+def _places(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
+    """The feature maps among the runs, each once."""
+    last = {run.module: index for index, run in enumerate(runs)}
+    found: dict[_Key, _Run] = {}
+    for index, run in enumerate(runs):
+        key = run.key
+        if (
+            key is None
+            or index != last[run.module]  # Hooks tell of a module's last run alone.
+            or isinstance(run.module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd))
+        ):
+            continue
+        if key in found:
+            # Of the modules that give the same tensor, the outermost around the first one.
+            if run.form is not None and found[key].name.startswith(f"{run.name}."):
+                found[key] = run
+        elif run.form is not None and prod(run.grid) > 1 and run.output[0] == rows:
+            found[key] = run
+    return found
+
+
+def _read(shape: tuple[int, ...], size: Grid, shapes: PassShapes) -> tuple[Form, Grid] | None:
+    """How an output is a feature map of an image of this size, and the map's grid."""
+    if not 3 <= len(shape) <= 5:
+        return None
+    if len(shape) == 3:
+        tokens, channels = shape[1:]
+        # A map that was flattened, (N, C, T), or pooled, is none of tokens.
+        if channels == 1 or (shapes.convolved(channels) and not shapes.convolved(tokens)):
+            return None
+        grids = shapes.grids(tokens, channels)
+        return ("tokens", grids.pop()) if len(grids) == 1 else None
+    forms: list[tuple[Form, Grid]] = [("channels first", shape[2:]), ("channels last", shape[1:-1])]
+
+    def stretch(grid: Grid) -> float:
+        """How far the map's height to width is from the image's."""
+        return abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2])))
+
+    return min(
+        ((form, grid) for form, grid in forms if shapes.has_map(grid)), key=lambda read: stretch(read[1]), default=None
+    )
+
+
+def _scores(output: Any) -> list[Tensor]:
+    """The scores in what a model returns; all tensors of it where they are not known."""
+    scores = scores_in(output)
+    if isinstance(scores, Tensor):
+        return [scores] if scores.requires_grad else []
+    parts = scores.values() if isinstance(scores, Mapping) else scores if isinstance(scores, (list, tuple)) else ()
+    return [score for part in parts for score in _scores(part)]
+
+
+def _last(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> _Run | None:
+    """The last place of which most reaches the scores, and beside which no other such place lies."""
+    reached = _reached(places, scores, image)
+    whole = [
+        key
+        for key, place in places.items()
+        if key in reached
+        and place.places(reached[key]).float().mean() > 0.5
+        and not isinstance(place.module, Linear)
+        and not _is_scores(place, key, scores)
+    ]
+    upstream = {key: _upstream(key[0]) for key in whole}
+    for key in reversed(whole):
+        if all(key[0] in upstream[other] or other[0] in upstream[key] for other in whole):
+            return places[key]
+    return None
+
+
+def _reached(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
+    """Which entries of what each place gave have a way to the scores.
+
+    Gradients that are not numbers spread wherever there is a way, also through weights that are zero.
+    """
+    reached: dict[_Key, Tensor] = {}
+
+    def note(key: _Key) -> Callable[..., None]:
+        def hook(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[key[1]]
+            if gradient is not None:
+                reached[key] = gradient.isnan()
+
+        return hook
+
+    hooks = [key[0].register_prehook(note(key)) for key in places]
+    try:
+        with torch.autograd.set_detect_anomaly(False):
+            torch.autograd.grad(
+                scores, image, [torch.full_like(score, torch.nan) for score in scores], retain_graph=True
+            )
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return reached
+
+
+def _is_scores(place: _Run, key: _Key, scores: list[Tensor]) -> bool:
+    """Whether each channel is a map of one of the scores."""
+    if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != place.feature_map.shape[0]:
+        return False
+    one = torch.zeros_like(scores[0])
+    one[:, 0] = torch.nan
+    with torch.autograd.set_detect_anomaly(False):
+        (gradient,) = torch.autograd.grad(scores, [GradientEdge(*key)], [one], retain_graph=True)
+    return int(place.channels(gradient.isnan()).sum()) <= 1
+
+
+def _upstream(node: Node) -> set[Node]:
+    """The nodes of the autograd graph from which a node comes."""
+    found = {node}
+    stack = [node]
+    while stack:
+        for following, _ in stack.pop().next_functions:
+            if following is not None and following not in found:
+                found.add(following)
+                stack.append(following)
+    return found

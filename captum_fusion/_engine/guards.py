@@ -1,0 +1,64 @@
+"""Arguments that several methods take, refused before any forward pass."""
+
+import torch
+from torch.nn import Module
+
+from captum_fusion.arguments import ACTIVATIONS, WEIGHTINGS, Activation
+from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
+
+
+def check_activation(activation: Activation | None) -> None:
+    """Refuses an unknown activation."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; expected one of {ACTIVATIONS} or None")
+
+
+def check_interpolate_mode(interpolate_mode: InterpolateMode) -> None:
+    """Refuses an unknown way to bring maps to the input's size, and what is no name, given by position."""
+    if interpolate_mode not in INTERPOLATE_MODES:
+        raise ValueError(f"interpolate_mode is {interpolate_mode!r}; expected one of {INTERPOLATE_MODES}")
+
+
+def check_layer(layer: object) -> None:
+    """Refuses what is no layer, such as the None of a class whose layer is still to be set."""
+    if not isinstance(layer, Module):
+        raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuses a percentile outside [0, 100)."""
+    if not 0 <= percentile < 100:
+        raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuses an unknown weighting."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
+
+
+def check_samples(samples: int) -> None:
+    """Refuses a number of samples below 1."""
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; expected at least 1")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuses a tolerance outside [0, 1), and what is no number."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance!r}; expected a number in [0, 1)")
+
+
+def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
+    """Refuses a number of masks per evaluation below 1."""
+    if perturbations_per_eval is not None and perturbations_per_eval < 1:
+        raise ValueError(f"perturbations_per_eval is {perturbations_per_eval}; expected at least 1, or None")
+
+
+def check_gradients_allowed(name: str) -> None:
+    """Refuses ``torch.inference_mode()``, naming the class that needs gradients."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} needs gradients, which torch.inference_mode() forbids. Call it outside; inside torch.no_grad() "
+            "it works."
+        )

@@ -1,0 +1,111 @@
+"""From any attribution to a map in [0, 1]."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.precision import as_float
+from captum_fusion.functional import InterpolateMode, normalize, upsample
+
+Sign = Literal["positive", "negative", "absolute_value", "all"]
+SIGNS: tuple[Sign, ...] = get_args(Sign)
+
+
+def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
+    """What each channel adds to a layer's map, (N, C, *s), as Captum's layer attributions return it."""
+    attributions = channels.sum(dim=1, keepdim=True) if attr_dim_summation else channels
+    return relu(attributions) if relu_attributions else attributions
+
+
+def saliency_map(
+    attributions: Tensor,
+    size: tuple[int, ...],
+    sign: Sign = "positive",
+    interpolate_mode: InterpolateMode = "bilinear",
+) -> Tensor:
+    r"""Turns attributions of any method into a saliency map, which fusions and metrics use as a mask.
+
+    The attributions are summed over the channels, the sign is applied, and the result is brought to a spatial size and
+    min-max normalized. A map that is constant and positive becomes all ones, since it keeps everything; any other
+    constant map becomes all zeros.
+
+    Args:
+        attributions (Tensor): Shape (N, C, \*s), C being 1 for a layer's map, with one to three spatial axes.
+        size (tuple[int, ...]): The spatial shape S to reach.
+        sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
+            evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
+            the most positive). Default: "positive"
+        interpolate_mode (str, optional): How the map is brought to the size: "bilinear", which stands for linear,
+            bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
+            Default: "bilinear"
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S) with values in [0, 1], float32 or wider.
+
+    Raises:
+        ValueError: If the sign is unknown, if the attributions do not have as many spatial axes as the size, or if
+            some are NaN.
+
+    Examples::
+
+        >>> saliency_map(torch.tensor([[[1.0, -3.0], [1.0, 2.0]]]), (4,), sign="all")
+        tensor([[[1.0000, 0.7500, 0.2500, 0.0000]]])
+    """
+    if sign not in SIGNS:
+        raise ValueError(f"sign is {sign!r}; expected one of {SIGNS}")
+    if attributions.dim() != len(size) + 2:
+        raise ValueError(
+            f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
+            f"to be brought to {tuple(size)}"
+        )
+    missing = int(attributions.isnan().flatten(1).any(dim=1).sum())
+    if missing:
+        raise ValueError(f"attributions hold NaN in {missing} of {len(attributions)} examples; expected numbers")
+    evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
+    if sign == "positive":
+        evidence = relu(evidence)
+    elif sign == "negative":
+        evidence = relu(-evidence)
+    elif sign == "absolute_value":
+        evidence = evidence.abs()
+    upsampled = upsample(evidence, size, interpolate_mode)
+    maps = normalize(upsampled)
+    keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (upsampled.flatten(1).amin(dim=1) > 0)
+    return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
+
+
+def ranks(maps: Tensor) -> Tensor:
+    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).reshape(maps.shape)
+
+
+def saliency_maps(
+    inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
+) -> dict[int, Tensor]:
+    """The saliency map of each input that is masked, by the input's position."""
+    tensors = checked_inputs(inputs)
+    if isinstance(attributions, Tensor):
+        # One map is for every input with its spatial axes, as LayerFusionCam makes it.
+        given = tuple(attributions if tensor.dim() == attributions.dim() else None for tensor in tensors)
+        shown = str(tuple(attributions.shape))
+    else:
+        given = attributions
+        shown = str([None if value is None else tuple(value.shape) for value in given])
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    maps = {position: value for position, value in enumerate(given) if value is not None and 3 <= value.dim() <= 5}
+    if (
+        len(given) != len(tensors)
+        or not maps
+        or any(len(value) != len(tensors[0]) or value.dim() != tensors[i].dim() for i, value in maps.items())
+    ):
+        raise ValueError(
+            f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
+            "the input's number of examples and of spatial axes, or None, and at least one such attribution"
+        )
+    # What was not explained has zeros, and is left as it is; where everything is zero, nothing is kept.
+    explained = {position: value for position, value in maps.items() if value.any()} or maps
+    return {i: saliency_map(value, tuple(tensors[i].shape[2:]), sign) for i, value in explained.items()}

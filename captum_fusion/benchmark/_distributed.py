@@ -1,0 +1,66 @@
+"""The processes that share a benchmark, as torchrun starts them; one process without it."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from torch import distributed
+
+from captum_fusion._app.names import one_line
+
+T = TypeVar("T")
+# Who is done waits for as long as others work.
+_PATIENCE = timedelta(days=365)
+
+
+class Team:
+    """This process among all."""
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._group = group
+
+    def wait(self) -> None:
+        """Waits for all."""
+        if self.size > 1:
+            distributed.barrier(group=self._group)
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """What the first process gets from an action, in all of them; if it fails, all fail alike."""
+        if self.size == 1:
+            return action()
+        outcome: list[Any] = [None]
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                outcome = [(True, action())]
+            except Exception as error:
+                failure, outcome = error, [(False, one_line(error))]
+        distributed.broadcast_object_list(outcome, src=0, group=self._group)
+        succeeded, value = outcome[0]
+        if succeeded:
+            result: T = value
+            return result
+        if failure is not None:
+            raise failure
+        raise ValueError(value)
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """The processes that torchrun or the caller has started."""
+    started = "WORLD_SIZE" in os.environ and not distributed.is_initialized()
+    if started:
+        distributed.init_process_group("gloo")
+    if not distributed.is_initialized():
+        yield Team()
+        return
+    # A group of its own: the caller's may have another backend and less patience.
+    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        yield Team(distributed.get_rank(), distributed.get_world_size(), group)
+    finally:
+        distributed.destroy_process_group(None if started else group)

@@ -1,0 +1,730 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from inspect import getdoc
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import captum_fusion
+from captum_fusion import LayerScoreCam, LayerXGradCam, cli, explain
+from captum_fusion.__main__ import main
+from captum_fusion._app.methods import METHODS as KNOWN
+from captum_fusion.cli import run
+from captum_fusion.explain import Explainer
+from tests.conftest import SmallNet, forked
+
+
+def small_net() -> SmallNet:
+    torch.manual_seed(3)
+    return SmallNet()
+
+
+def save_picture(file: Path, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+METHODS = ["grad-cam", "grad-cam++", "score-cam", "saliency", "fusion-cam:raw", "fusion(x-grad-cam,union-cam)"]
+SMALL = ["--model", "tests.app.test_cli:small_net", "--size", "24"]
+
+
+@pytest.fixture
+def photograph(tmp_path: Path) -> Path:
+    return save_picture(tmp_path / "photograph.png")
+
+
+def test_explain_writes_a_picture_and_the_maps(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, maps = tmp_path / "out.png", tmp_path / "maps.npz"
+    arguments = ["explain", str(photograph), *SMALL, "--target", "2", "--output", str(picture), "--save-npz", str(maps)]
+    assert run(arguments) == 0
+    output = capsys.readouterr().out
+    assert "Explaining 2 2 by the layer relu" in output
+    assert str(picture) in output
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500
+    with np.load(maps) as saved:
+        metadata = json.loads(str(saved["metadata"]))
+        stages = {"Grad-CAM", "Denoised Grad-CAM", "Score-CAM", "Combined", "Fusion-CAM"}
+        assert set(saved) == stages | {"metadata", "pixels"}
+        assert saved["pixels"].shape == (3, 24, 24)
+        mask = torch.from_numpy(saved["Fusion-CAM"])
+    assert mask.shape == (24, 24)
+    assert (metadata["target"], metadata["layer"]) == (2, "relu")
+    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "normalized", 0)
+    # The probability kept is that of the masked picture.
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.load(maps)["pixels"])
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        kept = small_net()(((pixels - mean) / std * mask)[None]).softmax(1)[0, 2]
+    assert metadata["probability_kept"]["Fusion-CAM"] == pytest.approx(kept.item(), abs=1e-5)
+
+
+def test_explain_with_chosen_methods(photograph: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps.npz"
+    arguments = ["explain", str(photograph), *SMALL, "--layer", "stem", "--methods", *METHODS]
+    assert run([*arguments, "--output", str(tmp_path / "out.pdf"), "--save-npz", str(maps)]) == 0
+    with np.load(maps) as saved:
+        assert set(METHODS) < set(saved)
+        assert json.loads(str(saved["metadata"]))["layer"] == "stem"
+
+
+def binary() -> SmallNet:
+    torch.manual_seed(3)
+    return SmallNet(classes=1)
+
+
+class Strange(SmallNet):
+    """Gives its scores among other things, or fails as models do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> object:
+        scores = super().forward(x)
+        if self.how == "assert":
+            assert len(x) > 9, "nine are too few"
+        if self.how == "attribute":
+            return x.logits  # type: ignore[attr-defined]
+        return {"tuple": (scores, x), "out": {"out": scores, "aux": x}, "other": {"boxes": x}}[self.how]
+
+
+def gives_a_tuple() -> Strange:
+    return Strange("tuple")
+
+
+def gives_a_dictionary() -> Strange:
+    return Strange("out")
+
+
+def gives_boxes() -> Strange:
+    return Strange("other")
+
+
+def asserts() -> Strange:
+    return Strange("assert")
+
+
+def asks_for_logits() -> Strange:
+    return Strange("attribute")
+
+
+@pytest.mark.parametrize("model", ["gives_a_tuple", "gives_a_dictionary"])
+def test_models_may_give_their_scores_among_others(photograph: Path, tmp_path: Path, model: str) -> None:
+    arguments = ["explain", str(photograph), "--model", f"tests.app.test_cli:{model}", "--size", "24"]
+    assert run([*arguments, "--methods", "grad-cam", "--output", str(tmp_path / "out.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("gives_boxes", "returns dict; expected one score for each example and class"),
+        ("asserts", "AssertionError: nine are too few"),
+        ("asks_for_logits", "AttributeError: 'Tensor' object has no attribute 'logits'"),
+        ("binary", "with at least 2 classes, or the activation sigmoid"),
+    ],
+)
+def test_models_that_fail_are_one_line(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    arguments = ["explain", str(photograph), "--model", f"tests.app.test_cli:{model}", "--size", "24"]
+    assert run([*arguments, "--output", str(tmp_path / "out.png")]) == cli.REFUSED
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_binary_classifier(photograph: Path, tmp_path: Path) -> None:
+    arguments = ["explain", str(photograph), "--model", "tests.app.test_cli:binary", "--size", "24"]
+    maps = tmp_path / "maps.npz"
+    arguments += ["--activation", "sigmoid", "--output", str(tmp_path / "out.png"), "--save-npz", str(maps)]
+    assert run(arguments) == 0
+    with np.load(maps) as saved:
+        metadata = json.loads(str(saved["metadata"]))
+        pixels = torch.from_numpy(saved["pixels"])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        probability = binary()(((pixels - mean) / std)[None]).sigmoid().item()
+    assert metadata["probability"] == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_layer_of_tokens(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), "--model", "timm:test_vit", "--weights", "none", "--methods", "grad-cam"]
+    arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3", "--force"]
+    for grid, size in (([], "10x10"), (["--grid", "5", "20"], "5x20")):
+        assert run([*arguments, *grid]) == 0
+        assert f"by the layer blocks.3, 64 channels of {size}, a view of tokens" in capsys.readouterr().out
+    assert run([*arguments, "--grid", "7", "7"]) == cli.REFUSED
+    assert "101 tokens do not fit the grid (7, 7)" in capsys.readouterr().err
+
+
+def test_explain_a_torchvision_model_with_random_weights_and_a_category_name(photograph: Path, tmp_path: Path) -> None:
+    arguments = ["explain", str(photograph), "--model", "squeezenet1_1", "--weights", "none", "--size", "64"]
+    assert (
+        run([*arguments, "--target", "tiger cat", "--methods", "grad-cam", "--output", str(tmp_path / "out.png")]) == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "missing/out.png"], "The folder missing of missing/out.png does not exist"),
+        (["--save-npz", "missing/out.npz"], "The folder missing"),
+        (["--output", "out.txt"], "cannot be written as out.txt; expected one of"),
+        (
+            ["--methods", "grad-cam", "scorcam"],
+            "no method 'scorcam'. Close: score-cam, ss-cam, is-cam.",
+        ),
+        (["--layer", "featurs"], "no layer 'featurs'. Close: features"),
+        (["--target", "7"], "target is 7; expected an index below 3"),
+        (["--model", "resnet5O"], "no torchvision classifier 'resnet5O'. Close: resnet50"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    model = [] if "--model" in arguments else SMALL
+    monkeypatch.chdir(photograph.parent)
+    assert run(["explain", str(photograph), *model, *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith("captum-fusion: ")
+    assert message in error[0]
+    assert not (photograph.parent / "explained").exists()
+
+
+def test_files_that_are_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("no picture")
+    assert run(["explain", str(text)]) == 2
+    assert "notes.png cannot be read: it is not a picture of a known kind" in capsys.readouterr().err
+    assert run(["explain", str(tmp_path / "missing.png")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+class NanNet(SmallNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.nan
+
+
+def nan_net() -> SmallNet:
+    return NanNet()
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said on standard error; nothing was printed."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_explain_never_overwrites_what_it_reads(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: str | None
+) -> None:
+    weights = tmp_path / "weights.pt"
+    torch.save(small_net().state_dict(), weights)
+    for option, read in (("--output", photograph), ("--save-npz", photograph), ("--save-npz", weights)):
+        written = read
+        if link is not None:
+            written = tmp_path / f"link{read.suffix}"
+            written.unlink(missing_ok=True)
+            getattr(written, link)(read)
+        before = read.read_bytes()
+        arguments = ["explain", str(photograph), *SMALL, "--weights", str(weights), option, str(written)]
+        arguments += ["--output", str(tmp_path / "out.png")] if option != "--output" else []
+        assert run(arguments) == 2
+        (line,) = lines_of(capsys)
+        assert f"{option} {written} would overwrite" in line
+        assert read.read_bytes() == before
+    assert run(["explain", str(photograph), *SMALL, "--output", "a.png", "--save-npz", "a.png"]) == 2
+    assert "--output a.png and --save-npz a.png are one file; expected two" in lines_of(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explain", "--size", "24.5"], "expected a whole number, not '24.5'"),
+        (["explain", "--size", "0"], "size is 0; expected at least 1"),
+        (["explain", "--mean", "0", "0", "nan"], "mean is (0.0, 0.0, nan); expected numbers"),
+        (["explain", "--device", "gpu"], "device is 'gpu', which cannot be used"),
+        (["explain", "--device", "meta"], "device is 'meta', which cannot be used"),
+        (
+            ["explain", "--layer", "nope"],
+            "no layer 'nope'. The feature maps that there are: stem (4, 12, 12), ",
+        ),
+        (["explain", "--weights", "photograph.png"], "photograph.png is not a file of weights only"),
+        (["explain", "--weights", "missing.pt"], "missing.pt: No such file or directory"),
+        (["explain", "--colour", "red"], "--colour"),
+        (["explain", "--output", "labels.json/out"], "--output is labels.json/out, but labels.json is no folder"),
+        (["explain", "--output", "."], "--output photograph.png would overwrite the picture"),
+        (["explain", "--output", "labels.json"], "labels.json exists; expected another place, or --force"),
+        (["explain", "folder.png"], "--output is out.png for 2 pictures; expected a folder"),
+        (["explain", "https://example.org/cat.jpg"], "https://example.org/cat.jpg is a URL, and nothing is fetched"),
+        (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
+        (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
+        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "normalized", "raw", "released"'),
+        (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
+        (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "2 targets are given; expected one"),
+        (
+            ["explain", "--model", "tests.app.test_cli:nan_net"],
+            "test_cli:nan_net returns scores that are not finite",
+        ),
+        (["benchmark", "--steps", "5.5"], "expected a whole number, not '5.5'"),
+        (["benchmark", "--limit", "2.7"], "expected a whole number, not '2.7'"),
+        (["benchmark", "--labels", "labels.json"], "labels.json is not JSON: Expecting"),
+        (["benchmark", "--images", "imagenet:missing"], "images is imagenet:missing, which cannot be read: "),
+        (["report", "missing"], "missing is not a folder"),
+    ],
+)
+def test_messages_name_what_they_are_about_in_one_line(
+    photograph: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(photograph.parent)
+    Path("folder.png").mkdir()
+    Path("labels.json").write_text("{")
+    name, *more = arguments
+    if name == "explain":
+        model = SMALL if "--model" not in more else ["--size", "24"]
+        arguments = [name, photograph.name, *(model if "--size" not in more else SMALL[:2]), *more]
+        arguments += ["--output", "out.png"] if "--output" not in more else []
+    elif name == "benchmark":
+        images = [] if "--images" in more else ["--images", "."]
+        arguments = [name, *images, "--output", "out", "--model", SMALL[1], *more]
+    before = sorted(photograph.parent.iterdir())
+    assert run(arguments) == 2
+    (line,) = lines_of(capsys)
+    assert line.startswith("captum-fusion: ")
+    assert message in line
+    assert sorted(photograph.parent.iterdir()) == before
+
+
+def test_verbose_shows_the_rest(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), *SMALL, "--target", "7"]
+    for verbose in ([*arguments, "--verbose"], ["--verbose", *arguments]):
+        assert run(verbose) == 2
+        lines = lines_of(capsys)
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-1] == "captum-fusion: target is 7; expected an index below 3, the model's number of classes"
+
+
+def test_errors_of_any_kind_are_one_line_with_their_kind(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("somewhere\nelse")
+
+    arguments = ["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]
+    monkeypatch.setattr(Explainer, "open", fail)
+    assert run(arguments) == 2
+    assert lines_of(capsys) == [r"captum-fusion: KeyError: 'somewhere\nelse'"]
+    monkeypatch.undo()
+    # That of a method names the method.
+    monkeypatch.setattr(LayerXGradCam, "attribute", fail)
+    assert run([*arguments, "--methods", "x-grad-cam"]) == 2
+    assert lines_of(capsys) == [r"captum-fusion: x-grad-cam fails: KeyError: 'somewhere\nelse'"]
+
+
+def test_interrupted(photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Explainer, "open", interrupt)
+    assert run(["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]) == 130
+    assert lines_of(capsys) == ["captum-fusion: interrupted"]
+
+    class Interrupted:
+        __getattr__ = interrupt
+
+    # While it is imported.
+    monkeypatch.setitem(sys.modules, "captum_fusion.cli", Interrupted())
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert lines_of(capsys) == ["captum-fusion: interrupted"]
+
+
+def to_a_reader_that_left(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    sys.stdout = os.fdopen(1, "w")
+    sys.exit(run(arguments))
+
+
+def on_a_full_disk(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    assert run(arguments) == 2
+
+
+def test_a_reader_that_has_seen_enough_does_not_cost_the_picture(photograph: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    arguments = ["explain", str(photograph), *SMALL, "--methods", "score-cam", "--output", str(picture)]
+    process = forked(to_a_reader_that_left, arguments)
+    process.join()
+    assert process.exitcode == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(photograph: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(b"what was there before")
+    (tmp_path / "out.npz").write_bytes(b"and this")
+    arguments = ["explain", str(photograph), *SMALL, "--methods", "score-cam", "--output", str(tmp_path / "out.png")]
+    arguments += ["--force"]
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    process = forked(on_a_full_disk, [*arguments, "--save-npz", str(tmp_path / "out.npz")])
+    process.join()
+    assert process.exitcode == 0
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_cannot_be_written_is_found_before_computing(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No model is loaded.
+    monkeypatch.setattr(explain, "Explainer", None)
+    with monkeypatch.context() as patch:
+        # Without TeX.
+        patch.setenv("PATH", "")
+        assert run(["explain", str(photograph), "--output", str(tmp_path / "out.pgf")]) == 2
+        assert "A picture cannot be written as out.pgf: 'xelatex'" in lines_of(capsys)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert run(["explain", str(photograph), "--output", str(tmp_path / "out.png")]) == 2
+        assert "out.png cannot be written: permission denied" in lines_of(capsys)[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["photograph.png"]
+
+
+def against_net() -> SmallNet:
+    net = small_net()
+    with torch.no_grad():
+        net.head.weight.abs_().neg_()
+    return net
+
+
+@pytest.mark.parametrize("colour", [None, "black"])
+def test_empty_maps_are_drawn_and_told(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], colour: str | None
+) -> None:
+    if colour:
+        Image.new("RGB", (30, 40), colour).save(photograph)
+    model = ["--model", "tests.app.test_cli:against_net", "--size", "24"]
+    arguments = ["explain", str(photograph), *model, "--methods", "grad-cam", "--output", str(tmp_path / "out.png")]
+    assert run(arguments) == 0
+    assert "The map of grad-cam is empty: by it nothing speaks for the class" in capsys.readouterr().out
+    assert (tmp_path / "out.png").exists()
+
+
+def test_pictures_that_are_not_8_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.full((30, 40), 32896, dtype=np.uint16)).save(tmp_path / "deep.png")
+    files = ["--output", str(tmp_path / "out.png"), "--save-npz", str(tmp_path / "maps.npz")]
+    assert run(["explain", str(tmp_path / "deep.png"), *SMALL, "--methods", "grad-cam", *files]) == 0
+    assert "deep.png: 16-bit values are scaled from [0, 65535]" in capsys.readouterr().out
+    with np.load(tmp_path / "maps.npz") as saved:
+        np.testing.assert_allclose(saved["pixels"], 128 / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"text", b"\x89PNG\r\n\x1a\n", None])
+def test_pictures_that_cannot_be_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    file = tmp_path / "odd.png"
+    if content is None:
+        Image.new("RGB", (1, 60000)).save(file)
+    else:
+        file.write_bytes(content)
+    assert run(["explain", str(file), *SMALL, "--output", str(tmp_path / "out.png")]) == 2
+    (line,) = lines_of(capsys)
+    assert str(file) in line
+    assert ("1 x 60000 pixels" if content is None else "cannot be read") in line
+
+
+def test_runs_as_a_module() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "captum_fusion", "explain", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--save-npz" in result.stdout
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    # Whatever is imported with the package itself cannot be interrupted: no code of ours runs before it. Help need not
+    # wait for what computes and draws.
+    script = """
+import sys, captum_fusion
+heavy = {"torch", "captum", "matplotlib", "pandas", "scipy", "numpy"}
+assert not heavy & set(sys.modules)
+from captum_fusion.cli import run
+for arguments in (["--help"], ["explain", "--help"], ["benchmark", "--help"], ["cat.jpg"]):
+    run(arguments)
+sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    for name in captum_fusion.__all__:
+        assert getattr(captum_fusion, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'LayerFusoinCam'"):
+        captum_fusion.LayerFusoinCam  # noqa: B018
+
+
+def test_says_which_extra_is_missing(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(package: str, *modules: str) -> None:
+        # A module that is None in sys.modules cannot be imported, as if it were not installed.
+        monkeypatch.setitem(sys.modules, package, None)
+        for module in modules:
+            monkeypatch.delitem(sys.modules, f"captum_fusion.{module}", raising=False)
+
+    without("matplotlib", "_job", "_picture")
+    assert run(["explain", str(photograph)]) == cli.REFUSED
+    without("cyclopts", "cli", "_settings")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == cli.REFUSED
+    needed = "captum-fusion: the command needs the package {}: pip install 'captum-fusion[cli]'"
+    assert lines_of(capsys) == [needed.format("matplotlib"), needed.format("cyclopts")]
+
+
+built: list[SmallNet] = []
+
+
+def counted_net() -> SmallNet:
+    built.append(small_net())
+    return built[-1]
+
+
+COUNTED = ["--model", "tests.app.test_cli:counted_net", "--size", "24", "--methods", "grad-cam"]
+
+
+def test_many_pictures_are_explained_by_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built.clear()
+    for folder, name in product("ab", ["cat.png", "ca t ü.png"]):
+        Path(folder).mkdir(exist_ok=True)
+        save_picture(Path(folder, name), seed=ord(folder))
+    Path("-odd.png").write_bytes(Path("a/cat.png").read_bytes())
+    files = ["a/cat.png", "b/cat.png", "a/ca t ü.png", "a/cat.png", "-odd.png"]
+    assert run(["explain", *COUNTED, "-t", "1", "-o", "seen", "--save-npz", "maps", "--", *files]) == 0
+    assert len(built) == 1
+    lines = capsys.readouterr().out.splitlines()
+    # What is given twice is explained once; what has the same name is numbered.
+    assert [line.split(": ")[0] for line in lines[:-1]] == ["a/cat.png", "b/cat.png", "a/ca t ü.png", "-odd.png"]
+    assert lines[-1] == "4 of 4 pictures explained"
+    names = {"-odd", "ca t ü", "cat", "cat-2"}
+    assert {file.name for file in Path("seen").iterdir()} == {f"{name}.png" for name in names}
+    assert {file.name for file in Path("maps").iterdir()} == {f"{name}.npz" for name in names}
+    assert "b/cat.png: 1 " in lines[1]
+    assert lines[1].endswith("; explained in seen/cat-2.png")
+    for name, image in (("cat", "a/cat.png"), ("cat-2", "b/cat.png")):
+        with np.load(f"maps/{name}.npz") as saved:
+            assert json.loads(str(saved["metadata"]))["image"] == image
+
+
+def test_a_broken_picture_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save_picture(Path(name))
+    Path("half.png").write_bytes(Path("a.png").read_bytes()[:2000])
+    Path("notes.png").write_text("no picture")
+    Path("folder").mkdir()
+    Image.new("RGB", (1, 60000)).save("long.png")
+    lost = ["notes.png", "missing.png", "folder", "c*.png", "half.png", "long.png"]
+    assert run(["explain", "half.png", "a.png", "long.png", *lost[:4], "b.png", *COUNTED]) == cli.FAILED
+    captured = capsys.readouterr()
+    complaints = captured.err.splitlines()
+    # What needs no reading is told first.
+    for complaint, name in zip(complaints, lost, strict=True):
+        assert name in complaint
+    assert "no file matches c*.png" in complaints[3].lower()
+    assert captured.out.splitlines()[-1] == f"2 of 8 pictures explained; not {', '.join(lost)}"
+    assert sorted(file.name for file in Path("explained").iterdir()) == ["a.png", "b.png"]
+    built.clear()
+    assert run(["explain", *lost[:4], *COUNTED]) == cli.REFUSED
+    assert not built
+    # A single one is refused as before.
+    assert run(["explain", "c*.png", *COUNTED]) == cli.REFUSED
+    assert run(["explain", "folder", *COUNTED]) == cli.REFUSED
+
+
+def test_what_is_wrong_with_every_picture_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [save_picture(Path(f"{number}.png")).name for number in range(3)]
+    for wrong in (["--target", "7"], ["--layer", "nope"]):
+        assert run(["explain", *files, *COUNTED, *wrong]) == cli.REFUSED
+        assert len(lines_of(capsys)) == 1
+    assert not Path("explained").exists()
+
+    # What only some of them bring about is theirs.
+    attribute = LayerScoreCam.attribute
+    calls: list[int] = []
+
+    def fail_once(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return attribute(*arguments, **options)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(LayerScoreCam, "attribute", fail_once)
+    assert run(["explain", *files, *COUNTED[:4], "--methods", "score-cam"]) == cli.FAILED
+    captured = capsys.readouterr()
+    assert captured.err == "captum-fusion: 1.png: score-cam fails: RuntimeError: out of memory\n"
+    assert captured.out.splitlines()[-1] == "2 of 3 pictures explained; not 1.png"
+
+
+def test_nothing_is_overwritten_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [save_picture(Path(f"{number}.png")).name for number in range(2)]
+    assert run(["explain", *files, *COUNTED, "--save-npz", "explained"]) == 0
+    before = {file: file.read_bytes() for file in Path("explained").iterdir()}
+    capsys.readouterr()
+    different = [*COUNTED, "--target", "2", "--alpha", "0.5"]
+    for arguments, message in (
+        ([*files, "--save-npz", "explained"], "explained/0.png exists, and so do 3 more files; "),
+        (["1.png"], "explained/1.png exists; "),
+        (["0.png", "-o", "new.png", "--save-npz", "explained"], "explained/0.npz exists; "),
+    ):
+        assert run(["explain", *arguments, *different]) == cli.REFUSED
+        assert message in lines_of(capsys)[0]
+    assert {file: file.read_bytes() for file in Path("explained").iterdir()} == before
+    assert run(["explain", *files, *different, "--save-npz", "explained", "--force"]) == 0
+    assert all(file.read_bytes() != content for file, content in before.items())
+    # A device is no file that could be lost.
+    assert run(["explain", "0.png", *COUNTED, "--output", "new.png", "--save-npz", "/dev/null"]) == 0
+
+
+def test_folders_that_cannot_be_written_are_found_before_computing(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explain, "Explainer", None)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for output in (tmp_path, tmp_path / "new" / "deep"):
+        assert run(["explain", str(photograph), "--output", str(output)]) == cli.REFUSED
+        assert "cannot be written: permission denied" in lines_of(capsys)[0]
+
+
+def test_two_pictures_are_not_written_to_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save_picture(Path(name))
+    Path("seen").mkdir()
+    Path("seen/a.png").symlink_to("b.png")
+    assert run(["explain", "a.png", "b.png", *COUNTED, "--output", "seen"]) == cli.REFUSED
+    assert "--output seen/a.png and --output seen/b.png are one file; expected two" in lines_of(capsys)[0]
+    # One file by two paths is one picture.
+    assert run(["explain", "a.png", str(tmp_path / "a.png"), *COUNTED, "--output", "once.png"]) == 0
+
+
+def test_a_long_name_and_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = Path(f"{'x' * 245}.png")
+    save_picture(long)
+    assert run(["explain", str(long), *COUNTED]) == 0
+    assert [file.name for file in Path("explained").iterdir()] == [long.name]
+    capsys.readouterr()
+    for nothing in ("", ".", "/"):
+        assert run(["explain", nothing, *COUNTED]) == cli.REFUSED
+        assert "names no file; expected a picture" in lines_of(capsys)[0]
+
+
+def test_several_classes_have_a_row_each(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", str(photograph), *COUNTED]
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert run([*arguments, "--target", "1", "--output", str(one)]) == 0
+    capsys.readouterr()
+    assert run([*arguments, "--target", "1", "--target", "01", "--target", "2", "--output", str(two)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:14] for line in lines if line.startswith("Explaining")] == ["Explaining 1 1", "Explaining 2 2"]
+    with Image.open(one) as first, Image.open(two) as both:
+        assert both.height > 1.7 * first.height
+        assert both.width < 1.2 * first.width
+
+
+def test_settings_reach_the_maps(photograph: Path, tmp_path: Path) -> None:
+    maps = {}
+    for name, options in {
+        "default": [],
+        "percentile": ["--percentile", "60"],
+        "weighting": ["--weighting", "raw"],
+        "tolerance": ["--tolerance", "0.5"],
+    }.items():
+        file = tmp_path / f"{name}.npz"
+        arguments = ["explain", str(photograph), *SMALL, "-l", "stem", "-t", "1", *options]
+        assert run([*arguments, "-o", str(tmp_path / f"{name}-drawn.png"), "--save-npz", str(file)]) == 0
+        with np.load(file) as saved:
+            metadata = json.loads(str(saved["metadata"]))
+            maps[name] = saved["Denoised Grad-CAM"]
+        assert metadata["layer"] == "stem"
+        if options:
+            assert str(metadata[name]) in (options[1], f"{options[1]}.0")
+    # More of the gradient map is left out.
+    assert (maps["percentile"] == 0).mean() > 0.55 > (maps["default"] == 0).mean()
+
+
+def test_methods_are_listed_with_what_their_classes_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {*KNOWN, "fusion(gradient,region)"}
+    assert lines["score-cam"] == (getdoc(LayerScoreCam) or "").splitlines()[0]
+    assert lines["grad-cam"] == "Computes GradCAM attribution for chosen layer."
+    assert all(line.endswith(".") for line in lines.values())
+
+
+@pytest.mark.parametrize("picture", ["cat.jpg", "a/my cat.png"])
+def test_a_picture_without_a_command_is_meant_to_be_explained(capsys: pytest.CaptureFixture[str], picture: str) -> None:
+    assert run([picture, "--model", "resnet50"]) == cli.REFUSED
+    shown = "'a/my cat.png'" if " " in picture else picture
+    (line,) = lines_of(capsys)
+    assert line.endswith(f"; did you mean: captum-fusion explain {shown} --model resnet50")
+    assert run(["explan", picture]) == cli.REFUSED
+    assert 'Did you mean "explain"?' in lines_of(capsys)[0]
+
+
+def test_categories_that_hold_a_word_are_proposed_first(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "squeezenet1_1", "--weights", "none", "--size", "64", "--methods", "grad-cam"]
+    assert run(["explain", str(photograph), *model, "-t", "cat", "-o", str(photograph.parent / "out.png")]) == 2
+    close = lines_of(capsys)[0].partition("Close: ")[2].removesuffix(".").split(", ")
+    assert set(close) == {"tiger cat", "persian cat", "siamese cat", "egyptian cat", "madagascar cat"}
+
+
+def test_every_method_is_announced_on_a_terminal(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["explain", str(photograph), *SMALL, "--methods", *METHODS, "--output", str(tmp_path / "out.png")]
+    assert run(arguments) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run([*arguments, "--force"]) == 0
+    shown = capsys.readouterr().err
+    for method in METHODS:
+        assert method in shown

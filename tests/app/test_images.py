@@ -1,0 +1,100 @@
+"""Pictures of all types become the 8 bits that they show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_fusion._app.images import as_rgb, open_photograph
+from captum_fusion._app.models.loading import Preprocessing
+
+RAMP = np.linspace(0, 1, 256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "note"),
+    [
+        ("16.png", (RAMP * 65535).round().astype(np.uint16), "16-bit values are scaled from [0, 65535]"),
+        ("16.tif", (RAMP * 65535).round().astype(np.uint16), "16-bit values are scaled from [0, 65535]"),
+        ("16.pgm", (RAMP * 65535).round().astype(np.uint16), "16-bit values are scaled from [0, 65535]"),
+        ("32.tif", (RAMP * (2**31 - 1)).round().astype(np.int32), "32-bit values are scaled from [0, 2.14748e+09]"),
+        ("float.tif", RAMP.astype(np.float32), "floating-point values are scaled from [0, 1]"),
+    ],
+)
+def test_values_are_scaled_by_the_range_of_their_type(name: str, values: np.ndarray, note: str, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / name)
+    photograph = open_photograph(tmp_path / name)
+    assert photograph.note == note
+    # Half of them would have been clipped to white.
+    np.testing.assert_array_equal(np.asarray(photograph.image)[..., 0], np.arange(256).reshape(16, 16))
+    seen = Preprocessing(16, 16, (0.0,) * 3, (1.0,) * 3).crop(Image.open(tmp_path / name))
+    np.testing.assert_allclose(seen[0, 1].numpy(), RAMP, atol=1e-6)
+
+
+def test_floating_point_values_outside_0_to_1_are_refused(tmp_path: Path) -> None:
+    for values, message in ((RAMP * 255, "from 0 to 255"), (RAMP - 0.5, "from -0.5 to 0.5"), (RAMP * np.nan, "nan")):
+        Image.fromarray(values.astype(np.float32)).save(tmp_path / "float.tif")
+        with pytest.raises(ValueError, match=rf"float.tif cannot be read: its floating-point values reach .*{message}"):
+            open_photograph(tmp_path / "float.tif")
+
+
+def test_transparent_parts_are_shown_on_white() -> None:
+    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
+    pixels[0, 0] = (10, 20, 30, 255)
+    pixels[0, 1] = (0, 0, 0, 51)
+    photograph = as_rgb(Image.fromarray(pixels))
+    assert photograph.note == "transparent parts are shown on white"
+    # A fifth of black over white leaves four fifths of white.
+    np.testing.assert_array_equal(
+        np.asarray(photograph.image), [[[10, 20, 30], [204, 204, 204]], [[255, 255, 255], [255, 255, 255]]]
+    )
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 9, 9, 9])
+    palette.info["transparency"] = 1
+    assert as_rgb(palette).image.getpixel((0, 0)) == (255, 255, 255)
+    pixels[..., 3] = 255
+    assert as_rgb(Image.fromarray(pixels)).note == ""
+
+
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # Turned by 90 degrees.
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_photograph(tmp_path / "turned.jpg").image.size == (20, 30)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(ValueError, match=r"bomb.png cannot be read: .*decompression bomb"):
+        open_photograph(tmp_path / "bomb.png")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    Image.effect_noise((60, 50), 50).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"half.png cannot be read: "):
+        open_photograph(tmp_path / "half.png")
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match=r"text.png cannot be read: it is not a picture of a known kind"):
+        open_photograph(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError):
+        open_photograph(tmp_path / "missing.png")
+
+
+def test_strangers_pictures_are_limited_and_named_without_their_folder(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tif", "a.ppm"):
+        Image.new("RGB", (4, 3)).save(tmp_path / name)
+        assert open_photograph(tmp_path / name, stranger=True).name == name
+    # Pillow runs another program for this kind.
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.eps")
+    Image.new("1", (9000, 6000)).save(tmp_path / "large.png")
+    for name, message in (
+        ("a.eps", "not a picture of a known kind"),
+        ("large.png", "9000 x 6000 pixels; .* 50 million"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} cannot be read: .*{message}"):
+            open_photograph(tmp_path / name, stranger=True)

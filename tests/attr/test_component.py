@@ -1,0 +1,89 @@
+"""What a second reading found: components, buffers and graphs of the caller's that a call must leave alone."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import GuidedGradCam, LayerAttribution
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam
+from tests.conftest import SmallNet
+
+
+class OfAnotherModel(LayerAttribution):
+    """Score-CAM of the model with its layer's weights negated for the time of the call."""
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight.neg_()
+            try:
+                return LayerScoreCam(self.forward_func, self.layer).attribute(inputs, target)
+            finally:
+                self.layer.weight.neg_()
+
+
+def test_a_component_that_changes_the_model_does_not_share_its_forward_pass(net: SmallNet, images: Tensor) -> None:
+    method = OfAnotherModel(net, net.features)
+    _, stages = LayerFusionCam(net, net.features, region_method=method).attribute(images, 1, return_stages=True)
+    same = LayerFusionCam(net, net.features, region_method=LayerScoreCam(net, net.features))
+    with torch.no_grad():
+        net.features.weight.neg_()
+    _, expected = same.attribute(images, 1, return_stages=True)
+    torch.testing.assert_close(stages.region, expected.region)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:captum")
+@pytest.mark.parametrize("axes", [1, 3])
+def test_guided_grad_cam_is_a_component_for_any_number_of_axes(axes: int) -> None:
+    net = SmallNet(axes).eval()
+    net.relu = nn.ReLU()
+    inputs = torch.rand(2, 3, *(9, 6, 7)[:axes])
+    fusion_cam = LayerFusionCam(net, net.features, gradient_method=GuidedGradCam(net, net.features))
+    assert fusion_cam.attribute(inputs, target=1).shape == inputs.shape
+
+
+def test_buffers_that_cannot_be_compared_are_left_alone(net: SmallNet, images: Tensor) -> None:
+    expected = LayerScoreCam(net, net.features).attribute(images, target=1)
+    net.register_buffer("sparse", torch.eye(2).to_sparse())
+    net.register_buffer("nowhere", torch.empty(2, device="meta"))
+    torch.testing.assert_close(LayerScoreCam(net, net.features).attribute(images, target=1), expected)
+
+
+def test_a_graph_of_the_callers_survives(images: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    loss = model(images).sum()
+    with pytest.warns(UserWarning, match="training mode") as warnings:
+        LayerXGradCam(model, model[0]).attribute(images, target=1)
+    assert warnings[0].filename == __file__
+    loss.backward()
+
+
+def test_an_additional_argument_that_the_model_changes_stays(net: SmallNet, images: Tensor) -> None:
+    scale = torch.ones(3, 1)
+    LayerScoreCam(lambda x, by: net(x) * by.mul_(2), net.features).attribute(images, 1, scale)
+    assert torch.equal(scale, torch.ones(3, 1))
+
+
+def test_a_lock_of_the_callers_around_the_model_is_no_deadlock(
+    net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_fusion._engine.state._LONGEST_WAIT", 0.05)
+    lock, inside = threading.RLock(), threading.Event()
+
+    def forward(x: Tensor) -> Tensor:
+        inside.set()
+        with lock:
+            return net(x)
+
+    other = threading.Thread(
+        target=lambda: LayerScoreCam(forward, net.features).attribute(images, target=1), daemon=True
+    )
+    with lock:
+        other.start()
+        assert inside.wait(10)
+        ours = LayerScoreCam(forward, net.stem).attribute(images, target=1)
+    other.join(10)
+    assert not other.is_alive()
+    torch.testing.assert_close(ours, LayerScoreCam(net, net.stem).attribute(images, target=1))

@@ -1,0 +1,187 @@
+"""Folders, and torchvision's datasets on tiny trees of their layout."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from PIL import Image
+from torch import nn
+
+from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
+from captum_fusion.benchmark._sources import classes_of_labels, find_pictures
+from captum_fusion.metrics import pointing_game
+from tests.benchmark.conftest import MODEL, bench, records, save_picture
+from tests.conftest import SmallNet
+
+
+def voc_net() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet(classes=20)
+
+
+def imagenet_net() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet(classes=1000)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    base = tmp_path / "voc" / "VOCdevkit" / "VOC2007"
+    save_picture(base / "JPEGImages" / "000005.jpg", 0)
+    save_picture(base / "JPEGImages" / "000007.jpg", 1)
+    (base / "ImageSets" / "Main").mkdir(parents=True)
+    (base / "ImageSets" / "Main" / "val.txt").write_text("000005\n000007\n")
+    (base / "Annotations").mkdir()
+    # Pictures of 300 by 240 pixels; the second chair lies outside the centre crop.
+    things = {
+        "000005": [("chair", 1, 1, 300, 240), ("dog", 101, 101, 200, 200), ("chair", 1, 1, 10, 20)],
+        "000007": [("car", 51, 51, 150, 150)],
+    }
+    for name, objects in things.items():
+        parts = "".join(
+            f"<object><name>{kind}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
+            "</bndbox></object>"
+            for kind, a, b, c, d in objects
+        )
+        (base / "Annotations" / f"{name}.xml").write_text(f"<annotation>{parts}</annotation>")
+    return tmp_path / "voc"
+
+
+def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_path: Path) -> None:
+    folder = bench(
+        f"voc2007:{voc}",
+        tmp_path / "out",
+        models=["tests.benchmark.test_sources:voc_net"],
+        layers=["relu"],
+        methods=["grad-cam"],
+        metrics=["pointing_game", "energy_pointing_game"],
+        labels_by_order=True,
+        target="label",
+    )
+    found = records(folder)
+    # In the order of VOC's names, aeroplane first: car 6, chair 8, dog 11.
+    assert [(record["image"], record["target"]) for record in found] == [
+        ("000005.jpg", 8),
+        ("000005.jpg", 11),
+        ("000007.jpg", 6),
+    ]
+    # The chair's box is the whole picture.
+    assert found[0]["pointing_game"] == 1
+    assert found[0]["energy_pointing_game"] == pytest.approx(1)
+    # 300 by 240 pixels become 320 by 256, of which 224 by 224 are seen: 48 are cut off to the left, 16 above.
+    box = torch.tensor([[100 * 256 / 240 - 48, 100 * 256 / 240 - 16, 200 * 256 / 240 - 48, 200 * 256 / 240 - 16]])
+    classifier = load_classifier("tests.benchmark.test_sources:voc_net")
+    picture = Image.open(voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
+    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+    attributions = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, target=11)
+    assert found[1]["pointing_game"] == pointing_game(attributions, [box], (224, 224)).item()
+
+
+def test_a_class_that_is_not_in_the_picture_has_no_pointing_game(voc: Path, tmp_path: Path) -> None:
+    folder = bench(
+        f"voc2007:{voc}",
+        tmp_path / "out",
+        models=["tests.benchmark.test_sources:voc_net"],
+        layers=["relu"],
+        methods=["grad-cam"],
+        metrics=["pointing_game"],
+        labels_by_order=True,
+    )
+    for record in records(folder):
+        present = {"000005.jpg": {8, 11}, "000007.jpg": {6}}[record["image"]]
+        assert (record["pointing_game"] is None) == (record["target"] not in present)
+
+
+def test_imagenet_validation_layout(tmp_path: Path) -> None:
+    root = tmp_path / "imagenet"
+    names = ["n01440764", "n01443537"]
+    for index, name in enumerate(names):
+        save_picture(root / "val" / name / f"ILSVRC2012_val_0000000{index}.JPEG", index)
+    torch.save(({name: (name,) for name in names}, names), root / "meta.bin")
+    source = find_pictures(f"imagenet:{root}")
+    assert [picture.name for picture in source.pictures] == [
+        "n01440764/ILSVRC2012_val_00000000.JPEG",
+        "n01443537/ILSVRC2012_val_00000001.JPEG",
+    ]
+    folder = bench(
+        f"imagenet:{root}",
+        tmp_path / "out",
+        models=["tests.benchmark.test_sources:imagenet_net"],
+        layers=["relu"],
+        methods=["grad-cam"],
+        metrics=["confidence_drop"],
+        target="label",
+    )
+    assert [record["target"] for record in records(folder)] == [0, 1]
+
+
+def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Path) -> None:
+    for index, name in enumerate(["healthy", "rust", "scab"]):
+        save_picture(tmp_path / "leaves" / name / "1.jpg", index)
+        save_picture(tmp_path / "leaves" / name / "more" / "2.png", 10 + index)
+    torch.manual_seed(7)
+    tuned = SmallNet()
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
+    folder = bench(
+        tmp_path / "leaves",
+        tmp_path / "out",
+        models=[MODEL],
+        layers=["relu"],
+        weights=[str(tmp_path / "tuned.pt")],
+        methods=["grad-cam"],
+        metrics=["confidence_drop"],
+        target="label",
+        labels_by_order=True,
+    )
+    assert [(record["image"], record["target"]) for record in records(folder)] == [
+        (f"{name}/{file}", index)
+        for index, name in enumerate(["healthy", "rust", "scab"])
+        for file in ("1.jpg", "more/2.png")
+    ]
+
+
+def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({f"{index}.jpg": index % 3 for index in range(5)}))
+    source = find_pictures(str(pictures), labels)
+    assert [picture.labels for picture in source.pictures] == [(0,), (1,), (2,), (0,), (1,)]
+    labels.write_text(json.dumps({"0.jpeg": 0}))
+    with pytest.raises(ValueError, match=r"has no label for 0.jpg. Close: 0.jpeg"):
+        find_pictures(str(pictures), labels)
+    labels.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="does not hold class indices by picture name"):
+        find_pictures(str(pictures), labels)
+
+
+def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
+    for index, name in enumerate(["Tiger_Cat", "goldfish"]):
+        save_picture(tmp_path / name / "1.jpg", index)
+    source = find_pictures(str(tmp_path))
+
+    def classifier(*categories: str) -> Classifier:
+        return Classifier("fish", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
+
+    assert classes_of_labels(source, classifier("goldfish", "hen", "tiger cat"), 3, False) == {0: (2,), 1: (0,)}
+    # As many classes as the model, but in another order: names decide, whether or not order may.
+    for by_order in (False, True):
+        assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: (1,), 1: (0,)}
+    with pytest.raises(ValueError, match=r"There is no category 'goldfish'. Close: goldfinch"):
+        classes_of_labels(source, classifier("tiger cat", "goldfinch"), 2, False)
+    with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
+        classes_of_labels(source, classifier(), 2, False)
+    assert classes_of_labels(source, classifier(), 2, True) == {0: (0,), 1: (1,)}
+    with pytest.raises(ValueError, match="the model has 3 classes, the pictures have 2"):
+        classes_of_labels(source, classifier(), 3, True)
+
+
+def test_folders_named_by_index_or_wordnet_id(tmp_path: Path) -> None:
+    # Order would make 0, 1 and 2 of them.
+    for index, name in enumerate(["2", "n01443537", "n02123159"]):
+        save_picture(tmp_path / name / "1.jpg", index)
+    source = find_pictures(str(tmp_path))
+    imagenet = load_classifier("squeezenet1_1", "none")
+    assert imagenet.category(1) == "goldfish"
+    assert imagenet.category(282) == "tiger cat"
+    assert classes_of_labels(source, imagenet, 1000, False) == {0: (2,), 1: (1,), 2: (282,)}
