@@ -108,7 +108,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.classes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels: Tensor = self.change(self.pixels[index])  # type: ignore[no-any-return]
+        pixels: Tensor = self.change(self.pixels[index])
         return pixels, self.classes[index]
 
 
@@ -134,7 +134,8 @@ def write(file: Path, record: Any) -> None:
 
 def read(file: Path) -> Tensor:
     with Image.open(file) as image:
-        return v2.functional.pil_to_tensor(image.convert("RGB"))
+        pixels: Tensor = v2.functional.pil_to_tensor(image.convert("RGB"))
+    return pixels
 
 
 def find(folder: Path) -> list[Photograph]:
