@@ -1,4 +1,4 @@
-"""Measures the claims of the Fusion-CAM paper on four collections of pictures, and against a known truth.
+r"""Measures the claims of the Fusion-CAM paper on four collections of pictures, and against a known truth.
 
 Each run is one call of the benchmark, which resumes where it was interrupted; a finished run takes seconds. Then the
 page in benchmarks/results/evidence/ is written. From the root of the checkout:
@@ -8,8 +8,8 @@ page in benchmarks/results/evidence/ is written. From the root of the checkout:
 
 OUTPUT takes the records. benchmarks/evidence_pictures.py says what the first three folders hold, --leaves is the output
 of benchmarks/leaves.py, and --weights holds the state dicts of benchmarks/networks.py: without it MobileNetV2 and
-SqueezeNet are left out. A collection without a folder is left out, and so are runs that --only does not name. With no
-folder at all, only the truth of generated pictures is measured, in ten minutes.
+SqueezeNet are left out. A collection without a folder is left out, and so are runs that --only does not name. Without
+any folder, only the truth of generated pictures is measured, in ten minutes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from benchmarks import truth
-from benchmarks.evidence_page import RESULTS, write
+from benchmarks.evidence_page import HERE, write
 from benchmarks.evidence_pictures import COLLECTIONS, convert
 from benchmarks.evidence_statistics import COMPETITORS, CONTROLS, OURS, PERCENTILES
 from benchmarks.networks import lite
@@ -118,20 +118,19 @@ def settings_of(each: Run, images: str, output: Path, limit: int | None) -> Sett
 
 def pending_rows(settings: Settings, pictures: int) -> int:
     """Estimates the rows that a run still has to score."""
-    folder, pictures = Path(settings.output), min(pictures, settings.limit or pictures)
-    lines = [json.loads(line) for file in folder.glob("records-*.jsonl") for line in file.open("rb")]
+    files, pictures = Path(settings.output).glob("records-*.jsonl"), min(pictures, settings.limit or pictures)
+    lines = [json.loads(line) for file in files for line in file.open("rb")]
     done = {(line["image"], line["method"], line["percentile"], line["stage"]) for line in lines if "error" not in line}
     share = 1 / 8 if settings.tolerance else 1.0
     judged = 1 + (settings.steps + 1) * len({"insertion", "deletion"} & set(settings.metrics))
-    rows = 0.0
+    # ADCC explains once more.
+    rows, repeats = 0.0, 2 if "adcc" in settings.metrics else 1
     for method in settings.methods:
         fusion = method.startswith("fusion-cam")
         variants = len(settings.percentiles) if fusion else 1
         stages = 3 if fusion and settings.stages else 1
         left = pictures - len({image for image, name, _, stage in done if name == method and stage is None})
         tolerated = share if method in ("score-cam", "is-cam", "ss-cam") else 1.0
-        # ADCC explains once more.
-        repeats = 2 if "adcc" in settings.metrics else 1
         rows += left * variants * (ROWS.get(method, 4) * tolerated * repeats + judged * stages)
     return round(max(0.0, rows))
 
@@ -167,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--only", nargs="+", help="names of runs, as --dry-run lists them")
     parser.add_argument("--limit", type=int, help="at most so many pictures a run")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page goes. Default: the committed one")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "evidence", help="where the page goes")
     parser.add_argument("--dry-run", action="store_true", help="print the estimated time and stop")
     given = parser.parse_args(arguments)
     folders = {name: folder for name in (*COLLECTIONS, "leaves") if (folder := getattr(given, name)) is not None}

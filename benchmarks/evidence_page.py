@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 from benchmarks.evidence_statistics import CLAIMS, COMPETITORS, MEASURES, OURS, comparisons, interval, read
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "evidence"
 # The measures of the picture.
 DRAWN = ("average drop", "average increase", "overall")
 COLOURS = {"better": "tab:green", "worse": "tab:red", "inconclusive": "0.6"}
 
 
-def write(output: Path, results: Path = RESULTS) -> None:
+def write(output: Path, results: Path) -> None:
     """Writes comparisons.csv, means.csv, the picture and the page from a folder with a folder for each run."""
     values = read(output)
     compared = comparisons(values)
@@ -132,6 +131,8 @@ def draw(compared: pd.DataFrame) -> Figure:
         line[0].set_ylabel(collection, size=8)
         for axis, measure in zip(line, DRAWN, strict=True):
             shown = rows[(rows["pictures of"] == collection) & (rows["measure"] == measure)]
+            if shown.empty:
+                axis.text(0.5, 0.5, "not measured", size=8, color="0.4", ha="center", transform=axis.transAxes)
             for _, row in shown.iterrows():
                 place, colour = COMPETITORS.index(row["other"]), COLOURS[row["verdict"]]
                 axis.plot([row["low"], row["high"]], [place, place], color=colour)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-# An outline belongs to an object if their boxes overlap by at least this intersection over union.
+# The least intersection over union of an outline's box and its object's.
 _FITS = 0.5
 
 

@@ -67,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = [f"timm {timm.__version__}, torch {torch.__version__}, random weights.", ""]
+    lines = ["# The layer to explain", "", f"timm {timm.__version__}, torch {torch.__version__}, random weights.", ""]
     lines += ["| model | input | layer | feature map | layout |", "| --- | --- | --- | --- | --- |"]
     for name in arguments.models:
         start = time.perf_counter()

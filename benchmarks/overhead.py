@@ -102,6 +102,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
     lines = [
+        "# Overhead of masked passes",
+        "",
+        "Time per evaluated input over that of the fastest way to run the model alone.",
+        "",
         "| model | work | seconds over those of the forward passes alone, median (range) |",
         "| --- | --- | ---: |",
     ]

@@ -206,6 +206,10 @@ def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.nda
 
 def markdown(results: dict[str, Any]) -> str:
     lines = [
+        "# Score-CAM and its peers",
+        "",
+        '"Times" is the time over that of captum-fusion, and the correlation is that with its map.',
+        "",
         "| model | weights | implementation | seconds | times captum-fusion (range) | forward passes | extra MB "
         "| correlation |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",

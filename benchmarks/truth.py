@@ -12,7 +12,7 @@ the last and at an earlier layer. Their maps are compared with the mask of the d
 - IoU: intersection over union of the mask and the map above a threshold, the best one for each picture
 
 The row "truth" is the mask at the layer's resolution, interpolated as the maps are: a bound on what a layer can show.
-Ten minutes on two cores. OUTPUT takes a csv for each seed, so that an interrupted run resumes.
+Ten minutes on two cores at most. OUTPUT takes a csv for each seed, so that an interrupted run resumes.
 
     python -m benchmarks.truth OUTPUT
 """
@@ -22,6 +22,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,12 +208,13 @@ def measure(seed: int, arguments: argparse.Namespace) -> tuple[pd.DataFrame, Fig
     sys.stdout.write(f"seed {seed}: trained in {time.process_time() - start[1]:.0f} s of a processor, {checks}\n")
     sys.stdout.flush()
     data = correct(model, generate(2 * arguments.pictures, 3000 + seed), arguments.pictures)
+    weighting = signature(attr.LayerFusionCam.attribute).parameters["weighting"].default
     rows, maps = [], {}
     for layer in LAYERS:
         maps[layer] = explain(model, model.get_submodule(layer), data)
         for method, each in maps[layer].items():
             row = {"method": method, "layer": layer, "seed": seed, "pictures": len(data.pixels)}
-            rows.append(row | compare(each, data.masks) | checks)
+            rows.append(row | compare(each, data.masks) | checks | {"weighting": weighting})
     seconds = time.perf_counter() - start[0], time.process_time() - start[1]
     sys.stdout.write(f"seed {seed}: {seconds[0]:.0f} s, {seconds[1]:.0f} s of a processor\n")
     return pd.DataFrame(rows), draw(data, maps)
@@ -265,6 +267,7 @@ Small convolutional networks learn the classes, one for each of {len(seeds)} see
 
 Each network explains {seeds["pictures"].iloc[0]} pictures that it classifies correctly, at its last layer (8 x 8) and
 at an earlier one (16 x 16). The table has the mean over the pictures: its mean and standard deviation over the seeds.
+Every method has its default settings; Fusion-CAM's weighting is "{values["weighting"].iloc[0]}".
 
 - Energy inside is the share of a map's sum inside the deciding pixels.
 - Rank correlation is Spearman's, over all pixels.
