@@ -42,7 +42,7 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
                 yield f"{module}.{name}.{method}", function, function
 
 
-def documented(docstring: str) -> dict[str, list[str]]:
+def fill_docstring(docstring: str) -> dict[str, list[str]]:
     """What is said of each argument, by its name."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
     entries: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def documented(docstring: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("documenting", "signed"), [pytest.param(*given, id=name) for name, *given in callables()])
 def test_every_parameter_is_documented(documenting: Any, signed: Any) -> None:
     assert documenting.__doc__
-    entries = documented(documenting.__doc__)
+    entries = fill_docstring(documenting.__doc__)
     parameters = {name: value for name, value in inspect.signature(signed).parameters.items() if name != "self"}
     kinds = {value.kind for value in parameters.values()}
     assert Parameter.VAR_POSITIONAL not in kinds
