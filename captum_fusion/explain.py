@@ -18,9 +18,15 @@ from captum_fusion._app.methods import KnownAttribution, Method, parse_method
 from captum_fusion._app.models.loading import choose_layer, find_device, give_scores, load_classifier
 from captum_fusion._app.names import reason
 from captum_fusion._app.sample import sample_photograph
-from captum_fusion._engine.guards import check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion._engine.progress import Progress, tell
-from captum_fusion.arguments import Activation, Weighting
+from captum_fusion.arguments import (
+    Activation,
+    Weighting,
+    check_activation,
+    check_percentile,
+    check_tolerance,
+    check_weighting,
+)
 from captum_fusion.attr.fusion_cam import FusionCamStages
 from captum_fusion.metrics import deletion, insertion, saliency_map
 

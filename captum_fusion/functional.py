@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._engine.precision import as_float
-from captum_fusion.arguments import Weighting
+from captum_fusion.arguments import InterpolateMode, Weighting
 
 # Differences of up to so many units in the last place are taken for rounding.
 _ROUNDING = 100
@@ -25,9 +24,18 @@ _IMPUTED = 1e-5
 MapFusion = Literal["mean", "maximum", "product"]
 MAP_FUSIONS: tuple[MapFusion, ...] = get_args(MapFusion)
 
-InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]
-INTERPOLATE_MODES: tuple[InterpolateMode, ...] = get_args(InterpolateMode)
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def as_float(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
+
+    Examples::
+
+        >>> as_float(torch.tensor([1, 2]))
+        tensor([1., 2.])
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:

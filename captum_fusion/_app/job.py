@@ -14,8 +14,7 @@ from captum_fusion._app.images import PictureError, check_photograph
 from captum_fusion._app.messages import format_error, report_error
 from captum_fusion._app.methods import parse_method
 from captum_fusion._app.output_files import OutputFiles, write_at
-from captum_fusion._engine.guards import check_percentile, check_tolerance
-from captum_fusion.arguments import Weighting
+from captum_fusion.arguments import Weighting, check_percentile, check_tolerance
 from captum_fusion.explain import Explainer, Explanation
 
 

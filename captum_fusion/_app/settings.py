@@ -93,7 +93,7 @@ class Settings:
     def check(self) -> None:
         """Refuses what names nothing or is outside its range."""
         # Imports torch, for which --help need not wait; so does parsed_methods.
-        from captum_fusion._engine.guards import check_percentile, check_tolerance
+        from captum_fusion.arguments import check_percentile, check_tolerance
 
         for name in ("models", "layers", "weights", "methods", "metrics", "percentiles"):
             if isinstance(getattr(self, name), str):

@@ -1,17 +1,12 @@
 """From any attribution to a map in [0, 1]."""
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._engine.call import checked_inputs
-from captum_fusion._engine.precision import as_float
-from captum_fusion.functional import InterpolateMode, normalize, upsample
-
-Sign = Literal["positive", "negative", "absolute_value", "all"]
-SIGNS: tuple[Sign, ...] = get_args(Sign)
+from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
+from captum_fusion.functional import as_float, normalize, upsample
 
 
 def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
