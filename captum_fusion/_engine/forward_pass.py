@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +38,14 @@ class ForwardPass:
     live_bytes: int
     """The most memory that the outputs of the modules took at once."""
     state: StateGuard
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The largest absolute value in the inputs and outputs of each example, (N,), for ``functional.rounding``."""
+        values = [tensor for tensor in (self.output, *self.call.tensors) if tensor.is_floating_point()]
+        # Infinite logits, of classes that are ruled out, say nothing of rounding.
+        rows = [value.detach().reshape(self.call.examples, -1).nan_to_num(0, 0, 0).abs() for value in values]
+        return torch.stack([row.amax(dim=1).to(self.unmasked_scores) for row in rows if row.numel()]).amax(dim=0)
 
     def cloned_inputs(self) -> Any:
         """The inputs in the caller's form, for a method that may change them in place."""

@@ -269,16 +269,17 @@ class LayerFusionCam(MaskedCam):
 
             denoised = denoise(gradient, percentile)
 
-            # P: the probability of the target that is left of the baseline alone, and that each map keeps of the input.
-            without, kept, kept_region = scorer.scores_of_maps(
+            # P of the baseline alone, and of the input masked by each map.
+            blank, with_denoised, with_region = scorer.scores_of_maps(
                 torch.cat([torch.zeros_like(region), denoised, region], dim=1)
             ).unbind(dim=1)
-            gradient_contribution = contribution(kept, without)
-            region_contribution = contribution(kept_region, without)
+            scale = scorer.forward_pass.scale
+            gradient_contribution = contribution(with_denoised, blank, scale)
+            region_contribution = contribution(with_region, blank, scale)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
             combined = combine(denoised, region, gradient_weight, region_weight)
 
-            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
+            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], blank, scale)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )

@@ -153,4 +153,5 @@ class LayerGroupCam(MaskedCam):
         row_scores = scorer.masked_scores(examples, masks, f"{self.get_name()} attribution")
         scores = row_scores.new_zeros(masked.shape[:2])
         scores[examples, group] = row_scores
-        return relu(contribution(scores[:, :-1], scores[:, -1:])) * live
+        scale = scorer.forward_pass.scale.unsqueeze(1)
+        return relu(contribution(scores[:, :-1], scores[:, -1:], scale)) * live

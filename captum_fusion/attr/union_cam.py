@@ -160,14 +160,15 @@ class LayerUnionCam(MaskedCam):
             region = component_map(scorer, "region_method", self.region_method, attributions=region_attributions)
             denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
 
-            without, kept, kept_region = scorer.scores_of_maps(
+            blank, with_denoised, with_region = scorer.scores_of_maps(
                 torch.cat([torch.zeros_like(region), denoised, region], dim=1)
             ).unbind(dim=1)
-            contributions = contribution(kept, without), contribution(kept_region, without)
+            scale = scorer.forward_pass.scale
+            contributions = contribution(with_denoised, blank, scale), contribution(with_region, blank, scale)
             combined = combine(denoised, region, *contribution_weights(*contributions, "raw"))
-            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
+            # c(C) > c(R) beyond rounding: the blank's probability cancels out.
+            better = contribution(scorer.scores_of_maps(combined)[:, 0], with_region, scale) > 0
 
-        better = combined_contribution > contributions[1]
         union = torch.where(better.reshape(-1, *(1,) * (region.dim() - 1)), combined, region)
         empty = int((~union.flatten(1).any(dim=1)).sum())
         if empty:

@@ -137,25 +137,25 @@ def confidence_increase(
     return increase(*probabilities(call, saliency_maps(inputs, attributions, sign)))
 
 
-def drop(whole: Tensor, masked: Tensor) -> Tensor:
+def drop(whole: Tensor, difference: Tensor) -> Tensor:
     """max(0, Y - O) / Y, 0/0 := 0."""
-    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
+    return relu(-difference) / torch.where(whole > 0, whole, 1)
 
 
-def increase(whole: Tensor, masked: Tensor) -> Tensor:
-    """1 where O > Y beyond rounding, else 0."""
-    return (contribution(masked, whole) > 0).to(whole.dtype)
+def increase(whole: Tensor, difference: Tensor) -> Tensor:
+    """1 where O > Y, else 0."""
+    return (difference > 0).to(whole.dtype)
 
 
 def probabilities(call: ModelCall, maps: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Y and O: the probability of the input as it is and masked, from which both metrics follow."""
+    """Y and O - Y: the probability of the input as it is, and what it gains by the mask, 0 within rounding."""
     with masked_scorer(call, positions=tuple(maps)) as scorer:
         examples = torch.arange(call.examples, device=call.device)
         masked = scorer.masked_scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])
-        whole = scorer.forward_pass.unmasked_scores
+        whole, scale = scorer.forward_pass.unmasked_scores, scorer.forward_pass.scale
     # What keeps everything is no other input, whatever the rounding of another batch makes of it.
     same = [
         ((saliency == 1) | (scorer.inputs[position] == call.baseline_tensors[position])).flatten(1).all(dim=1)
         for position, saliency in maps.items()
     ]
-    return whole, torch.where(torch.stack(same).all(dim=0), whole, masked)
+    return whole, contribution(masked, whole, scale).masked_fill(torch.stack(same).all(dim=0), 0)
