@@ -83,8 +83,7 @@ _CAPTUMS: tuple[type[Attribution], ...] = (
     GuidedBackprop,
     Deconvolution,
 )
-# What captum_fusion.attr lists is known here as well.
-_OURS = tuple(getattr(attr, name) for name in attr.__all__)
+_OURS = attr.METHODS
 
 
 def _name(method: type[Attribution]) -> str:
