@@ -50,11 +50,17 @@ class Progress(AbstractContextManager["Progress"]):
         self.start = self.last = clock()
         self.offsets = {file: file.stat().st_size for file in folder.glob(PATTERN)}
         self.several = with_several_percentiles([*done, *(key for keys in pending.values() for key in keys)])
-        self.measures = {name: measure for name, measure in MEASURES.items() if measure.metric in set(metrics)}
+        self.measures = {
+            name: measure
+            for name, measure in MEASURES.items()
+            if measure.metric in set(metrics) and name != "overall"  # The records hold its parts.
+        }
         self.values: dict[str, dict[str, list[float]]] = {}
         self._collect(done.values())
         console = Console(stderr=True)
-        self.live = Live(self.table(), console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self.live: Live | None = None
+        if console.is_terminal:
+            self.live = Live(self.table(), console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Progress":
         if self.live:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
@@ -147,7 +147,7 @@ def read_lines(file: Path, start: int = 0) -> Iterator[Line]:
 def _parse(line: bytes) -> Record | None:
     """The record in a line, or None if it holds none."""
     try:
-        record: Any = json.loads(line)
+        record = json.loads(line)
         assert isinstance(record, dict)
         assert all(isinstance(record[name], str) for name in _TEXTS)
         assert record["percentile"] is None or _is_number(record["percentile"])
@@ -161,7 +161,7 @@ def _parse(line: bytes) -> Record | None:
             assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
     except (AssertionError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return record  # type: ignore[no-any-return]
+    return cast(Record, record)
 
 
 def _is_number(value: object) -> bool:
@@ -241,7 +241,9 @@ class Hashes:
         self.cached: dict[str, Any] = {}
         try:
             content = json.loads(self.file.read_bytes())
-            self.cached = {name: value for name, value in content.items() if isinstance(value, list) and len(value) == 4}
+            self.cached = {
+                name: value for name, value in content.items() if isinstance(value, list) and len(value) == 4
+            }
         except (AttributeError, OSError, ValueError):
             pass  # They are computed again.
 
@@ -297,6 +299,8 @@ class RecordWriter:
             with self.file.open("ab") as stream:
                 stream.truncate(self.end)
             images = ", ".join(dict.fromkeys(record["image"] for record in records))
-            text = f"{error.strerror}. The records of {images} are not written, all earlier ones are; run again to resume"
+            text = (
+                f"{error.strerror}. The records of {images} are not written, all earlier ones are; run again to resume"
+            )
             raise OSError(error.errno, text, str(self.file)) from error
         self.end += len(lines)

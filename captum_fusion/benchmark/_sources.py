@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:
-    status = os.stat(folder)
+    status = Path(folder).stat()
     return status.st_dev, status.st_ino
 
 
@@ -229,25 +229,30 @@ def _coco(file: Path) -> Source:
 def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> Instance:
     if annotation["category_id"] not in labels:
         raise ValueError(f"its category_id is {annotation['category_id']!r}; expected one of {list(labels)}")
-    box = annotation.get("bbox")
+    box: Any = annotation.get("bbox")
     if not _are_numbers(box) or len(box) != 4:
         raise ValueError(f"its bbox is {box!r}; expected x, y, width and height")
     x, y, width, height = box
     outline = None
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
-        runs, size = shape.get("counts"), shape.get("size")
+        runs: Any = shape.get("counts")
+        size: Any = shape.get("size")
         if isinstance(runs, str):
             raise ValueError("it has compressed run lengths; expected polygons or a list of numbers")
         if not _are_numbers(runs) or not _are_numbers(size) or sum(runs) != size[0] * size[-1]:
-            raise ValueError(f"its run lengths do not add up to its size {size!r}; expected counts, and height and width")
+            raise ValueError(
+                f"its run lengths do not add up to its size {size!r}; expected counts, and height and width"
+            )
         outline = Outline(runs=runs, size=(size[0], size[1]))
     elif shape:
         for polygon in shape:
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError(f"its polygon is {str(polygon)[:60]}; expected x and y of at least three corners")
         outline = Outline(polygons=shape)
-    return Instance(labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd")))
+    return Instance(
+        labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
+    )
 
 
 def _are_numbers(values: object) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from captum_fusion.benchmark import NothingExplainedError, report
-from captum_fusion.benchmark._charts import as_seen
+from captum_fusion.benchmark._charts import crop_seen as as_seen
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
 from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records
