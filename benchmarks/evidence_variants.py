@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from captum_fusion import LayerFinerCam, LayerFusionCam, LayerScoreCam
 from captum_fusion._app.images import open_photograph
 from captum_fusion._app.methods import KnownAttribution
-from captum_fusion._app.models.loading import choose_layer, load_classifier
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark._dataset import Picture
 from captum_fusion.benchmark._sources import find_pictures
 from captum_fusion.functional import normalize

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import clamp_bounding_boxes, pil_to_tensor
 from torchvision.tv_tensors import BoundingBoxes
 
-from captum_fusion._app.models.loading import Frame
+from captum_fusion._app.models.preprocessing import Frame
 
 Box = tuple[float, float, float, float]
 

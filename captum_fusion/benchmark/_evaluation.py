@@ -14,8 +14,8 @@ from captum.attr import Attribution
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import RememberedScoreCam
-from captum_fusion._app.names import reason
 from captum_fusion._app.options import LOCALIZATION
 from captum_fusion._app.settings import Settings
 from captum_fusion._engine.call import ModelCall

@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_fusion._app.images import open_photograph
+from captum_fusion._app.messages import one_line
 from captum_fusion._app.methods import Method
-from captum_fusion._app.models.loading import Classifier, Frame, choose_layer, load_classifier
-from captum_fusion._app.names import one_line
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Frame
 from captum_fusion._app.options import LOCALIZATION
 from captum_fusion._app.settings import Settings
 from captum_fusion._engine.captum import ForwardFunc

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captum_fusion._app.atomic_files import stale_temp_files, write_whole
+from captum_fusion._app.output_files import stale_temp_files, write_whole
 from captum_fusion.benchmark._measures import MEASURES
 
 try:

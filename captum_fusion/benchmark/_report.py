@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from captum_fusion._app.atomic_files import write_whole
 from captum_fusion._app.drawing import rendered
+from captum_fusion._app.output_files import write_whole
 from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
 from captum_fusion.benchmark._measures import MEASURES
 from captum_fusion.benchmark._plan import STAGES
