@@ -38,6 +38,7 @@ def component_map(
     scorer: MaskedScorer,
     show_progress: bool,
     further: Mapping[str, object] | None = None,
+    attributions: Any = None,
 ) -> Tensor:
     r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))).
 
@@ -47,10 +48,34 @@ def component_map(
         scorer (Scorer): What is explained. What the user gave for it reaches the component as far as it takes it.
         show_progress (bool): Likewise.
         further (Mapping or None): Arguments that the component has to take. Default: None
+        attributions (Tensor, tuple or None): The component's attributions where they are there already.
+            Default: None, which means that the component computes them
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
     """
+    if attributions is None:
+        source, attributions = method.get_name(), _attributions(name, method, scorer, show_progress, further)
+    elif further:
+        raise ValueError(f"The attributions of {name} are given, so that its arguments {dict(further)} have no effect")
+    else:
+        source = f"The caller of {name}"
+    first = scorer.masked[0]
+    if isinstance(attributions, tuple):
+        attributions = attributions[0 if len(attributions) == 1 else first]
+    shape = tuple(scorer.inputs[first].shape)
+    if len(attributions) != scorer.call.examples or attributions.dim() != len(shape):
+        raise ValueError(
+            f"{source} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
+            "expected as many examples and as many spatial axes"
+        )
+    return saliency_map(attributions.to(scorer.call.device), scorer.size, interpolate_mode=scorer.interpolate_mode)
+
+
+def _attributions(
+    name: str, method: Attribution, scorer: MaskedScorer, show_progress: bool, further: Mapping[str, object] | None
+) -> Any:
+    """What the component gives."""
     call = scorer.call
     # Again, since forward_func may have been set since.
     check_component(name, method, call.forward_func)
@@ -76,17 +101,7 @@ def component_map(
             stack.enter_context(eager())
             if isinstance(layer := getattr(method, "layer", None), Module):
                 stack.enter_context(sole_user(layer))
-        attributions: Any = method.attribute(scorer.forward_pass.cloned_inputs(), **(given | dict(further or {})))
-    first = scorer.masked[0]
-    if isinstance(attributions, tuple):
-        attributions = attributions[0 if len(attributions) == 1 else first]
-    shape = tuple(scorer.inputs[first].shape)
-    if len(attributions) != call.examples or attributions.dim() != len(shape):
-        raise ValueError(
-            f"{method.get_name()} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
-            "expected as many examples and as many spatial axes"
-        )
-    return saliency_map(attributions, scorer.size, interpolate_mode=scorer.interpolate_mode)
+        return method.attribute(scorer.forward_pass.cloned_inputs(), **(given | dict(further or {})))
 
 
 def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: Literal[False] = ...,
         gradient_kwargs: Mapping[str, Any] | None = ...,
         region_kwargs: Mapping[str, Any] | None = ...,
+        gradient_attributions: Tensor | None = ...,
+        region_attributions: Tensor | None = ...,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
     @overload
@@ -156,6 +158,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: Literal[True],
         gradient_kwargs: Mapping[str, Any] | None = ...,
         region_kwargs: Mapping[str, Any] | None = ...,
+        gradient_attributions: Tensor | None = ...,
+        region_attributions: Tensor | None = ...,
     ) -> tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]: ...
 
     @logged
@@ -175,6 +179,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: bool = False,
         gradient_kwargs: Mapping[str, Any] | None = None,
         region_kwargs: Mapping[str, Any] | None = None,
+        gradient_attributions: Tensor | None = None,
+        region_attributions: Tensor | None = None,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]:
         r"""Computes the attribution of the inputs.
 
@@ -206,6 +212,11 @@ class LayerFusionCam(ProbabilityCam):
                 reach every component that takes them. Default: None
             region_kwargs (dict, optional): Further arguments of ``region_method.attribute``, such as the
                 ``sliding_window_shapes`` of ``Occlusion``. Default: None
+            gradient_attributions (Tensor, optional): Attributions of ``gradient_method`` for the same inputs and
+                target, (N, C, \*s) at the input's or the layer's resolution. They are fused instead of being computed
+                again.
+                Default: None
+            region_attributions (Tensor, optional): Attributions of ``region_method``, as above. Default: None
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
@@ -237,8 +248,12 @@ class LayerFusionCam(ProbabilityCam):
         with self._scoring(
             inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
         ) as scorer:
-            gradient = component_map("gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs)
-            region = component_map("region_method", self.region_method, scorer, show_progress, region_kwargs)
+            gradient = component_map(
+                "gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs, gradient_attributions
+            )
+            region = component_map(
+                "region_method", self.region_method, scorer, show_progress, region_kwargs, region_attributions
+            )
 
             denoised = denoise(gradient, percentile)
 

@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from captum.attr import Attribution
+from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
@@ -101,6 +102,7 @@ class LayerUnionCam(ProbabilityCam):
         percentile: float = 10.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        region_attributions: Tensor | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -115,6 +117,9 @@ class LayerUnionCam(ProbabilityCam):
                 channel's gradients that is dropped. Default: 10.0
             {perturbations_per_eval}
             {show_progress}
+            region_attributions (Tensor, optional): Attributions of ``region_method`` for the same inputs and target,
+                (N, C, \*s) at the input's or the layer's resolution. They are united instead of being computed again.
+                Default: None
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -139,7 +144,9 @@ class LayerUnionCam(ProbabilityCam):
             inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode, with_gradients=True
         ) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
-            region = component_map("region_method", self.region_method, scorer, show_progress)
+            region = component_map(
+                "region_method", self.region_method, scorer, show_progress, None, region_attributions
+            )
             denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
 
             without, kept, kept_region = scorer.scores_of_maps(
