@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from captum.attr import Attribution
 from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -17,7 +16,7 @@ from captum_fusion import FusionCamStages
 from captum_fusion._app.explanation import Curve, Curves, Explanation, Prediction
 from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_photograph, sample_photograph
 from captum_fusion._app.messages import reason
-from captum_fusion._app.methods import KnownAttribution, Method, parse_method
+from captum_fusion._app.methods import Method, parse_method
 from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import find_device, load_classifier, return_scores
 from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions
@@ -263,13 +262,13 @@ class ClassifiedImage:
         return self._attributions[key]
 
     def _attribute(self, layer: nn.Module, method: Method, request: "Request", **options: Any) -> Any:
-        """The attributions of a method, from cached ones of its parts."""
+        """The attributions of a method, from cached ones of its components."""
         classifier = self.explainer.classifier
-        network = classifier.model
-        parts: dict[str, Attribution] = {}
-        for name in method.parts:
-            parts[name] = KnownAttribution(network, layer, self._attributions_of(layer, Method(name), request))
-        attribution = method.build(network, layer, parts, classifier.activation, tolerance=request.tolerance)
+        for argument, name in zip(method.component_arguments, method.parts, strict=True):
+            options[argument] = self._attributions_of(layer, Method(name), request)
+        attribution = method.build(
+            classifier.model, layer, {}, activation=classifier.activation, tolerance=request.tolerance
+        )
         if "show_progress" in signature(attribution.attribute).parameters:
             options["show_progress"] = request.show_progress
         try:

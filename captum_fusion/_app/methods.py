@@ -60,19 +60,6 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
         return attributions
 
 
-class KnownAttribution(LayerAttribution):
-    """An attribution whose result is known, to be fused."""
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, attributions: Tensor) -> None:
-        super().__init__(forward_func, layer)
-        self._attributions = attributions
-
-    @logged
-    def attribute(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
-        """Gives what is known."""
-        return self._attributions
-
-
 _CAPTUMS: tuple[type[Attribution], ...] = (
     LayerGradCam,
     LayerGradientXActivation,
@@ -176,6 +163,11 @@ class Method:
         if self.components is not None:
             return self.components
         return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
+
+    @property
+    def component_arguments(self) -> tuple[str, ...]:
+        """The arguments of ``attribute`` that take the attributions of these."""
+        return ("gradient_attributions", "region_attributions")[-len(self.parts) :] if self.parts else ()
 
     def build(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from captum_fusion.arguments import Activation, Weighting
 
@@ -13,28 +13,6 @@ else:
         from cyclopts import Parameter
     except ModuleNotFoundError:  # Python alone needs no command line.
         Parameter = dict
-
-# The pointing games and the instances need boxes or masks of objects.
-LOCALIZATION = (
-    "pointing_game",
-    "energy_pointing_game",
-    "mask_pointing_game",
-    "mask_energy_pointing_game",
-    "instances_reached",
-)
-METRICS = (
-    "confidence_drop",
-    "confidence_increase",
-    "insertion",
-    "deletion",
-    "coherency",
-    "complexity",
-    "adcc",
-    "road",
-    *LOCALIZATION,
-)
-Target = Literal["predicted", "label", "best-label"]
-Precision = Literal["float32", "bfloat16", "float16"]
 
 DEFAULT_MODEL = "efficientnet-lite0"
 """The network whose ImageNet weights the demo extra brings."""

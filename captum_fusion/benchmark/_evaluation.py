@@ -16,8 +16,7 @@ from torch.nn import Module
 
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import RememberedScoreCam
-from captum_fusion._app.options import LOCALIZATION
-from captum_fusion._app.settings import Settings
+from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam

@@ -17,8 +17,7 @@ from captum_fusion._app.models.classifier import Classifier
 from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion._app.models.preprocessing import Frame
-from captum_fusion._app.options import LOCALIZATION
-from captum_fusion._app.settings import Settings
+from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion._engine.captum import ForwardFunc
 from captum_fusion._engine.feature_map import FeatureMap
 from captum_fusion._engine.state import warn

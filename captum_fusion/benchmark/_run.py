@@ -13,8 +13,7 @@ import torch
 
 from captum_fusion._app.console import Output
 from captum_fusion._app.models.loading import find_device
-from captum_fusion._app.options import LOCALIZATION
-from captum_fusion._app.settings import Settings
+from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator

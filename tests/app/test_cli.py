@@ -273,7 +273,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--output", "."], "--output photograph.png would overwrite the picture"),
         (["explain", "--output", "labels.json"], "labels.json already exists; choose another --output or pass --force"),
         (["explain", "folder.png"], "--output is out.png for 2 pictures; expected a folder"),
-        (["explain", "https://example.org/cat.jpg"], "https://example.org/cat.jpg is a URL. URLs are not supported; pass a local file"),
+        (["explain", "https://example.org/cat.jpg"], "cat.jpg is a URL. URLs are not supported; pass a local file"),
         (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
         (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
         (["explain", "--weighting", "rwa"], '--weighting. Choose from: "normalized", "raw", "released"'),
