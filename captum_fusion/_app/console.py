@@ -1,9 +1,10 @@
-"""Where the command prints."""
+"""Output and progress of the command."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -13,22 +14,25 @@ from captum_fusion._engine.progress import Progress, progress_to
 
 
 class Output(Console):
-    """Standard output, whose reader may leave when it has seen enough."""
+    """Standard output, of plain text: names from outside may look like markup or like emoji."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def on_broken_pipe(self) -> None:
-        """Goes on without the reader, rather than end the process as rich does."""
+        """Goes on without a reader that has left, rather than end the process as rich does."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
-def progress_bar(of: str) -> Iterator[Callable[[str], None]]:
-    """Shows on standard error, where that is a terminal, what is at work and how far its masked passes are.
+def progress_bar(prefix: str) -> Iterator[Callable[[str], None]]:
+    """Shows on standard error, where that is a terminal, the current step and the progress of its masked passes.
 
     Args:
-        of (str): What stands before it.
+        prefix (str): The text before each step.
 
     Yields:
-        A function that is told what begins.
+        A function that takes the name of the next step.
     """
     console = Console(stderr=True)
     columns = (
@@ -38,18 +42,18 @@ def progress_bar(of: str) -> Iterator[Callable[[str], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    shown = console.is_terminal
-    with Bar(*columns, console=console, transient=True, disable=not shown, redirect_stdout=False) as bar:
-        now, task = "", bar.add_task(of, total=None)
+    hidden = not console.is_terminal
+    with Bar(*columns, console=console, transient=True, disable=hidden, redirect_stdout=False) as bar:
+        step, task = prefix, bar.add_task(prefix, total=None)
 
-        def begin(what: str) -> None:
-            nonlocal now, task
-            now = f"{of}{what}"
+        def begin(name: str) -> None:
+            nonlocal step, task
+            step = f"{prefix}{name}"
             bar.remove_task(task)
-            task = bar.add_task(now, total=None)
+            task = bar.add_task(step, total=None)
 
         def move(progress: Progress) -> None:
-            description = f"{now}, {progress.note}" if progress.note else now
+            description = f"{step}, {progress.note}" if progress.note else step
             bar.update(task, description=description, completed=progress.done, total=progress.total)
 
         with progress_to(move):

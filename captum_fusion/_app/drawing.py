@@ -13,13 +13,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from captum_fusion._app.names import close_names, one_line
+from captum_fusion._app.explanation import Explanation
+from captum_fusion._app.messages import close_names, one_line
 from captum_fusion._app.options import DEFAULT_ALPHA
-from captum_fusion.explain import Explanation
 
 COLOURS = "turbo"
 """The colour map of all maps."""
-_CAPTION = "P: probability of the class for the photograph, and for what each map leaves of it"
+_CAPTION = "P: probability of the class for the photograph, and for the photograph masked by each map"
 _LETTERS = 30
 _PANEL_INCHES = 2.4
 _DPI = 170
@@ -57,8 +57,8 @@ def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> Non
     axes[0].set_title(f"{fill(explanation.category, _LETTERS)}\nP = {explanation.probability:.2f}", size="medium")
     for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
         overlay(axis, photograph, values[0, 0].numpy(), alpha)
-        kept = f"P = {explanation.kept[name]:.2f}" if values.any() else "an empty map"
-        axis.set_title(f"{fill(name, _LETTERS)}\n{kept}", size="medium")
+        masked = f"P = {explanation.masked_probabilities[name]:.2f}" if values.any() else "an empty map"
+        axis.set_title(f"{fill(name, _LETTERS)}\n{masked}", size="medium")
 
 
 def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:

@@ -26,7 +26,7 @@ from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._app.control_maps import CentredGaussian, LayerRandomMap
-from captum_fusion._app.names import close_names, one_line
+from captum_fusion._app.messages import close_names, one_line
 from captum_fusion._engine.captum import ForwardFunc, logged
 from captum_fusion.arguments import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
@@ -58,19 +58,6 @@ class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
         attributions = score_cam.attribute(inputs, target)
         self._kept = (inputs.clone(), torch.as_tensor(target).cpu(), attributions, perf_counter() - start)
         return attributions
-
-
-class KnownAttribution(LayerAttribution):
-    """An attribution whose result is known, to be fused."""
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, attributions: Tensor) -> None:
-        super().__init__(forward_func, layer)
-        self._attributions = attributions
-
-    @logged
-    def attribute(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
-        """Gives what is known."""
-        return self._attributions
 
 
 _CAPTUMS: tuple[type[Attribution], ...] = (
@@ -177,6 +164,11 @@ class Method:
             return self.components
         return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
 
+    @property
+    def component_arguments(self) -> tuple[str, ...]:
+        """The arguments of ``attribute`` that take the attributions of these."""
+        return ("gradient_attributions", "region_attributions")[-len(self.parts) :] if self.parts else ()
+
     def build(
         self,
         model: Module,
@@ -220,7 +212,7 @@ def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     name = None if plain is None else _known(plain)
     if plain is not None and (name is None or (named is not None and name != "fusion-cam")):
         raise ValueError(
-            f"There is no method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
+            f"Unknown method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
             f"the controls {' and '.join(CONTROLS)}, fusion(gradient,region) of two of them, or a fusion with a "
             "weighting such as fusion-cam:raw"
         )
@@ -235,12 +227,12 @@ def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     for known in WEIGHTINGS:
         if known == named.lower():
             return Method(f"{name}:{known}", components, known)
-    raise ValueError(f"There is no weighting {named!r}.{close_names(named, WEIGHTINGS)}")
+    raise ValueError(f"Unknown weighting {named!r}.{close_names(named, WEIGHTINGS)}")
 
 
 def _component(text: str) -> str:
     name = _known(text)
     if name is None or name == "fusion-cam":
         known = [known for known in METHODS if known != "fusion-cam"]
-        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), known)}")
+        raise ValueError(f"Unknown method {text!r} to fuse.{close_names(text.lower(), known)}")
     return name

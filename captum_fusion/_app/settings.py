@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
-from captum_fusion._app.names import close_names
-from captum_fusion.arguments import ACTIVATIONS, Activation
+from captum_fusion._app.messages import close_names
+from captum_fusion._app.options import IntOption, ListOption, ModelSelection
+from captum_fusion.arguments import ACTIVATIONS
 
 if TYPE_CHECKING:
     from captum_fusion._app.methods import Method
@@ -67,20 +68,8 @@ METRICS = tuple(dict.fromkeys(measure.metric for measure in MEASURES.values()))
 LOCALIZATION = {measure.metric: measure.needs for measure in MEASURES.values() if measure.needs}
 
 
-def _integer(_: object, tokens: Sequence[Token]) -> int:
-    """Reads an integer; the command line's own reading would round fractions."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"expected a whole number, not {tokens[0].value!r}") from None
-
-
-IntOption = Annotated[int, Parameter(converter=_integer)]
-ListOption = Parameter(consume_multiple=True, negative="")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ModelSelection):
     """The settings of a benchmark.
 
     Args:
@@ -88,12 +77,6 @@ class Settings:
             voc2012:ROOT for a torchvision dataset on disk; or coco:FILE for COCO's instances_val2017.json or another
             file of its form, whose pictures lie beside it or where COCO has them.
         output: The folder for records and report; created if missing.
-        models: One or more classifiers, named as for explain.
-        layers: The dotted name of a layer for each model, or one for all. Default: the last feature map that the whole
-            output depends on.
-        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
-        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Default:
-            the default weights.
         labels: A JSON file with the class index of each picture of a plain folder, by its name.
         labels_by_order: Take the folder's classes as the model's classes in their order, where names do not match.
         methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw. The controls
@@ -101,7 +84,7 @@ class Settings:
         metrics: Any of confidence_drop, confidence_increase, insertion, deletion, road, complexity; coherency and adcc,
             which run each method twice; pointing_game and energy_pointing_game, which need boxes; mask_pointing_game
             and mask_energy_pointing_game, which need outlines; and instances_reached, which takes either.
-        tolerance: How far Score-CAM, alone or fused, may be from the exact map, in [0, 1); 0 is exact.
+        tolerance: The largest error of Score-CAM's map, alone or fused, in [0, 1); 0 is exact.
         percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
         stages: Evaluate the stages of each fusion as well.
         target: Explain the predicted class, each label of a picture, or the most probable of its labels. ImageNet's
@@ -109,8 +92,6 @@ class Settings:
         limit: The number of pictures.
         seed: Draw the pictures at random instead of taking the first ones.
         steps: The number of steps of insertion and deletion.
-        activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers.
-        device: Where to compute. Default: cuda if there is one, else cpu.
         precision: float32, or bfloat16 or float16 for autocast.
         batch_size: The number of pictures that are explained together.
         compile: Run the masked inputs through torch.compile, which pays for many pictures.
@@ -118,28 +99,22 @@ class Settings:
     """
 
     images: str | Path
-    output: str | Path
-    models: Annotated[Sequence[str], ListOption, Parameter(name="--model")] = ("efficientnet-lite0",)
-    layers: Annotated[Sequence[str], ListOption, Parameter(name="--layer")] = ()
-    grid: Annotated[tuple[IntOption, IntOption] | None, Parameter(negative="")] = None
-    weights: Annotated[Sequence[str], ListOption] = ()
+    output: Annotated[str | Path, Parameter(alias="-o")]
     labels: str | Path | None = None
-    labels_by_order: Annotated[bool, Parameter(negative="")] = False
+    labels_by_order: bool = False
     methods: Annotated[Sequence[str], ListOption] = ("grad-cam", "score-cam", "fusion-cam")
     metrics: Annotated[Sequence[str], ListOption] = ("confidence_drop", "confidence_increase", "insertion", "deletion")
     tolerance: float = 0.0
     percentiles: Annotated[Sequence[float], ListOption, Parameter(name="--percentile")] = (10.0,)
-    stages: Annotated[bool, Parameter(negative="")] = False
-    target: Target = "predicted"
+    stages: bool = False
+    target: Annotated[Target, Parameter(alias="-t")] = "predicted"
     limit: IntOption | None = None
     seed: IntOption | None = None
     steps: IntOption = 100
-    activation: Activation = "softmax"
-    device: str | None = None
     precision: Precision = "float32"
     batch_size: IntOption = 1
-    compile: Annotated[bool, Parameter(negative="")] = False
-    strict: Annotated[bool, Parameter(negative="")] = False
+    compile: bool = False
+    strict: bool = False
 
     def check(self) -> None:
         """Refuses unknown names and values outside their range."""
@@ -176,24 +151,7 @@ class Settings:
 
         return list(dict.fromkeys(parse_method(name) for name in self.methods))
 
-    def subjects(self) -> list[tuple[str, str | None, str | None]]:
-        """Each model with its weights and its layer, None where these are the default."""
-        weights, layers = (per_model(name, getattr(self, name), len(self.models)) for name in ("weights", "layers"))
-        return [
-            (model, None if weight is None else str(weight), layer)
-            for model, weight, layer in zip(self.models, weights, layers, strict=True)
-        ]
-
     @property
     def localized(self) -> bool:
         """Whether a metric needs the regions of objects."""
         return any(metric in LOCALIZATION for metric in self.metrics)
-
-
-def per_model(name: str, values: Sequence[str], count: int) -> list[str | None]:
-    """The value of an option for each of several models: one for each, one for all, or None for all."""
-    if len(values) not in (0, 1, count):
-        raise ValueError(
-            f"{len(values)} {name} were given for {count} models; expected one for each, one for all, or none"
-        )
-    return [*values] * (count if len(values) == 1 else 1) if values else [None] * count

@@ -11,7 +11,7 @@ from matplotlib.path import Path as Polygon
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from captum_fusion._app.models.loading import Frame
+from captum_fusion._app.models.preprocessing import Frame
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from captum_fusion._app.names import one_line
+from captum_fusion._app.messages import one_line
 
 T = TypeVar("T")
 # A process that has finished its share waits for as long as others work.

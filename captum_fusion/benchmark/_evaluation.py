@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion import LayerFusionCam
+from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
-from captum_fusion._app.names import reason
 from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion.benchmark._plan import STAGES, Plan, PreprocessedImage, Variant, WorkItem, provenance, variants_of
 from captum_fusion.benchmark._records import CURVES, Key, Record
@@ -247,8 +247,7 @@ class Evaluator:
         compiled = None if plan.masked_model is plan.classifier.model else plan.masked_model
         how = (plan.classifier.activation, compiled, self.settings.tolerance)
         attribution = method.build(plan.classifier.model, batch.layer, {}, *how)
-        names = ("gradient_attributions", "region_attributions")
-        options: dict[str, Any] = dict(zip(names[-len(components) :], components, strict=False))
+        options: dict[str, Any] = dict(zip(method.component_arguments, components, strict=False))
         if percentile is not None:
             options["percentile"] = percentile
         if isinstance(attribution, LayerFusionCam):

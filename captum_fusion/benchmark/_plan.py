@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_fusion import FeatureMap
 from captum_fusion._app.images import open_photograph
+from captum_fusion._app.messages import one_line
 from captum_fusion._app.methods import Method
-from captum_fusion._app.models.loading import Classifier, Frame, choose_layer, load_classifier
-from captum_fusion._app.names import one_line
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Frame
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Instance, Picture, Placement, Source, place
 from captum_fusion.benchmark._records import Key, Provenance, Record, hash_of

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
-from captum_fusion._app.atomic_files import stale_temp_files, write_whole
+from captum_fusion._app.output_files import stale_temp_files, write_whole
 from captum_fusion._app.settings import MEASURES
 
 PATTERN = "records-*.jsonl"

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from captum_fusion._app.atomic_files import write_whole
 from captum_fusion._app.drawing import rendered
+from captum_fusion._app.output_files import write_whole
 from captum_fusion._app.settings import MEASURES
 from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
 from captum_fusion.benchmark._plan import STAGES

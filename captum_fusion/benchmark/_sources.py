@@ -13,8 +13,8 @@ from torchvision.datasets import ImageNet, VOCDetection
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.models.loading import Classifier, imagenet_categories
-from captum_fusion._app.names import close_names, reason
+from captum_fusion._app.messages import close_names, reason
+from captum_fusion._app.models.classifier import Classifier, imagenet_categories
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._objects import imagenet_classes
 from captum_fusion.benchmark._records import PATTERN

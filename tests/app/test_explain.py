@@ -1,6 +1,5 @@
 """Pictures explained from Python."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     )
     assert (explanation.model, explanation.layer, explanation.weights) == ("SmallNet", "relu", "default")
     assert (explanation.target, explanation.category) == (2, "2")
-    assert list(explanation.maps) == list(explanation.kept) == ["grad-cam", "fusion-cam:raw"]
+    assert list(explanation.maps) == list(explanation.masked_probabilities) == ["grad-cam", "fusion-cam:raw"]
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     inputs = (explanation.pixels - mean) / std
     with torch.no_grad():
@@ -50,7 +49,7 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     for name, values in explanation.maps.items():
         with torch.no_grad():
             remains = net(inputs * values).softmax(1)[0, 2].item()
-        assert explanation.kept[name] == pytest.approx(remains, abs=1e-6)
+        assert explanation.masked_probabilities[name] == pytest.approx(remains, abs=1e-6)
     assert explanation.notes == ()
 
 
@@ -132,7 +131,7 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
         ({"target": -1}, "target is '-1', but SmallNet has no category names"),
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),
         ({"weighting": "row"}, "weighting is 'row'; expected one of"),
-        ({"methods": ["gradcom"]}, "no method 'gradcom'. Close: grad-cam"),
+        ({"methods": ["gradcom"]}, "Unknown method 'gradcom'. Did you mean 'grad-cam'"),
     ],
 )
 def test_what_cannot_be(net: SmallNet, photograph: Image.Image, options: dict[str, Any], message: str) -> None:
@@ -196,7 +195,7 @@ def test_what_is_remembered_is_what_would_be_computed(net: SmallNet, photograph:
     again = picture.explain(0, [name], percentile=45, weighting="raw")
     anew = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="raw")
     assert torch.equal(again.maps[name], anew.maps[name])
-    assert again.kept == anew.kept
+    assert again.masked_probabilities == anew.masked_probabilities
 
 
 def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) -> None:
@@ -240,23 +239,3 @@ def test_threads_take_turns(photograph: Image.Image) -> None:
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(one.maps[name], other[name]) for name in methods)
     assert model.training
-
-
-def test_who_waits_for_a_turn_can_leave(net: SmallNet, photograph: Image.Image) -> None:
-    explainer = Explainer(net, size=24)
-    heard: list[str] = []
-
-    def leave(progress: Progress) -> None:
-        heard.append(progress.description)
-        raise Stopped
-
-    def wait() -> None:
-        with pytest.raises(Stopped), progress_to(leave):
-            explainer.open(photograph)
-
-    with explainer.in_turn():
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        waiting.join()
-    assert heard == ["Waiting for its turn"]
-    explainer.open(photograph)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from captum_fusion._app.images import as_rgb, open_photograph
-from captum_fusion._app.models.loading import Preprocessing
+from captum_fusion._app.models.preprocessing import Preprocessing
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 

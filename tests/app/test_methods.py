@@ -48,10 +48,10 @@ def test_names_are_matched_loosely(loose: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scorcam", "There is no method 'scorcam'. Close: score-cam"),
-        ("fusion(grad-cam,scor-cam)", "There is no method 'scor-cam' to fuse. Close: score-cam"),
-        ("fusion-cam:row", "There is no weighting 'row'. Close: raw"),
-        ("grad-cam:raw", "There is no method 'grad-cam:raw'"),
+        ("scorcam", "Unknown method 'scorcam'. Did you mean 'score-cam'"),
+        ("fusion(grad-cam,scor-cam)", "Unknown method 'scor-cam' to fuse. Did you mean 'score-cam'"),
+        ("fusion-cam:row", "Unknown weighting 'row'. Did you mean 'raw'"),
+        ("grad-cam:raw", "Unknown method 'grad-cam:raw'"),
     ],
 )
 def test_unknown_names(text: str, message: str) -> None:

@@ -13,7 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
-from captum_fusion._app.models.loading import Classifier, Preprocessing, choose_layer, load_classifier
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 from tests.conftest import SmallNet
 
 
@@ -85,7 +88,7 @@ def test_weights_that_are_no_state_dict(tmp_path: Path, content: object) -> None
 
 
 def test_unknown_names_come_with_the_close_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no torchvision classifier 'resnet5'.*resnet50"):
+    with pytest.raises(ValueError, match=r"Unknown torchvision classifier 'resnet5'.*resnet50"):
         load("resnet5")
     with pytest.raises(ValueError, match=r"tests.conftest:Nothing cannot be imported"):
         load("tests.conftest:Nothing")
@@ -102,7 +105,7 @@ def test_targets() -> None:
     classifier = Classifier("birds", nn.Identity(), preprocessing, ("crane", "tabby", "Egyptian cat", "crane"))
     assert classifier.target("1", 4) == 1
     assert classifier.target("egyptian cat", 4) == classifier.target("Egyptian_cat", 4) == 2
-    with pytest.raises(ValueError, match=r"no category 'taby'. Close: tabby"):
+    with pytest.raises(ValueError, match=r"Unknown category 'taby'. Did you mean 'tabby'"):
         classifier.target("taby", 4)
     with pytest.raises(ValueError, match=r"categories \[0, 3\] are all named 'crane'"):
         classifier.target("crane", 4)
@@ -132,14 +135,14 @@ def test_layers_that_are_no_feature_map_are_refused_with_those_that_are() -> Non
             return self.head(self.pool(self.relu(self.features(self.stem(x)))).flatten(1))
 
     net, inputs = Net().eval(), torch.rand(2, 3, 16, 16)
-    there_are = r"The feature maps that there are: stem \(4, 8, 8\), features \(6, 8, 8\), relu \(6, 8, 8\)$"
+    there_are = r"Its feature maps: stem \(4, 8, 8\), features \(6, 8, 8\), relu \(6, 8, 8\)$"
     for name, message in (
         ("nope", r"no layer 'nope'\. "),
-        ("reul", r"no layer 'reul'\. Close: relu\. "),
+        ("reul", r"no layer 'reul'\. Did you mean 'relu'\? "),
         # One pixel: its map would be all ones, and keep everything.
         ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel, "),
         ("head", r"'head' gives shape \(2, 3\); expected a feature map"),
-        ("spare", r"'spare' does not run in a forward pass\. "),
+        ("spare", r"'spare' does not run in a forward pass of the model\. "),
     ):
         with pytest.raises(ValueError, match=message + (".*" if "feature map" in message else "") + there_are):
             choose_layer(net, inputs, name)

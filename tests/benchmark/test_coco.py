@@ -96,10 +96,11 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captum_fusion._app.models import loading
+    from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
 
     # A model with ImageNet's categories: a coffee mug and a cup are cups, and no class is a fork.
-    categories = loading.imagenet_categories()
-    monkeypatch.setattr(loading, "_from_callable", lambda _: (thousand_things(), loading._IMAGENET, categories))
+    model = LoadedModel(thousand_things(), categories=imagenet_categories())
+    monkeypatch.setattr(loading, "_from_callable", lambda _: model)
     options: dict[str, Any] = {"models": ["any:thing"], "layers": ["relu"], "methods": ["grad-cam"]}
     options |= {"metrics": ["pointing_game"], "target": "best-label"}
     images = write(tmp_path, content)

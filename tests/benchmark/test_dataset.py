@@ -1,6 +1,6 @@
 import torch
 
-from captum_fusion._app.models.loading import Frame
+from captum_fusion._app.models.preprocessing import Frame
 from captum_fusion.benchmark._dataset import Instance, Outline, regions_seen
 
 # The model sees the left half of a picture of 40 by 20 pixels, at twice its size.

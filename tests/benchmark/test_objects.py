@@ -4,7 +4,7 @@ import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.models.loading import imagenet_categories
+from captum_fusion._app.models.classifier import imagenet_categories
 from captum_fusion.benchmark._objects import IMAGENET_CLASSES, imagenet_classes
 
 COCO = [name for name in FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:] if name != "N/A"]

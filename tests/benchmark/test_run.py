@@ -396,12 +396,12 @@ def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ["grad-cams"]}, "There is no method 'grad-cams'. Close: grad-cam"),
-        ({"metrics": ["insertoin"]}, "metrics is 'insertoin'. Close: insertion"),
-        ({"target": "labels"}, "target is 'labels'. Close: label"),
+        ({"methods": ["grad-cams"]}, "Unknown method 'grad-cams'. Did you mean 'grad-cam'"),
+        ({"metrics": ["insertoin"]}, "metrics is 'insertoin'. Did you mean 'insertion'"),
+        ({"target": "labels"}, "target is 'labels'. Did you mean 'label'"),
         ({"target": "label"}, "0.jpg has no label; expected a folder for each class"),
-        ({"models": ["resnet5O"]}, "Close: resnet50"),
-        ({"layers": ["rely"]}, "Close: relu"),
+        ({"models": ["resnet5O"]}, "Did you mean 'resnet50'"),
+        ({"layers": ["rely"]}, "Did you mean 'relu'"),
         ({"percentiles": [100]}, "percentile is 100"),
         ({"tolerance": 1}, "tolerance is 1;"),
         ({"limit": 0}, "limit is 0; expected at least 1"),

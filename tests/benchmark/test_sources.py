@@ -9,7 +9,9 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import nn
 
-from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.benchmark._sources import classes_of_labels, find_pictures
 from captum_fusion.metrics import pointing_game
 from tests.benchmark.conftest import MODEL, bench, records, save_picture
@@ -148,7 +150,7 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     source = find_pictures(str(pictures), labels)
     assert [picture.labels for picture in source.pictures] == [(0,), (1,), (2,), (0,), (1,)]
     labels.write_text(json.dumps({"0.jpeg": 0}))
-    with pytest.raises(ValueError, match=r"has no label for 0.jpg. Close: 0.jpeg"):
+    with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
         find_pictures(str(pictures), labels)
     labels.write_text("[1, 2]")
     with pytest.raises(ValueError, match="does not hold class indices by picture name"):
@@ -167,7 +169,7 @@ def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
     # As many classes as the model, but in another order: names decide, whether or not order may.
     for by_order in (False, True):
         assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: (1,), 1: (0,)}
-    with pytest.raises(ValueError, match=r"There is no category 'goldfish'. Close: goldfinch"):
+    with pytest.raises(ValueError, match=r"Unknown category 'goldfish'. Did you mean 'goldfinch'"):
         classes_of_labels(source, classifier("tiger cat", "goldfinch"), 2, False)
     with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
         classes_of_labels(source, classifier(), 2, False)

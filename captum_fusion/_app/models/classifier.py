@@ -1,0 +1,103 @@
+"""Classifiers: a model with its preprocessing and the names of its categories."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights
+
+from captum_fusion._app.messages import close_names, words
+from captum_fusion._app.models.preprocessing import IMAGENET, Preprocessing
+from captum_fusion.arguments import Activation
+
+
+class LoadedModel(NamedTuple):
+    """A model, and what its source knows about it."""
+
+    network: nn.Module
+    preprocessing: Preprocessing = IMAGENET
+    categories: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode with what is needed to explain a picture."""
+
+    name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    categories: tuple[str, ...] | None
+    activation: Activation = "softmax"
+
+    def category(self, index: int) -> str:
+        """The name of a class, or its index where there are no names."""
+        return category_name(self.categories, index)
+
+    def target(self, text: str, classes: int) -> int:
+        """The class of an index, a WordNet id (of ImageNet's classes) or a category name."""
+        if text.isdecimal():
+            if int(text) >= classes:
+                raise ValueError(f"target is {text}; expected an index below {classes}, the model's number of classes")
+            return int(text)
+        if self.categories is None:
+            raise ValueError(f"target is {text!r}, but {self.name} has no category names; expected an index")
+        if re.fullmatch(r"n\d{8}", text) and self.categories == imagenet_categories():
+            if text not in _wordnet_indices():
+                raise ValueError(f"target is {text}, which is none of ImageNet's {classes} classes")
+            return _wordnet_indices()[text]
+        names = [words(name) for name in self.categories]
+        indices = [index for index, name in enumerate(names) if name == words(text)]
+        if not indices:
+            raise ValueError(f"Unknown category {text!r}.{close_names(words(text), names)}")
+        if len(indices) > 1:
+            raise ValueError(f"The categories {indices} are all named {text!r}; expected one of these indices")
+        return indices[0]
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The model's output for each class, (N, classes).
+
+        Raises:
+            TypeError: If the model returns anything but a tensor of floating-point numbers.
+            ValueError: If it does not return one score for each example and class.
+            RuntimeError: If scores are not finite.
+        """
+        with torch.no_grad():
+            output = self.model(inputs)
+        expected = "expected one score for each example and class, a tensor of shape (N, classes)"
+        if not isinstance(output, Tensor):
+            raise TypeError(f"{self.name} returns {type(output).__name__}; {expected}")
+        least = 2 if self.activation == "softmax" else 1
+        if output.dim() != 2 or len(output) != len(inputs) or output.shape[1] < least or not output.is_floating_point():
+            alone = ", or the activation sigmoid" if output.dim() == 2 and output.shape[1] == 1 else ""
+            raise ValueError(
+                f"{self.name} returns shape {tuple(output.shape)} of {output.dtype} for {len(inputs)} examples; "
+                f"{expected} with at least {least} classes{alone}"
+            )
+        if not output.isfinite().all():
+            raise RuntimeError(f"{self.name} returns scores that are not finite")
+        return output
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The probabilities, (N, classes): by softmax of one of the classes, by sigmoid of each class by itself."""
+        return scores.float().softmax(dim=1) if self.activation == "softmax" else scores.float().sigmoid()
+
+
+def category_name(categories: tuple[str, ...] | None, index: int) -> str:
+    """The name of a class, or its index where there are no names."""
+    return categories[index] if categories and index < len(categories) else str(index)
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes as torchvision has them."""
+    return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+
+
+@cache
+def _wordnet_indices() -> dict[str, int]:
+    """ImageNet's classes by their WordNet ids."""
+    lines = files("captum_fusion._app.models").joinpath("imagenet_wordnet_ids.txt").read_text(encoding="utf-8").split()
+    return {name: index for index, name in enumerate(lines)}
