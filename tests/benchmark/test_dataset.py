@@ -77,19 +77,6 @@ def test_polygons_are_filled_as_pycocotools_fills_them(polygon: list[float], are
     assert Outline(polygons=[polygon]).contains(centres).sum() == area
 
 
-# An object that has no symmetry: a red corner of the stored picture.
-BOX = (4, 2, 16, 10)
-OUTLINE = [4, 2, 16, 2, 4, 10]
-
-
-def drawn(size: tuple[int, int], scale: float = 1) -> Image.Image:
-    """A picture of 48 by 32 pixels whose object is red."""
-    pixels = np.zeros((32, 48, 3), dtype=np.uint8)
-    pixels[2:10, 4:16, 0] = 255
-    assert size == (48, 32)
-    return Image.fromarray(pixels)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("scale", "upright"), [(1, False), (2, False), (1, True)])
 def test_objects_are_turned_and_scaled_with_their_picture(
@@ -97,14 +84,16 @@ def test_objects_are_turned_and_scaled_with_their_picture(
 ) -> None:
     if upright and orientation < 5:
         return  # Nothing distinguishes these annotations from those of the stored picture.
-    stored = drawn((48, 32))
+    # A picture of 48 by 32 pixels whose object, in a corner of the stored picture, is red.
+    pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+    pixels[2:10, 4:16, 0] = 255
+    stored, box, size = Image.fromarray(pixels), (4, 2, 16, 10), (48, 32)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as file:
         shown = ImageOps.exif_transpose(file)
     red = np.asarray(shown)[..., 0] > 0
-    box, size = BOX, (48, 32)
     if upright:
         rows, columns = np.nonzero(red)
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
