@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from captum_fusion._app.console import Output, progress_bar
+from captum_fusion._app.console import Output, ProgressDisplay
 from captum_fusion._app.drawing import drawn
 from captum_fusion._app.explainer import Explainer, checked_methods
 from captum_fusion._app.explanation import Explanation
@@ -55,11 +55,11 @@ class Job:
         """
         console = Output(soft_wrap=True)
         readable = [output for output in self.outputs if self._is_readable(output)]
-        explainer = None
+        explainer, progress = None, ProgressDisplay()
         for number, output in enumerate(readable, start=1):
             explainer = explainer or load()
             try:
-                with progress_bar("" if self._is_single else f"{number}/{len(readable)} {output.image}: ") as begin:
+                with progress.bar("" if self._is_single else f"{number}/{len(readable)} {output.image}: ") as begin:
                     explanations = self._explain(explainer, output.image, begin)
                 write_whole(output.picture, drawn(explanations, output.picture.suffix, self.alpha))
                 if output.maps is not None:

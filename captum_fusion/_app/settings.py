@@ -126,7 +126,7 @@ class Settings(ModelSelection):
         self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
-        choices += [("activation", self.activation, ACTIVATIONS)]
+        choices += [("activation", self.activation, ACTIVATIONS)] if self.activation is not None else []
         for name, choice, allowed in choices:
             if choice not in allowed:
                 raise ValueError(f"{name} is {choice!r}.{close_names(choice, allowed)} Expected {', '.join(allowed)}")
