@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from captum_fusion.benchmark import NothingExplainedError, report
-from captum_fusion.benchmark._charts import as_seen
+from captum_fusion.benchmark._charts import crop_seen
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
 from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records
@@ -75,14 +75,14 @@ def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) 
     folder = bench(tmp_path / "pictures", tmp_path / "out", **QUICK)
     (record,) = records(folder)
     assert record["frame"] == pytest.approx([115.2, 20, 395.6, 300], abs=0.1)
-    shown, remark = as_seen(Path(record["file"]), record["frame"])
+    shown, remark = crop_seen(Path(record["file"]), record["frame"])
     assert remark == ""
     # Green up to the edges, and not a magnified part of it either: the edge itself is next to the red.
     assert (shown[2:-2, 2:-2] == [0, 1, 0]).all()
-    wider, _ = as_seen(Path(record["file"]), [110, 15, 401, 305])
+    wider, _ = crop_seen(Path(record["file"]), [110, 15, 401, 305])
     assert (wider[[0, -1], :, 0] > 0.9).all()
     assert (wider[:, [0, -1], 0] > 0.9).all()
-    assert as_seen(tmp_path / "gone.png", record["frame"])[1] == "picture gone"
+    assert crop_seen(tmp_path / "gone.png", record["frame"])[1] == "picture missing"
 
 
 @pytest.mark.parametrize("black", [False, True])
@@ -93,7 +93,7 @@ def test_empty_maps_are_drawn_and_told(pictures: Path, tmp_path: Path, black: bo
     folder = bench(pictures, tmp_path / "out", **QUICK | {"models": [net("AgainstEverything")], "limit": 2})
     assert all(record["empty"] and not any(base64.b64decode(record["map"])) for record in records(folder))
     text = (folder / "summary.md").read_text()
-    assert "2 of the 2 maps of grad-cam are empty: by them nothing speaks for the class" in text
+    assert "2 of the 2 maps of grad-cam are empty: no positive evidence for the class" in text
     with Image.open(folder / "explanations.png") as drawn:
         assert drawn.width > 100
     report(folder)
@@ -176,8 +176,8 @@ def test_the_table_is_whole_at_any_width(tmp_path: Path, width: int) -> None:
     assert "0.300 ± 0.000" in shown
     assert "AD average drop, AI average increase" in shown
     assert "1 x [out] of luck (4.jpg)" in shown
-    # No line is broken in the middle: as wide as asked, but for what cannot be narrower.
-    narrowest = max(map(len, names)) + 2 + len("0.300 ± 0.000")
+    # No line is broken in the middle: as wide as asked, but for what cannot be narrower; a part that goes on says so.
+    narrowest = max(map(len, names)) + 2 + len("0.300 ± 0.000") + len("  \\")
     table = [line for line in shown.splitlines() if "±" in line]
     assert max(map(len, table)) <= max(width, narrowest)
 

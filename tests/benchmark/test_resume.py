@@ -122,6 +122,7 @@ def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
         return whole(self, batch, variant, metrics)
 
     monkeypatch.setattr(_evaluation.Evaluator, "_explain", counted)
+    monkeypatch.setattr(_evaluation.Evaluator, "check_unchanged", lambda *_: None)
     drop, both = frozenset(["confidence_drop"]), frozenset(["confidence_drop", "deletion"])
     options = QUICK | {"limit": 1}
     folder = bench(pictures, tmp_path / "out", **options)
@@ -208,7 +209,7 @@ def test_damaged_lines_are_named_set_aside_and_done_again(
     lines = writer.read_bytes().splitlines(keepends=True)
     broken = damage(lines[1])
     writer.write_bytes(lines[0] + broken + lines[2])
-    with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; set aside in records-00000.damaged"):
+    with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; moved to records-00000.damaged"):
         bench(pictures, folder, **QUICK, limit=3)
     after = writer.read_bytes().splitlines(keepends=True)
     assert after[:2] == [lines[0], lines[2]]

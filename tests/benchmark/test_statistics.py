@@ -127,7 +127,7 @@ def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
         assert "?" not in cells[worse]
     # What was never tested is neither worse nor equal.
     assert cells["e"].endswith(" ?")
-    assert "not all methods explained the same pictures" in table
+    assert "not all methods explained the same ones" in table
 
 
 def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
