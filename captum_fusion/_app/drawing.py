@@ -112,7 +112,9 @@ def rendered(figure: Figure, suffix: str) -> bytes:
 def _families(letters: set[str]) -> list[str]:
     """The font families that draw these letters: the default one, and others for what it lacks."""
     families = [*rcParams["font.family"]]
-    missing = {ord(letter) for letter in letters if letter.isprintable()} - _characters(findfont(FontProperties(family=families)))
+    missing = {ord(letter) for letter in letters if letter.isprintable()} - _characters(
+        findfont(FontProperties(family=families))
+    )
     for font in fontManager.ttflist if missing else ():
         if missing & _characters(font.fname):
             families.append(font.name)

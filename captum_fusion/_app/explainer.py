@@ -274,13 +274,11 @@ class ClassifiedImage:
         return self._attributions[key]
 
     def _attribute(self, layer: nn.Module, method: Method, request: "Request", **options: Any) -> Any:
-        """The attributions of a method, from cached ones of its components."""
+        """The attributions of a method, from cached ones of its parts."""
         classifier = self.explainer.classifier
-        for argument, name in zip(method.component_arguments, method.parts, strict=True):
+        for argument, name in zip(method.part_arguments, method.parts, strict=True):
             options[argument] = self._attributions_of(layer, Method(name), request)
-        attribution = method.build(
-            classifier.model, layer, {}, activation=classifier.activation, tolerance=request.tolerance
-        )
+        attribution = method.build(classifier.model, layer, classifier.activation, tolerance=request.tolerance)
         if "show_progress" in signature(attribution.attribute).parameters:
             options["show_progress"] = request.show_progress
         try:

@@ -78,8 +78,13 @@ class ModelSelection:
         layers: The dotted name of a layer for each model, or one for all. Without it, the last layer with spatial
             resolution that feeds the whole output.
         grid: The rows and columns of these layers' tokens, where they do not follow from the input.
+        size: Input size in pixels. Without it, that of each model's weights, else 224.
+        mean: Mean of each channel, one value for models of grey pictures. Without it, that of each model's weights,
+            else ImageNet's.
+        std: Standard deviation of each channel, as for mean.
         activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers. Without
             it, what a model of Hugging Face declares, else softmax.
+        classes: A file with the names of the classes, as for explain.
         device: The device to compute on. Without it, cuda if there is one, else cpu.
     """
 
@@ -87,12 +92,17 @@ class ModelSelection:
     weights: Annotated[Sequence[str], ListOption] = ()
     layers: Annotated[Sequence[str], ListOption, Parameter(name="--layer", alias="-l")] = ()
     grid: tuple[IntOption, IntOption] | None = None
+    size: IntOption | None = None
+    mean: Annotated[tuple[float, ...] | None, ListOption] = None
+    std: Annotated[tuple[float, ...] | None, ListOption] = None
     activation: Activation | None = None
+    classes: str | None = None
     device: str | None = None
 
     def each(self) -> list[dict[str, Any]]:
         """The arguments of ``Explainer`` for each model."""
-        shared = {"grid": self.grid, "activation": self.activation, "device": self.device}
+        names = ("grid", "size", "mean", "std", "activation", "classes", "device")
+        shared = {name: getattr(self, name) for name in names}
         return [
             {"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in self.subjects()
         ]
