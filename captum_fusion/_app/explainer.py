@@ -20,8 +20,7 @@ from captum_fusion._app.methods import Method, parse_method
 from captum_fusion._app.models.layer import choose_layer, list_layers
 from captum_fusion._app.models.loading import find_device, load_classifier, return_scores
 from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions
-from captum_fusion._engine.guards import check_activation, check_percentile, check_tolerance, check_weighting
-from captum_fusion.arguments import Weighting
+from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion.metrics import deletion, insertion, saliency_map
 
 # An image caches the maps of this many combinations of method, percentile and weighting.
