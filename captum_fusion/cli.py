@@ -42,13 +42,12 @@ app = App(
 
 
 def _file(_: object, tokens: Sequence[Token]) -> Path:
-    """A picture's file."""
+    """The file of a picture, or a folder."""
     if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
         raise ValueError(f"{tokens[0].value} is a URL. URLs are not supported; pass a local file")
-    file = Path(tokens[0].value)
-    if not file.name:
-        raise ValueError(f"{tokens[0].value!r} names no file; expected a picture")
-    return file
+    if not tokens[0].value:
+        raise ValueError("'' names no file; expected a picture")
+    return Path(tokens[0].value)
 
 
 @app.command

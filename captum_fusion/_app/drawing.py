@@ -116,7 +116,8 @@ def _families(letters: set[str]) -> list[str]:
         findfont(FontProperties(family=families))
     )
     for font in fontManager.ttflist if missing else ():
-        if missing & _characters(font.fname):
+        # Matplotlib's font of last resort has a box for every character.
+        if missing & _characters(font.fname) and not font.name.startswith("Last Resort"):
             families.append(font.name)
             missing -= _characters(font.fname)
     if missing:
