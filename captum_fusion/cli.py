@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from traceback import format_exception
 from typing import Annotated, Any
@@ -41,13 +42,12 @@ app = App(
 
 
 def _file(_: object, tokens: Sequence[Token]) -> Path:
-    """A picture's file."""
+    """The file of a picture, or a folder."""
     if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
         raise ValueError(f"{tokens[0].value} is a URL. URLs are not supported; pass a local file")
-    file = Path(tokens[0].value)
-    if not file.name:
-        raise ValueError(f"{tokens[0].value!r} names no file; expected a picture")
-    return file
+    if not tokens[0].value:
+        raise ValueError("'' names no file; expected a picture")
+    return Path(tokens[0].value)
 
 
 @app.command
@@ -63,7 +63,10 @@ def explain(
     alpha: float = DEFAULT_ALPHA,
     output: Annotated[Path, Parameter(alias="-o")] = Path("explained"),
     save_npz: Path | None = None,
+    save_predictions: Path | None = None,
+    top: IntOption = 5,
     force: bool = False,
+    list_layers: bool = False,
 ) -> int:
     """Explain pictures: show which of their regions support a class.
 
@@ -71,8 +74,8 @@ def explain(
     - ``captum-fusion explain *.jpg --methods grad-cam score-cam -o explained``
 
     Args:
-        images: The pictures. Without any, what the demo extra brings: photographs of a cup of espresso and of a cat,
-            one above the other.
+        images: The pictures, or folders of them. Without any, what the demo extra brings: photographs of a cup of
+            espresso and of a cat, one above the other.
         model: A torchvision classifier such as resnet50, timm:NAME, hf:NAME or hf:FOLDER for an image classifier of
             Hugging Face, or package.module:callable that returns a model. Without it, the EfficientNet-Lite0 of the
             demo extra with its ImageNet weights.
@@ -87,20 +90,29 @@ def explain(
         alpha: The opacity of a map over the photograph where it is strongest, in [0, 1].
         output: The picture to write, or a folder for pictures named after the explained ones.
         save_npz: A file for the raw maps and their metadata, or a folder for files named after the explained pictures.
+        save_predictions: A file for the most probable classes of each picture, ending in .csv or .json.
+        top: The number of these classes.
         force: Overwrite files.
+        list_layers: Explain nothing, but list the layers to choose from.
     """
     from captum_fusion._app.drawing import check_picture
-    from captum_fusion._app.job import Job
+    from captum_fusion._app.images import find_photographs
+    from captum_fusion._app.job import Job, print_layers
     from captum_fusion._app.output_files import plan_outputs
     from captum_fusion.explain import Explainer
 
     options = options or {}
-    weights = options.get("weights")
-    read = {} if weights in (None, "none") else {"--weights": Path(str(weights))}
-    outputs = plan_outputs(images, output, save_npz, read, force=force)
+    if list_layers:
+        print_layers(Explainer(model, **options))
+        return 0
+    read = {f"--{name}": Path(str(options.get(name))) for name in ("weights", "classes") if options.get(name)}
+    files = [file for image in images for file in (find_photographs(image) if image.is_dir() else [image])]
+    outputs = plan_outputs(files, output, save_npz, save_predictions, read, force=force)
     check_picture(outputs[0].picture)
     job = Job(
         outputs=outputs,
+        predictions=save_predictions,
+        top=top,
         targets=target,
         methods=methods,
         percentile=percentile,
@@ -131,24 +143,17 @@ def list_methods() -> None:
 def page(
     selection: Annotated[ModelSelection, Parameter(name="*")] = ModelSelection(),  # noqa: B008
     *,
-    size: IntOption | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
     host: str = "127.0.0.1",
     port: IntOption | None = None,
 ) -> int:
     """Explain photographs on a page in a browser, until Ctrl+C.
 
     Args:
-        size: Input size in pixels. Without it, that of each model's weights, else 224.
-        mean: Mean of each channel. Without it, that of each model's weights, else ImageNet's.
-        std: Standard deviation of each channel. Without it, that of each model's weights, else ImageNet's.
         host: The address to listen on. Without it, only this machine sees the page; 0.0.0.0 shows it, and what it
             computes with, to everybody who reaches this machine.
         port: The port to listen on. Without it, the first free one from 7860.
     """
-    shared = {"size": size, "mean": mean, "std": std}
-    arguments = [each | shared for each in selection.each()]
+    arguments = selection.each()
     try:
         from captum_fusion._app.console import Output
         from captum_fusion.page import load_models, serving
@@ -213,7 +218,7 @@ def _launch(
             warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        report_error("interrupted")
+        report_error("interrupted" + ("; run it again to resume" if tokens[:1] == ("benchmark",) else ""))
         return INTERRUPTED
     except Exception as error:
         if verbose:
@@ -240,5 +245,9 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; an error is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A name that the terminal's encoding lacks is shown with escapes rather than end the work.
+            stream.reconfigure(errors="backslashreplace")
     status: int = app.meta(arguments, result_action="return_value", exit_on_error=False, print_error=False)
     return status

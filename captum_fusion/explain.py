@@ -1,7 +1,9 @@
 """Explains pictures: what the command draws and the page shows, as values."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import nn
@@ -82,3 +84,11 @@ def explain(
             show_progress=show_progress,
         )
     )
+
+
+def __getattr__(name: str) -> Any:
+    """Gives a former name, for one release."""
+    if name == "OpenedPicture":
+        warnings.warn("OpenedPicture is now ClassifiedImage", DeprecationWarning, stacklevel=2)
+        return ClassifiedImage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

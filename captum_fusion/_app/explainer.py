@@ -12,16 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from captum_fusion import FusionCamStages
+from captum_fusion import FeatureMap, FusionCamStages
 from captum_fusion._app.explanation import Curve, Curves, Explanation, Prediction
 from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_photograph, sample_photograph
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
-from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.layer import choose_layer, list_layers
 from captum_fusion._app.models.loading import find_device, load_classifier, return_scores
 from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions
-from captum_fusion._engine.guards import check_activation, check_percentile, check_tolerance, check_weighting
-from captum_fusion.arguments import Weighting
+from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion.metrics import deletion, insertion, saliency_map
 
 # An image caches the maps of this many combinations of method, percentile and weighting.
@@ -67,6 +66,7 @@ class Explainer:
             options.get("mean"),
             options.get("std"),
             options.get("activation"),
+            options.get("classes"),
         )
         network = self.classifier.model
         if isinstance(model, nn.Module):
@@ -115,6 +115,17 @@ class Explainer:
             notes=(f"{photograph.name}: {photograph.note}",) if photograph.note else (),
         )
         return ClassifiedImage(self, prediction, inputs)
+
+    def layers(self) -> list[FeatureMap]:
+        """The layers that can be explained, in the order in which they run; the default one is the last of them.
+
+        Raises:
+            ValueError: If the model has no such layer.
+        """
+        preprocessing = self.classifier.preprocessing
+        size = (2, len(preprocessing.mean), preprocessing.size, preprocessing.size)
+        with self.in_turn():
+            return list_layers(self.classifier.model, torch.full(size, 0.5, device=self.device))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -173,7 +184,7 @@ class ClassifiedImage:
         index = (
             int(probabilities.argmax())
             if target is None
-            else self.explainer.classifier.target(str(target), len(probabilities))
+            else self.explainer.classifier.target(target, len(probabilities))
         )
         request = Request(index, percentile, tolerance, show_progress)
         maps: dict[str, Tensor] = {}
@@ -262,13 +273,11 @@ class ClassifiedImage:
         return self._attributions[key]
 
     def _attribute(self, layer: nn.Module, method: Method, request: "Request", **options: Any) -> Any:
-        """The attributions of a method, from cached ones of its components."""
+        """The attributions of a method, from cached ones of its parts."""
         classifier = self.explainer.classifier
-        for argument, name in zip(method.component_arguments, method.parts, strict=True):
+        for argument, name in zip(method.part_arguments, method.parts, strict=True):
             options[argument] = self._attributions_of(layer, Method(name), request)
-        attribution = method.build(
-            classifier.model, layer, {}, activation=classifier.activation, tolerance=request.tolerance
-        )
+        attribution = method.build(classifier.model, layer, classifier.activation, tolerance=request.tolerance)
         if "show_progress" in signature(attribution.attribute).parameters:
             options["show_progress"] = request.show_progress
         try:

@@ -1,5 +1,6 @@
 """Predictions of a model for a picture, and explanations of them."""
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +85,8 @@ class Explanation(Prediction):
 
     @property
     def kept(self) -> dict[str, float]:
-        """The former name of ``masked_probabilities``."""
+        """The former name of ``masked_probabilities``, for one release."""
+        warnings.warn("kept is now masked_probabilities", DeprecationWarning, stacklevel=2)
         return self.masked_probabilities
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 # TIFF's tags, and the sample format of signed integers.
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+_HEIF = {".heic", ".heif"}
 _ORIENTATION = 0x0112
 # The transpositions that turn a picture of each EXIF orientation upright.
 _UPRIGHT = {
@@ -65,6 +67,19 @@ def open_photograph(file: Path, stranger: bool = False) -> Photograph:
         return as_rgb(image)._replace(name=name)
 
 
+def find_photographs(folder: Path) -> list[Path]:
+    """The pictures in a folder, by their names.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    suffixes = {*Image.registered_extensions(), *_HEIF}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
+    if not files:
+        raise ValueError(f"{folder} is a folder without pictures")
+    return files
+
+
 def check_photograph(file: Path) -> None:
     """Refuses a file that does not begin as a picture does, without reading all of it.
 
@@ -101,6 +116,8 @@ def sample_photograph() -> Photograph:
 @contextmanager
 def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
     try:
+        if file.suffix.lower() in _HEIF and kinds is None:
+            _register_heif()
         with Image.open(file, formats=kinds) as image:
             yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -109,6 +126,13 @@ def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Ima
         raise PictureError(f"{name} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
         raise PictureError(f"{name} cannot be read: {error}") from error
+
+
+def _register_heif() -> None:
+    try:
+        import_module("pillow_heif").register_heif_opener()
+    except ModuleNotFoundError as error:
+        raise ValueError("it needs the package pillow-heif: pip install 'captum-fusion[heif]'") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:
@@ -134,7 +158,10 @@ def as_rgb(image: Image.Image) -> Photograph:
         if layered.getchannel("A").getextrema() != (255, 255):
             notes.append("transparent parts are shown on white")
         upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return Photograph(upright.convert("RGB"), "; ".join(notes))
+    rgb = upright.convert("RGB")
+    # Its orientation is none of the upright picture's.
+    rgb.info.clear()
+    return Photograph(rgb, "; ".join(notes))
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -4,16 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from captum_fusion._app.console import Output, progress_bar
+from captum_fusion._app.console import Output, ProgressDisplay
 from captum_fusion._app.drawing import drawn
 from captum_fusion._app.explainer import Explainer, checked_methods
 from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.images import PictureError, check_photograph
 from captum_fusion._app.messages import format_error, report_error
-from captum_fusion._app.output_files import OutputFiles, archive, write_whole
+from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_whole
 from captum_fusion.arguments import Weighting
 
 
@@ -25,6 +26,9 @@ class Job:
     """
 
     outputs: Sequence[OutputFiles]
+    predictions: Path | None
+    """The file for the most probable classes."""
+    top: int
     targets: Sequence[str]
     methods: Sequence[str]
     percentile: float
@@ -41,6 +45,8 @@ class Job:
         checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}; expected at least 1")
         if len(self.targets) > 1 and any(output.maps for output in self.outputs):
             raise ValueError(f"{len(self.targets)} targets are given; expected one where the maps are saved")
 
@@ -53,22 +59,29 @@ class Job:
         Raises:
             Exception: The error of the only picture, or one that is the fault of no picture in particular.
         """
-        console = Output(soft_wrap=True)
+        console, progress = Output(soft_wrap=True), ProgressDisplay()
         readable = [output for output in self.outputs if self._is_readable(output)]
         explainer = None
-        for number, output in enumerate(readable, start=1):
-            explainer = explainer or load()
-            try:
-                with progress_bar("" if self._is_single else f"{number}/{len(readable)} {output.image}: ") as begin:
-                    explanations = self._explain(explainer, output.image, begin)
-                write_whole(output.picture, drawn(explanations, output.picture.suffix, self.alpha))
-                if output.maps is not None:
-                    write_whole(output.maps, archive(explanations[0]))
-            except Exception as error:
-                self._fail(output, error)
-                continue
-            self.explained += 1
-            _print_result(console, output, explanations, self._is_single)
+        rows: list[dict[str, Any]] = []
+        try:
+            for number, output in enumerate(readable, start=1):
+                explainer = explainer or load()
+                prefix = "" if self._is_single else f"{number}/{len(readable)} {output.image}: "
+                try:
+                    with progress.bar(prefix) as begin:
+                        explanations = self._explain(explainer, output.image, begin)
+                    write_whole(output.picture, drawn(explanations, output.picture.suffix, self.alpha))
+                    if output.maps is not None:
+                        write_whole(output.maps, archive(explanations[0]))
+                except Exception as error:
+                    self._fail(output, error)
+                    continue
+                self.explained += 1
+                rows += prediction_rows(explanations[0], self.top)
+                self._print_result(console, output, explanations)
+        finally:
+            if self.predictions is not None and rows:
+                write_whole(self.predictions, prediction_table(rows, self.predictions.suffix))
         if not self._is_single:
             without = f"; not {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
             console.print(f"{self.explained} of {len(self.outputs)} pictures explained{without}")
@@ -122,23 +135,30 @@ class Job:
             explanations.append(explain(target, self.methods))
         return explanations
 
+    def _print_result(self, console: Output, output: OutputFiles, explanations: Sequence[Explanation]) -> None:
+        """Prints what was explained, in one line if there are several pictures."""
+        first = explanations[0]
+        if self._is_single:
+            predictions = Table("index", "category", "probability", title=f"{first.model} predicts")
+            for index, category, probability in first.top(self.top):
+                predictions.add_row(str(index), category, f"{probability:.1%}")
+            console.print(predictions)
+            for each in explanations:
+                console.print(f"Explaining {each.target} {each.category} by the layer {first.feature_map}")
+        else:
+            classes = ", ".join(f"{each.category} {each.probability:.1%}" for each in explanations)
+            console.print(f"{first.image}: {classes}; explained in {output.picture}")
+        for note in dict.fromkeys(note for each in explanations for note in each.notes):
+            console.print(note)
+        if self._is_single:
+            for label, file in (("Maps", output.maps), ("Predictions", self.predictions), ("Picture", output.picture)):
+                if file is not None:
+                    console.print(f"{label}: {file}")
 
-def _print_result(console: Output, output: OutputFiles, explanations: Sequence[Explanation], single: bool) -> None:
-    """Prints what was explained, in one line if there are several pictures."""
-    first = explanations[0]
-    if single:
-        table = Table("index", "category", "probability", title=f"{first.model} predicts")
-        for index, category, probability in first.top():
-            table.add_row(str(index), category, f"{probability:.1%}")
-        console.print(table)
-        for explanation in explanations:
-            console.print(f"Explaining {explanation.target} {explanation.category} by the layer {first.feature_map}")
-    else:
-        classes = ", ".join(f"{each.category} {each.probability:.1%}" for each in explanations)
-        console.print(f"{first.image}: {classes}; explained in {output.picture}")
-    for note in dict.fromkeys(note for explanation in explanations for note in explanation.notes):
-        console.print(note)
-    if single:
-        if output.maps is not None:
-            console.print(f"Maps: {output.maps}")
-        console.print(f"Picture: {output.picture}")
+
+def print_layers(explainer: Explainer) -> None:
+    """Prints the layers that can be explained, in the order in which they run."""
+    table = Table("layer", "channels", "size", "gives")
+    for layer in explainer.layers():
+        table.add_row(layer.name, str(layer.shape[0]), "x".join(map(str, layer.shape[1:])), layer.form)
+    Output().print(table)

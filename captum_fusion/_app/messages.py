@@ -26,13 +26,18 @@ def format_error(error: Exception) -> str:
 
 def reason(error: BaseException) -> str:
     """The kind and the message of an error from elsewhere, in one line."""
-    text = one_line(error)
+    text = shorten(one_line(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def one_line(text: object) -> str:
     """A message of several lines as one."""
     return " ".join(str(text).split())
+
+
+def shorten(text: str, most: int = 400) -> str:
+    """A text of at most so many letters, with an ellipsis where it was longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def printable(text: str) -> str:

@@ -46,10 +46,13 @@ class ModelOptions(TypedDict, total=False):
             last layer with spatial resolution that feeds the whole output.
         grid: The rows and columns of the layer's tokens, where they do not follow from the input.
         size: Input size in pixels. Without it, that of the model's weights, else 224.
-        mean: Mean of each channel. Without it, that of the model's weights, else ImageNet's.
-        std: Standard deviation of each channel. Without it, that of the model's weights, else ImageNet's.
+        mean: Mean of each channel, one value for a model of grey pictures. Without it, that of the model's weights,
+            else ImageNet's.
+        std: Standard deviation of each channel, as for mean.
         activation: How scores become probabilities: softmax, or sigmoid for a binary or multi-label classifier. Without
-            it, softmax.
+            it, what a model of Hugging Face declares, else softmax.
+        classes: A file with the name of a class in each line, or a JSON file with a list of the names or with their
+            indices by name. Without it, the names that come with the model.
         device: The device to compute on. Without it, cuda if there is one, else cpu.
     """
 
@@ -57,9 +60,10 @@ class ModelOptions(TypedDict, total=False):
     layer: Annotated[str | None, Parameter(alias="-l")]
     grid: tuple[IntOption, IntOption] | None
     size: IntOption | None
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
+    mean: Annotated[tuple[float, ...] | None, ListOption]
+    std: Annotated[tuple[float, ...] | None, ListOption]
     activation: Activation | None
+    classes: str | None
     device: str | None
 
 
@@ -74,7 +78,13 @@ class ModelSelection:
         layers: The dotted name of a layer for each model, or one for all. Without it, the last layer with spatial
             resolution that feeds the whole output.
         grid: The rows and columns of these layers' tokens, where they do not follow from the input.
-        activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers.
+        size: Input size in pixels. Without it, that of each model's weights, else 224.
+        mean: Mean of each channel, one value for models of grey pictures. Without it, that of each model's weights,
+            else ImageNet's.
+        std: Standard deviation of each channel, as for mean.
+        activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers. Without
+            it, what a model of Hugging Face declares, else softmax.
+        classes: A file with the names of the classes, as for explain.
         device: The device to compute on. Without it, cuda if there is one, else cpu.
     """
 
@@ -82,12 +92,17 @@ class ModelSelection:
     weights: Annotated[Sequence[str], ListOption] = ()
     layers: Annotated[Sequence[str], ListOption, Parameter(name="--layer", alias="-l")] = ()
     grid: tuple[IntOption, IntOption] | None = None
-    activation: Activation = "softmax"
+    size: IntOption | None = None
+    mean: Annotated[tuple[float, ...] | None, ListOption] = None
+    std: Annotated[tuple[float, ...] | None, ListOption] = None
+    activation: Activation | None = None
+    classes: str | None = None
     device: str | None = None
 
     def each(self) -> list[dict[str, Any]]:
         """The arguments of ``Explainer`` for each model."""
-        shared = {"grid": self.grid, "activation": self.activation, "device": self.device}
+        names = ("grid", "size", "mean", "std", "activation", "classes", "device")
+        shared = {name: getattr(self, name) for name in names}
         return [
             {"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in self.subjects()
         ]

@@ -1,5 +1,6 @@
 """Output paths, one per image, without collisions, and what is written there, atomically."""
 
+import csv
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captum_fusion._app.explanation import Explanation
+from captum_fusion._app.explanation import Explanation, Prediction
 from captum_fusion._app.images import SAMPLE_NAME
 
 _TEMP_FILE = re.compile(r"\..+\.\d+\.draft")
@@ -27,7 +28,13 @@ class OutputFiles(NamedTuple):
 
 
 def plan_outputs(
-    images: Sequence[Path], output: Path, save_npz: Path | None, inputs: Mapping[str, Path], *, force: bool
+    images: Sequence[Path],
+    output: Path,
+    save_npz: Path | None,
+    save_predictions: Path | None,
+    inputs: Mapping[str, Path],
+    *,
+    force: bool,
 ) -> list[OutputFiles]:
     """The output files of all pictures, each once, or of the sample where there are none.
 
@@ -35,6 +42,7 @@ def plan_outputs(
         images (Sequence[Path]): The pictures.
         output (Path): The file to draw to, or a folder for files named after the pictures.
         save_npz (Path or None): The file for the maps, or a folder for files named after the pictures.
+        save_predictions (Path or None): The file for the predictions of all pictures.
         inputs (Mapping[str, Path]): The other files that are read, by their option.
         force (bool): Whether to overwrite files.
 
@@ -51,6 +59,10 @@ def plan_outputs(
         for option, (path, suffix) in options.items()
         if path is not None
     }
+    if save_predictions is not None:
+        if save_predictions.suffix.lower() not in (".csv", ".json"):
+            raise ValueError(f"--save-predictions is {save_predictions}; expected a file ending in .csv or .json")
+        written["--save-predictions"] = _files("--save-predictions", save_predictions, [Path()], "")
     read = {_identity(image): "the picture" for image in once if image.exists()}
     read |= {_identity(file): name for name, file in inputs.items() if file.exists()}
     taken: dict[Path, str] = {}
@@ -95,9 +107,29 @@ def archive(explanation: Explanation) -> bytes:
     return content.getvalue()
 
 
+def prediction_rows(prediction: Prediction, count: int) -> list[dict[str, Any]]:
+    """The most probable classes of a picture, a row each."""
+    return [
+        {"image": prediction.image, "rank": rank, "index": index, "category": category, "probability": probability}
+        for rank, (index, category, probability) in enumerate(prediction.top(count), start=1)
+    ]
+
+
+def prediction_table(rows: Sequence[dict[str, Any]], suffix: str) -> str:
+    """Rows of predictions as the content of a .csv or .json file."""
+    if suffix.lower() == ".json":
+        return json.dumps(rows, indent=1)
+    content = io.StringIO()
+    writer = csv.DictWriter(content, ("image", "rank", "index", "category", "probability"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue()
+
+
 def write_whole(file: Path, content: bytes | str) -> None:
     """Writes a file atomically, beside it first and then renamed into place; makes its folder if there is none."""
-    data = content.encode() if isinstance(content, str) else content
+    # A name that is not UTF-8 holds surrogates.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if file.exists() and not file.is_file():
         # A pipe or a device, which cannot be replaced.
         file.write_bytes(data)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from captum_fusion._app.messages import close_names
 from captum_fusion._app.options import IntOption, ListOption, ModelSelection
-from captum_fusion.arguments import ACTIVATIONS
+from captum_fusion.arguments import check_activation, check_percentile, check_tolerance
 
 if TYPE_CHECKING:
     from captum_fusion._app.methods import Method
@@ -126,14 +126,13 @@ class Settings(ModelSelection):
         self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
-        choices += [("activation", self.activation, ACTIVATIONS)]
         for name, choice, allowed in choices:
             if choice not in allowed:
                 raise ValueError(f"{name} is {choice!r}.{close_names(choice, allowed)} Expected {', '.join(allowed)}")
-        for name, values, end in (("percentile", self.percentiles, 100), ("tolerance", (self.tolerance,), 1)):
-            for value in values:
-                if not 0 <= value < end:
-                    raise ValueError(f"{name} is {value}; expected a number in [0, {end})")
+        check_activation(self.activation)
+        check_tolerance(self.tolerance)
+        for percentile in self.percentiles:
+            check_percentile(percentile)
         for name, least in (("limit", 1), ("seed", 0), ("steps", 1), ("batch_size", 1)):
             number: Any = getattr(self, name)
             if number is None and name in ("limit", "seed"):

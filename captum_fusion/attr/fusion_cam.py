@@ -8,14 +8,16 @@ from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.component import check_component, component_map
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_percentile, check_weighting
-from captum_fusion.arguments import Activation, Weighting
-from captum_fusion.attr._component import check_component, component_map
-from captum_fusion.attr._masked_cam import ProbabilityCam
+from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.masking import masked_scorer
+from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
+from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import InterpolateMode, combine, contribution, contribution_weights, denoise, fuse
+from captum_fusion.functional import combine, contribution, contribution_weights, denoise, fuse
 
 
 class FusionCamStages(NamedTuple):
@@ -46,7 +48,7 @@ class FusionCamStages(NamedTuple):
 
 
 @fill_docstring
-class LayerFusionCam(ProbabilityCam):
+class LayerFusionCam(MaskedCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 
     Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
@@ -244,29 +246,40 @@ class LayerFusionCam(ProbabilityCam):
         """
         check_percentile(percentile)
         check_weighting(weighting)
-        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self._scoring(
-            inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
-        ) as scorer:
+        check_gradients_allowed(type(self).__name__)
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=self.activation,
+            baselines=baselines,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call) as scorer:
             gradient = component_map(
-                "gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs, gradient_attributions
+                scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions
             )
-            region = component_map(
-                "region_method", self.region_method, scorer, show_progress, region_kwargs, region_attributions
-            )
+            region = component_map(scorer, "region_method", self.region_method, region_kwargs, region_attributions)
 
             denoised = denoise(gradient, percentile)
 
-            # P: the probability of the target that is left of the baseline alone, and that each map keeps of the input.
-            without, kept, kept_region = scorer.scores_of_maps(
+            # P of the baseline alone, and of the input masked by each map.
+            blank, with_denoised, with_region = scorer.scores_of_maps(
                 torch.cat([torch.zeros_like(region), denoised, region], dim=1)
             ).unbind(dim=1)
-            gradient_contribution = contribution(kept, without)
-            region_contribution = contribution(kept_region, without)
+            scale = scorer.forward_pass.scale
+            gradient_contribution = contribution(with_denoised, blank, scale)
+            region_contribution = contribution(with_region, blank, scale)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
             combined = combine(denoised, region, gradient_weight, region_weight)
 
-            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
+            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], blank, scale)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )

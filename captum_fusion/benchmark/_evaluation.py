@@ -246,8 +246,8 @@ class Evaluator:
         plan = batch.plan
         compiled = None if plan.masked_model is plan.classifier.model else plan.masked_model
         how = (plan.classifier.activation, compiled, self.settings.tolerance)
-        attribution = method.build(plan.classifier.model, batch.layer, {}, *how)
-        options: dict[str, Any] = dict(zip(method.component_arguments, components, strict=False))
+        attribution = method.build(plan.classifier.model, batch.layer, *how)
+        options: dict[str, Any] = dict(zip(method.part_arguments, components, strict=False))
         if percentile is not None:
             options["percentile"] = percentile
         if isinstance(attribution, LayerFusionCam):

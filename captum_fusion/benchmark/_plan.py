@@ -158,11 +158,14 @@ def make_plan(
         ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
     """
     name, weights, layer = subject
-    classifier = load_classifier(name, weights, activation=settings.activation)
+    preprocessing = settings.size, settings.mean, settings.std
+    classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
     classifier.model.to(device)
     size = classifier.preprocessing.size
     # Two rows, so that a model that returns one row for any batch is found before the first picture.
-    blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=device))
+    blank = classifier.preprocessing.normalize(
+        torch.full((2, len(classifier.preprocessing.mean), size, size), 0.5, device=device)
+    )
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     label_of: dict[int, int] = {}

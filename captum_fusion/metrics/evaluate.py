@@ -1,7 +1,8 @@
 """Several metrics of one attribution from shared forward passes."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -9,11 +10,11 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
-from captum_fusion._engine.saliency import Sign
-from captum_fusion.arguments import Activation
+from captum_fusion._engine.saliency import saliency_maps
+from captum_fusion.arguments import Activation, Sign
 from captum_fusion.metrics.confidence import drop, increase, probabilities
-from captum_fusion.metrics.curves import deletion, insertion
-from captum_fusion.metrics.road import road
+from captum_fusion.metrics.curves import BLUR, curve_of
+from captum_fusion.metrics.road import road_of
 
 MaskingMetric = Literal["confidence_drop", "confidence_increase", "insertion", "deletion", "road"]
 MASKING_METRICS: tuple[MaskingMetric, ...] = get_args(MaskingMetric)
@@ -63,10 +64,8 @@ def evaluate(
         all pixels. "road" brings its two orders, "road_most" and "road_least", whose half difference it is.
 
     Raises:
-        ValueError: If a metric is unknown, if the attributions cannot belong to the inputs or hold NaN, if the target
-            does not select one score per example, or if another argument is outside its range.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        ValueError: If a metric is unknown.
+        {metric_errors}
 
     Examples::
 
@@ -83,27 +82,31 @@ def evaluate(
     unknown = [name for name in metrics if name not in MASKING_METRICS]
     if isinstance(metrics, str) or unknown:
         raise ValueError(f"metrics is {metrics!r}; expected some of {MASKING_METRICS}")
-    where = {"additional_forward_args": additional_forward_args, "target": target, "activation": activation}
-    how: dict[str, Any] = {**where, "sign": sign, "perturbations_per_eval": perturbations_per_eval}
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        baselines=baselines,
+        perturbations_per_eval=perturbations_per_eval,
+        show_progress=show_progress,
+    )
+    maps = saliency_maps(inputs, attributions, sign)
     values: dict[str, Tensor] = {}
-    call = ModelCall(forward_func, inputs, target, additional_forward_args, activation)
     with forward_pass(call):
         if {"confidence_drop", "confidence_increase"} & set(metrics):
-            both = probabilities(forward_func, inputs, attributions, baselines, **how)
+            both = probabilities(call, maps)
         for name in metrics:
             if name == "confidence_drop":
                 values[name] = drop(*both)
             elif name == "confidence_increase":
                 values[name] = increase(*both)
             elif name == "road":
-                most, least = (
-                    road(forward_func, inputs, attributions, order=order, show_progress=show_progress, **how)
-                    for order in ("most", "least")
-                )
+                most, least = road_of(call, maps).values()
                 values |= {"road": (least - most) / 2, "road_most": most, "road_least": least}
             else:
-                curve = insertion if name == "insertion" else deletion
-                options: dict[str, Any] = {"steps": steps, "show_progress": show_progress, "return_curve": True}
-                area, _, points = curve(forward_func, inputs, attributions, baselines, **options, **how)
-                values |= {name: area, f"{name}_curve": points}
+                restores = name == "insertion"
+                curve = curve_of(replace(call, blur=BLUR) if restores else call, maps, steps, restores=restores)
+                values |= {name: curve.area, f"{name}_curve": curve.probabilities}
     return values

@@ -1,5 +1,6 @@
 """Pictures explained from Python."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor, nn
 
+import captum_fusion.explain
 from captum_fusion import LayerFusionCam, LayerUnionCam
 from captum_fusion._engine.progress import Progress, Stopped, progress_to
-from captum_fusion.explain import Explainer, explain
+from captum_fusion.explain import ClassifiedImage, Explainer, explain
 from captum_fusion.metrics import saliency_map
 from tests.conftest import SmallNet
 
@@ -128,15 +130,34 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
         ({"device": "cpu"}, "device is 'cpu' for a model that is given itself"),
         ({"layer": "head"}, "'head' gives shape"),
         ({"target": 3}, "target is 3; expected an index below 3"),
-        ({"target": -1}, "target is '-1', but SmallNet has no category names"),
+        ({"target": -1}, "target is -1; expected an index below 3"),
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),
         ({"weighting": "row"}, "weighting is 'row'; expected one of"),
+        ({"activation": "tanh"}, "activation is 'tanh'; expected one of"),
         ({"methods": ["gradcom"]}, "Unknown method 'gradcom'. Did you mean 'grad-cam'"),
     ],
 )
 def test_what_cannot_be(net: SmallNet, photograph: Image.Image, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explain(photograph, model=net, **{"size": 24, **options})
+
+
+def test_unknown_options(net: SmallNet, photograph: Image.Image) -> None:
+    with pytest.raises(TypeError, match="Unknown option 'sizes'; expected some of weights, layer, grid, size, "):
+        explain(photograph, model=net, sizes=24)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="OpenedPicture is now ClassifiedImage"):
+        assert captum_fusion.explain.OpenedPicture is ClassifiedImage
+    with pytest.warns(DeprecationWarning, match="kept is now masked_probabilities"):
+        assert explain(photograph, model=net, size=24, methods=["saliency"]).kept.keys() == {"saliency"}
+
+
+def test_a_callable_is_imported_without_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    (tmp_path / "model_of_a_user.py").write_text("import torch\nnet = torch.nn.Identity")
+    with pytest.raises(ValueError, match="No module named 'model_of_a_user'"):
+        Explainer("model_of_a_user:net")
+    assert sys.path == before
 
 
 def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: Image.Image) -> None:

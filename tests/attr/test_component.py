@@ -1,6 +1,5 @@
 """What a second reading found: components, buffers and graphs of the caller's that a call must leave alone."""
 
-import threading
 from typing import Any
 
 import pytest
@@ -64,29 +63,6 @@ def test_an_additional_argument_that_the_model_changes_stays(net: SmallNet, imag
     scale = torch.ones(3, 1)
     LayerScoreCam(lambda x, by: net(x) * by.mul_(2), net.features).attribute(images, 1, scale)
     assert torch.equal(scale, torch.ones(3, 1))
-
-
-def test_a_lock_of_the_callers_around_the_model_is_no_deadlock(
-    net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("captum_fusion._engine.state._LONGEST_WAIT", 0.05)
-    lock, inside = threading.RLock(), threading.Event()
-
-    def forward(x: Tensor) -> Tensor:
-        inside.set()
-        with lock:
-            return net(x)
-
-    other = threading.Thread(
-        target=lambda: LayerScoreCam(forward, net.features).attribute(images, target=1), daemon=True
-    )
-    with lock:
-        other.start()
-        assert inside.wait(10)
-        ours = LayerScoreCam(forward, net.stem).attribute(images, target=1)
-    other.join(10)
-    assert not other.is_alive()
-    torch.testing.assert_close(ours, LayerScoreCam(net, net.stem).attribute(images, target=1))
 
 
 @pytest.mark.parametrize("resolution", ["layer", "input"])

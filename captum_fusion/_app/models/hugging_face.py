@@ -9,6 +9,7 @@ from torchvision.transforms import InterpolationMode
 
 from captum_fusion._app.models.classifier import LoadedModel
 from captum_fusion._app.models.preprocessing import Preprocessing
+from captum_fusion.arguments import Activation
 
 # The numbers that Pillow gives them, which processors hold.
 _INTERPOLATIONS = {
@@ -52,9 +53,17 @@ def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
             f"{name} has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} of "
             f"{type(model).__name__}; expected an image classifier"
         )
+    if config.problem_type == "regression":
+        raise ValueError(f"{name} is a regression model; expected an image classifier")
     names = tuple(config.id2label[index] for index in range(config.num_labels))
     unnamed = all(label == f"LABEL_{index}" for index, label in enumerate(names))
-    return LoadedModel(model, _preprocessing(name, processor), None if unnamed else names)
+    return LoadedModel(model.float(), _preprocessing(name, processor), None if unnamed else names, _activation(config))
+
+
+def _activation(config: Any) -> Activation:
+    """The activation of the model's own pipeline."""
+    several = config.problem_type == "multi_label_classification"
+    return "sigmoid" if several or config.num_labels == 1 else "softmax"
 
 
 def _preprocessing(name: str, processor: Any) -> Preprocessing:

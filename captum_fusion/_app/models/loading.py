@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from captum_fusion._app.messages import reason
-from captum_fusion._app.models.classifier import Classifier, LoadedModel
+from captum_fusion._app.models.classifier import Classifier, LoadedModel, read_categories
+from captum_fusion._app.models.preprocessing import GREY, IMAGENET
 from captum_fusion._app.models.torchvision import LITE_SIZES, from_lite, from_torchvision
 from captum_fusion._app.models.weights import State, load_state_dict, read_state_dict
 from captum_fusion._app.options import DEFAULT_MODEL
@@ -24,9 +25,10 @@ def load_classifier(
     model: str | nn.Module | None = None,
     weights: str | None = None,
     size: int | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     activation: Activation | None = None,
+    classes: str | Path | None = None,
 ) -> Classifier:
     """Builds a classifier from the options of the same names, see ``ModelOptions``.
 
@@ -38,7 +40,7 @@ def load_classifier(
     if isinstance(model, nn.Module):
         if weights is not None:
             raise ValueError(f"weights is {weights!r} for a model that is given itself; expected its own weights")
-        name, loaded = type(model).__name__, LoadedModel(model)
+        name, loaded = type(model).__name__, _bare(model)
     else:
         name = DEFAULT_MODEL if model is None else model
         state = None if weights in (None, "none") else read_state_dict(Path(str(weights)))
@@ -51,10 +53,14 @@ def load_classifier(
         loaded.network.eval()
         return_scores(loaded.network)
     preprocessing = loaded.preprocessing
+    for option, values in (("mean", mean), ("std", std)):
+        if values and len(values) != len(preprocessing.mean):
+            raise ValueError(f"{option} is {values}; expected {len(preprocessing.mean)} values, one for each channel")
     preprocessing = replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
     if size is not None:
         preprocessing = replace(preprocessing, resize=size if preprocessing.squash else round(size * 8 / 7), size=size)
-    return Classifier(name, loaded.network, preprocessing, loaded.categories, activation or "softmax")
+    categories = loaded.categories if classes is None else read_categories(Path(classes))
+    return Classifier(name, loaded.network, preprocessing, categories, activation or loaded.activation)
 
 
 def return_scores(network: nn.Module) -> RemovableHandle:
@@ -112,7 +118,13 @@ def _from_callable(name: str) -> LoadedModel:
         raise ValueError(f"The model {name} cannot be built: {reason(error)}{_location(error)}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
-    return LoadedModel(model)
+    return _bare(model)
+
+
+def _bare(network: nn.Module) -> LoadedModel:
+    """A model of which nothing is known but its first convolution, which has a channel for a grey input."""
+    convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return LoadedModel(network, GREY if convolution is not None and convolution.in_channels == 1 else IMAGENET)
 
 
 def _location(error: BaseException) -> str:

@@ -36,13 +36,15 @@ class Preprocessing:
     squash: bool = False
 
     def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean is {self.mean} and std is {self.std}; expected one value of each for each channel")
         if not all(map(isfinite, self.mean)):
             raise ValueError(f"mean is {self.mean}; expected numbers")
         if not all(isfinite(value) and value > 0 for value in self.std):
             raise ValueError(f"std is {self.std}; expected numbers above 0")
 
     def crop(self, image: Any) -> Tensor:
-        """The part of a PIL image that the model sees, (1, 3, size, size) in [0, 1].
+        """The part of a PIL image that the model sees, (1, 3, size, size) in [0, 1]; grey for a model of one channel.
 
         Raises:
             ValueError: If the picture is so long that next to nothing of it would be seen.
@@ -54,7 +56,8 @@ class Preprocessing:
                 "to what is to be explained"
             )
         sides = [self.resize] * (2 if self.squash else 1)
-        resized = transforms.resize(as_rgb(image).image, sides, interpolation=self.interpolation)
+        upright = as_rgb(image).image.convert("L" if len(self.mean) == 1 else "RGB")
+        resized = transforms.resize(upright, sides, interpolation=self.interpolation)
         pixels = transforms.pil_to_tensor(transforms.center_crop(resized, [self.size]))
         return torch.unsqueeze(pixels, 0) / 255
 
@@ -77,3 +80,5 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+# The means of ImageNet's.
+GREY = Preprocessing(256, 224, mean=(0.449,), std=(0.226,))

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from captum_fusion._app.messages import close_names
 from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
 from captum_fusion._app.models.preprocessing import Preprocessing
-from captum_fusion._app.models.weights import State
+from captum_fusion._app.models.weights import State, count_classes
 
 
 def from_timm(name: str, pretrained: bool, state: State | None) -> LoadedModel:
@@ -45,7 +45,8 @@ def _classes(timm: Any, name: str, state: State) -> dict[str, int]:
     with torch.device("meta"):
         head = timm.create_model(name, pretrained=False).pretrained_cfg.get("classifier")
     weight = f"{head if isinstance(head, str) else (head or ['head'])[0]}.weight"
-    return {"num_classes": len(state[weight])} if weight in state else {}
+    classes = count_classes(state, weight, 0)
+    return {"num_classes": classes} if classes else {}
 
 
 def _preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:

@@ -49,7 +49,7 @@ def from_torchvision(name: str, pretrained: bool, state: State | None) -> Loaded
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         # Their weights expect inputs that are normalized in another way, which the model itself does if told so.
-        auxiliary = state is not None and any(key.lower().startswith("aux") for key in state)
+        auxiliary = state is not None and any(".aux" in f".{name.lower()}" for name in state)
         options = {"transform_input": True, "init_weights": state is None, "aux_logits": auxiliary}
     # The last entry of a classifier's state dict is that of its head.
     with torch.device("meta"):
