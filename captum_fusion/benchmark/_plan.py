@@ -1,14 +1,16 @@
 """The work of a benchmark: models with their pictures, and the provenance of their records."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from captum_fusion import FeatureMap
 from captum_fusion._app.images import open_photograph
@@ -17,13 +19,11 @@ from captum_fusion._app.methods import Method
 from captum_fusion._app.models.classifier import Classifier
 from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import load_classifier
-from captum_fusion._app.models.preprocessing import Frame
+from captum_fusion._app.models.preprocessing import Frame, Preprocessing
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Instance, Picture, Placement, Source, place
 from captum_fusion.benchmark._records import Key, Provenance, Record, hash_of
 from captum_fusion.benchmark._sources import classes_of_labels
-
-T = TypeVar("T")
 
 STAGES = ("gradient", "denoised", "region", "combined")
 
@@ -65,6 +65,7 @@ class WorkItem:
     picture: Picture
     image_hash: str
     objects_hash: str | None = None
+    """None where no metric needs the objects."""
     requested: str = "predicted"
     classes: tuple[int, ...] = ()
 
@@ -91,8 +92,6 @@ class Plan:
     """Of the preprocessing and the category names."""
     layer: FeatureMap
     device: torch.device
-    localized: bool
-    """Whether a metric needs the regions of objects."""
     items: list[WorkItem]
     label_of: dict[int, int]
     """The label that names each class."""
@@ -121,72 +120,43 @@ class Plan:
     def load(self, batches: list[list[WorkItem]]) -> Iterator[list[PreprocessedImage | str]]:
         """The preprocessed pictures of each batch, or the reasons why they cannot be read; on a GPU read ahead."""
         on_gpu = self.device.type == "cuda"
-        dataset = _Pixels(self.classifier, self.localized, [[item.picture for item in batch] for batch in batches])
-        return iter(DataLoader(dataset, None, num_workers=4 if on_gpu else 0, pin_memory=on_gpu, collate_fn=_unchanged))
+        read = partial(_read_batch, self.classifier.preprocessing)
+        return iter(
+            DataLoader(batches, None, num_workers=4 if on_gpu else 0, pin_memory=on_gpu, collate_fn=read)  # type: ignore[arg-type]
+        )
 
 
-def _unchanged(batch: T) -> T:
-    return batch
+def _read_batch(preprocessing: Preprocessing, items: Sequence[WorkItem]) -> list[PreprocessedImage | str]:
+    return [_read(preprocessing, item) for item in items]
 
 
-class _Pixels(Dataset[list[PreprocessedImage | str]]):
-    def __init__(self, classifier: Classifier, localized: bool, batches: list[list[Picture]]) -> None:
-        self.preprocessing = classifier.preprocessing
-        self.localized = localized
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> list[PreprocessedImage | str]:
-        return [self._read(picture) for picture in self.batches[index]]
-
-    def _read(self, picture: Picture) -> PreprocessedImage | str:
-        try:
-            photograph = open_photograph(picture.file)
-            pixels = self.preprocessing.crop(photograph.image)
-            frame = self.preprocessing.frame(*photograph.image.size)
-            placement = place(picture, frame, self.preprocessing.size) if self.localized else None
-        except Exception as error:
-            # Without the file's name, so that equal reasons are counted together.
-            text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
-            return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
-        notes = [photograph.note, placement.note if placement else ""]
-        return PreprocessedImage(pixels, frame, "; ".join(filter(None, notes)), placement)
+def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | str:
+    picture = item.picture
+    try:
+        photograph = open_photograph(picture.file)
+        pixels = preprocessing.crop(photograph.image)
+        frame = preprocessing.frame(*photograph.image.size)
+        placement = None if item.objects_hash is None else place(picture, frame, preprocessing.size)
+    except Exception as error:
+        # Without the file's name, so that equal reasons are counted together.
+        text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
+        return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
+    notes = [photograph.note, placement.note if placement else ""]
+    return PreprocessedImage(pixels, frame, "; ".join(filter(None, notes)), placement)
 
 
-def make_plans(
+def make_plan(
     settings: Settings,
     source: Source,
-    pictures: Sequence[Picture],
-    hashes: Mapping[Path, str],
-    device: torch.device,
-) -> list[Plan]:
-    """A plan for each model.
-
-    Raises:
-        ValueError: If a model or its layer cannot be explained, if labels are not its classes, or if a model is given
-            twice.
-    """
-    plans: list[Plan] = []
-    for subject in settings.subjects():
-        plan = _make_plan(settings, source, pictures, hashes, device, subject)
-        if plan.subject in [other.subject for other in plans]:
-            raise ValueError(
-                f"The model {subject[0]} with layer {plan.layer.name} and weights {plan.weights} is given twice"
-            )
-        plans.append(plan)
-    return plans
-
-
-def _make_plan(
-    settings: Settings,
-    source: Source,
-    pictures: Sequence[Picture],
-    hashes: Mapping[Path, str],
+    items: list[WorkItem],
     device: torch.device,
     subject: tuple[str, str | None, str | None],
 ) -> Plan:
+    """The plan of a model, its weights and its layer, for some pictures.
+
+    Raises:
+        ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
+    """
     name, weights, layer = subject
     preprocessing = settings.size, settings.mean, settings.std
     classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
@@ -198,14 +168,6 @@ def _make_plan(
     )
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
-    items = [
-        WorkItem(
-            picture,
-            hashes[picture.file],
-            hash_of([repr((picture.size, picture.instances)).encode()]) if settings.localized else None,
-        )
-        for picture in pictures
-    ]
     label_of: dict[int, int] = {}
     notes: list[str] = []
     if settings.target != "predicted" or settings.localized:
@@ -219,21 +181,11 @@ def _make_plan(
         if isinstance(value, Tensor)
         for part in (key.encode(), value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     )
+    model_hash = hash_of([repr((classifier.preprocessing, classifier.categories)).encode()])
     # Its masked rows come in one shape, and its weights do not change.
     model = torch.compile(classifier.model, options={"freezing": True}) if settings.compile else classifier.model
-    return Plan(
-        classifier,
-        model,
-        weights or "default",
-        weights_hash,
-        hash_of([repr((classifier.preprocessing, classifier.categories)).encode()]),
-        feature_map,
-        device,
-        settings.localized,
-        items,
-        label_of,
-        notes,
-    )
+    hashes = weights_hash, model_hash
+    return Plan(classifier, model, weights or "default", *hashes, feature_map, device, items, label_of, notes)
 
 
 def _labelled(
@@ -253,19 +205,15 @@ def _labelled(
         if not named:
             unnamed.append(picture.name)
         elif target == "best-label":
-            labelled.append(_with_target(item, "best-label", tuple(chain.from_iterable(named))))
+            labelled.append(replace(item, requested="best-label", classes=tuple(chain.from_iterable(named))))
         else:
-            labelled += [_with_target(item, "|".join(map(str, indices)), indices) for indices in named]
+            labelled += [replace(item, requested="|".join(map(str, indices)), classes=indices) for indices in named]
     if not unnamed:
         return labelled, []
     note = f"{len(unnamed)} of {len(items)} pictures, such as {unnamed[0]}, show nothing that a class names"
     if not labelled:
         raise ValueError(f"{note}; expected pictures of what the model classifies")
     return labelled, [f"{note}; they are left out."]
-
-
-def _with_target(item: WorkItem, requested: str, classes: tuple[int, ...]) -> WorkItem:
-    return WorkItem(item.picture, item.image_hash, item.objects_hash, requested, classes)
 
 
 def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -> Provenance:
@@ -288,7 +236,7 @@ def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -
     }
 
 
-# What each field of a record's provenance is of; the others are arguments.
+# The messages of fields that are no arguments.
 _CHANGED = {
     "weights_hash": "The weights {weights} of {model} have",
     "model_hash": "The preprocessing or the category names of {model} have",
@@ -301,37 +249,38 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
     """Refuses to add to records of another meaning.
 
     Raises:
-        ValueError: If a record was made in another way, naming the argument; if a picture, its objects, a label or a
-            model has changed since; or if this run leaves out pictures of the records.
+        ValueError: If a model is given twice; if a record was made in another way, naming the argument; if a picture,
+            its objects, a label or a model has changed since; or if this run leaves out pictures of the records.
     """
     other = "expected the same, or another output folder"
     by_subject = {plan.subject: plan for plan in plans}
-    items = {(*plan.subject, item.picture.name, item.requested): item for plan in plans for item in plan.items}
+    if len(by_subject) < len(plans):
+        name, weights, layer = Counter(plan.subject for plan in plans).most_common(1)[0][0]
+        raise ValueError(f"The model {name} with layer {layer} and weights {weights} is given twice")
+    requested = {(*plan.subject, item.picture.name, item.requested) for plan in plans for item in plan.items}
     by_image = {item.picture.name: item for plan in plans for item in plan.items}
     methods = {method.name: method for method in settings.parsed_methods()}
     left_out = list(dict.fromkeys(key.image for key in done if key.image not in by_image))
     for key, record in done.items():
         if "error" in record or key.image not in by_image:
             continue  # Errors are tried again.
-        plan = by_subject.get(key.subject, plans[0])
-        expected = provenance(
-            settings, plan, by_image[key.image], methods.get(key.method, next(iter(methods.values())))
-        )
-        for field, value in expected.items():
+        # Records of other models and methods need to agree in the rest only.
+        plan, method = by_subject.get(key.subject), methods.get(key.method)
+        anything = (plan or plans[0], by_image[key.image], method or next(iter(methods.values())))
+        for field, value in provenance(settings, *anything).items():
             recorded = record.get(field)
-            unlike = recorded != value and not (field in ("steps", "objects_hash") and None in (recorded, value))
-            if field in ("weights_hash", "model_hash"):
-                unlike = unlike and key.subject in by_subject
-            if not unlike or (field == "weighting" and key.method not in methods):
+            optional = field in ("steps", "objects_hash") and None in (recorded, value)
+            foreign = (not plan and field in ("weights_hash", "model_hash")) or (not method and field == "weighting")
+            if recorded == value or optional or foreign:
                 continue
             if field not in record:
                 raise ValueError(f"{folder} was written by a release that did not record {field}; {other}")
             if field in _CHANGED:
-                changed = _CHANGED[field].format(**key._asdict())
-                raise ValueError(f"{changed} changed since {folder} was written; {other}")
+                subject = _CHANGED[field].format(**key._asdict())
+                raise ValueError(f"{subject} changed since {folder} was written; {other}")
             name = field.removesuffix("_kind")
             raise ValueError(f"{folder} holds records made with {name} = {recorded!r}, not {value!r}; {other}")
-        if key.subject in by_subject and key.item not in items:
+        if plan and key.item not in requested:
             raise ValueError(
                 f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
                 f"{other}"

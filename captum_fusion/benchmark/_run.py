@@ -18,7 +18,7 @@ from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
-from captum_fusion.benchmark._plan import Plan, check_records, make_plans
+from captum_fusion.benchmark._plan import Plan, WorkItem, check_records, make_plan
 from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
@@ -71,8 +71,8 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     with ExitStack() as stack:
         group = stack.enter_context(process_group())
-        hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))
-        plans = make_plans(settings, source, pictures, hashes, device)
+        items = group.broadcast_from_rank0(partial(_enter, folder, settings, pictures, stack))
+        plans = [make_plan(settings, source, items, device, subject) for subject in settings.subjects()]
         # The maps and curves of a large run fill the memory, and only the report needs them.
         done: Any = {
             key: {name: value for name, value in record.items() if name not in ("map", *CURVES)}
@@ -117,18 +117,21 @@ def chosen(settings: Settings, source: Source) -> list[Picture]:
     return [source.pictures[index] for index in order[: settings.limit]]
 
 
-def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[Path, str]:
-    """Locks and repairs the output folder, and returns the hashes of the pictures."""
+def _enter(folder: Path, settings: Settings, pictures: list[Picture], stack: ExitStack) -> list[WorkItem]:
+    """Locks and repairs the output folder, and returns the pictures with their hashes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder; the report is to be written there")
     stack.enter_context(locked(folder))
     repair(folder)
-    cache = Hashes(folder)
-    hashes = {picture.file: cache.of(picture.file) for picture in pictures}
-    cache.save()
-    return hashes
+    hashes = Hashes(folder)
+    items = []
+    for picture in pictures:
+        objects = hash_of([repr((picture.size, picture.instances)).encode()]) if settings.localized else None
+        items.append(WorkItem(picture, hashes.of(picture.file), objects))
+    hashes.save()
+    return items
 
 
 def _work(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,7 +17,6 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from captum_fusion._app.messages import close_names, reason
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
-from captum_fusion.benchmark._objects import imagenet_classes
 from captum_fusion.benchmark._records import PATTERN
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
@@ -79,24 +79,24 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     results = _identity(output) if output is not None and output.exists() else None
     if results == _identity(root):
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
-    files: list[Path] = []
+    images: list[Path] = []
     others: list[str] = []
     for entry in _walk(root, results, ()):
         file = Path(entry.path)
         if file.suffix.lower() in EXTENSIONS and entry.is_file():
-            files.append(file)
+            images.append(file)
         elif labels is None or file != labels:
             others.append(file.relative_to(root).as_posix())
     notes = _left_out(others, "file that is no picture by its name", "files that are no pictures by their names")
-    names = [file.relative_to(root).as_posix() for file in files]
-    pairs = list(zip(names, files, strict=True))
+    names = [file.relative_to(root).as_posix() for file in images]
+    pairs = list(zip(names, images, strict=True))
     if labels is not None:
         indices = _labels(labels)
         for name in names:
             if name not in indices:
                 raise ValueError(f"{labels} has no label for {name}.{close_names(name, indices)}")
         return Source([Picture(name, file, (indices[name],)) for name, file in pairs], notes=notes)
-    if not files or any("/" not in name for name in names):
+    if not images or any("/" not in name for name in names):
         return Source([Picture(name, file) for name, file in pairs], notes=notes)
     categories = sorted({name.split("/")[0] for name in names})
     indices = {category: index for index, category in enumerate(categories)}
@@ -267,6 +267,17 @@ _DATASETS: dict[str, Callable[[Path], Source]] = {
 }
 
 
+def imagenet_classes() -> dict[str, tuple[int, ...]]:
+    """The ImageNet classes that name each category of COCO or VOC, which may be none."""
+    classes = {}
+    for line in files("captum_fusion.benchmark").joinpath("coco_classes.txt").read_text(encoding="utf-8").splitlines():
+        names, _, ranges = line.partition("#")[0].partition(":")
+        indices = [[int(end) for end in part.split("-")] for part in ranges.split()]
+        for name in filter(None, map(str.strip, names.split("/"))):
+            classes[name] = tuple(index for ends in indices for index in range(ends[0], ends[-1] + 1))
+    return classes
+
+
 def classes_of_labels(
     source: Source, classifier: Classifier, classes: int, by_order: bool
 ) -> dict[int, tuple[int, ...]]:
@@ -285,10 +296,9 @@ def classes_of_labels(
                     f"A label is {label}; expected an index below {classes}, the model's number of classes"
                 )
         return {label: (label,) for label in labels}
-    if source.of_objects and classifier.categories == imagenet_categories():
-        named = imagenet_classes(source.categories)
-        if named is not None:
-            return dict(enumerate(named))
+    by_name = imagenet_classes()
+    if source.of_objects and classifier.categories == imagenet_categories() and by_name.keys() >= {*source.categories}:
+        return {label: by_name[name] for label, name in enumerate(source.categories)}
     try:
         return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:

@@ -86,6 +86,31 @@ def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, An
     }
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
+    options |= {"metrics": ["complexity", "pointing_game", "mask_pointing_game"], "labels_by_order": True}
+    folder = bench(write(tmp_path, content), tmp_path / "out", target="label", **options)
+    (row,) = (line for line in (folder / "summary.md").read_text().splitlines() if "centred" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    # Three explanations, of which one has no outline.
+    assert [cell.count("(n 2)") for cell in cells if "±" in cell] == [0, 0, 1]
+    content["annotations"][0]["bbox"] = [0, 0, 100, 100]
+    with pytest.raises(ValueError, match=r"The boxes or outlines of a.jpg have changed since"):
+        bench(write(tmp_path, content), folder, target="label", **options)
+
+
+def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str, Any], tmp_path: Path) -> None:
+    content["images"].append({"id": 9, "file_name": "d.jpg"})
+    content["annotations"].append(annotation(11, 48, [0, 0, 9, 9]))
+    source = find_pictures(write(tmp_path, content))
+    assert len(source.pictures) == 3
+    assert source.notes == [
+        "1 annotated picture that is missing was left out: d.jpg.",
+        "1 annotation of a picture not listed was left out: annotation 158.",
+    ]
+
+
 def thousand_things() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=1000)
@@ -123,6 +148,17 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     ("change", "message"),
     [
         ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"d.jpg is neither in .*annotations nor in .*val2017"),
+        ({"images": None}, "It has no list 'images'; expected one, as in COCO's own files"),
+        ({"categories": [{"id": 3}]}, "Number 0 of its categories has no 'name'; expected id and name"),
+        ({"annotations": [annotation(3, 47, [0, 0, 9])]}, r"The annotation 77: its bbox is \[0, 0, 9\]; expected x"),
+        (
+            {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation=[[0, 0, 9, 9, 5]])]},
+            r"its polygon is \[0, 0, 9, 9, 5\]; expected x and y of at least three corners",
+        ),
+        (
+            {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation={"counts": [7], "size": [2, 3]})]},
+            r"its run lengths do not add up to its size \[2, 3\]",
+        ),
         ({"categories": []}, r"The annotation 77: its category_id is 47; expected one of \[\]"),
         (
             {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation={"counts": "PP", "size": [240, 300]})]},

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from captum_fusion.benchmark import NothingExplainedError, report
+from captum_fusion.benchmark import NothingExplainedError, Settings, report, run
 from captum_fusion.benchmark._charts import crop_seen
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
@@ -157,6 +158,30 @@ def test_notes_of_how_pictures_were_read(pictures: Path, tmp_path: Path) -> None
     Image.new("RGBA", (50, 40), (9, 9, 9, 100)).save(pictures / "transparent.png")
     folder = bench(pictures, tmp_path / "out", **QUICK)
     assert "1 picture: transparent parts are shown on white." in (folder / "summary.md").read_text()
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_name_that_is_not_utf_8_and_hostile_texts_lose_no_report(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / os.fsdecode(b"caf\xe9.jpg")).write_text("no picture")
+    folder = run(Settings(images=pictures, output=tmp_path / "out", **QUICK), show_progress=True)
+    assert "| 1 | The picture cannot be read: it is not a picture of a known kind | caf\\udce9.jpg |" in (
+        folder / "summary.md"
+    ).read_text(encoding="utf-8")
+    assert "(caf?.jpg)" in capsys.readouterr().out
+    lines = [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "|<b>:cat:\n.jpg", error="[red]|\n$x$")]
+    write(tmp_path / "hostile", lines)
+    result = write_report(tmp_path / "hostile")
+    assert r"| 1 | [red]\| $x$ | \|&lt;b>:cat: .jpg |" in result.markdown()
+    for encoding, arrow in (("utf-8", "↓"), ("cp1252", "?")):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        result.show(Console(file=file, width=100))
+        file.seek(0)
+        shown = file.read()
+        assert f"AD {arrow}" in shown
+        assert "[red]|" in shown
+        assert ":cat:" in shown
 
 
 @pytest.mark.parametrize("width", [80, 60, 200])

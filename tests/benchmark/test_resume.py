@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
-from captum_fusion.benchmark import _evaluation, _records
+from captum_fusion.benchmark import _evaluation, _plan, _records
 from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
 from tests.conftest import SmallNet, forked
 
@@ -95,6 +98,36 @@ def test_what_would_change_old_records_is_refused_by_name(
         options |= change
     with pytest.raises(ValueError, match=message):
         bench(pictures, folder, **options)
+    assert records(folder) == before
+
+
+FACTOR = 1.0
+
+
+class Scaled(SmallNet):
+    """Depends on more than its weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * FACTOR
+
+
+def test_changed_code_preprocessing_and_categories_are_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = QUICK | {"models": ["tests.benchmark.test_resume:Scaled"], "limit": 2}
+    torch.save(SmallNet().state_dict(), tmp_path / "tuned.pt")
+    options["weights"] = [str(tmp_path / "tuned.pt")]
+    folder = bench(pictures, tmp_path / "out", **options)
+    before = records(folder)
+    load = _plan.load_classifier
+    for change in ({"categories": ("a", "b", "c")}, {"preprocessing": Preprocessing(230, 224, (0.0,) * 3, (1.0,) * 3)}):
+        with monkeypatch.context() as patch:
+            patch.setattr(_plan, "load_classifier", lambda *a, c=change, **k: replace(load(*a, **k), **c))
+            with pytest.raises(ValueError, match=r"The preprocessing or the category names of .*Scaled have changed"):
+                bench(pictures, folder, **options)
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 0.2)
+    with pytest.raises(ValueError, match=r"The code of .*Scaled has changed: \w+ of 0.jpg by grad-cam was .* and is"):
+        bench(pictures, folder, **options | {"limit": 3})
     assert records(folder) == before
 
 

@@ -332,6 +332,20 @@ def test_a_method_that_fails_does_not_stop_the_others(
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_an_interrupt_says_how_to_resume(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerXGradCam, "attribute", interrupt)
+    with (
+        pytest.warns(UserWarning, match="out keeps the finished records: run again to resume"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        bench(pictures, tmp_path / "out", **QUICK | {"methods": ["grad-cam", "x-grad-cam"]})
+    assert len(records(tmp_path / "out")) == 1
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
     options = OPTIONS | {"methods": ["score-cam", "union-cam", "fusion-cam:raw"], "limit": 2}
     bench(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
@@ -372,7 +386,7 @@ def test_a_random_choice_of_pictures(pictures: Path, tmp_path: Path) -> None:
 def on_a_full_disk(folder: Path) -> None:
     writer = RecordWriter(folder, 0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (writer.end + 40, writer.end + 40))
-    with pytest.raises(OSError, match="Errno 27"):
+    with pytest.raises(OSError, match=r"Errno 27.*The records of x+ are not written, all earlier ones are; run again"):
         writer.append([{"image": "x" * 100}])
 
 
