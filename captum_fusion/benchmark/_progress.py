@@ -80,8 +80,8 @@ class Progress(AbstractContextManager["Progress"]):
         for file in self.folder.glob(PATTERN):
             if file != self.own:
                 lines = list(read_lines(file, self.offsets.get(file, 0)))
-                self.offsets[file] = self.offsets.get(file, 0) + sum(len(line.content) for line in lines)
-                self._collect(line.record for line in lines if line.record is not None)
+                self.offsets[file] = self.offsets.get(file, 0) + sum(len(content) for _, content, _ in lines)
+                self._collect(record for _, _, record in lines if record is not None)
         if self.live:
             self.live.update(self.table(), refresh=True)
         else:
