@@ -85,12 +85,7 @@ Failure = tuple[WorkItem, str]
 
 
 class Evaluator:
-    """Makes the missing records of pictures.
-
-    Args:
-        settings (Settings): The settings of the benchmark.
-        done (Mapping): The records of earlier runs.
-    """
+    """Makes the missing records of pictures; ``done`` are those of earlier runs."""
 
     def __init__(self, settings: Settings, done: Mapping[Key, Record]) -> None:
         self.settings = settings

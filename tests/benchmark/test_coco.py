@@ -106,8 +106,8 @@ def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str,
     source = find_pictures(write(tmp_path, content))
     assert len(source.pictures) == 3
     assert source.notes == [
-        "1 annotated picture that is missing was left out: d.jpg.",
-        "1 annotation of a picture not listed was left out: annotation 158.",
+        "Left out, annotated pictures that are missing: 1 (d.jpg).",
+        "Left out, annotations of pictures that are not listed: 1 (annotation 158).",
     ]
 
 

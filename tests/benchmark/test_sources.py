@@ -130,7 +130,7 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     source = find_pictures(str(root))
     assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
-    assert source.notes == ["2 files that are no pictures by their names were left out: dog/.hidden, dog/notes.txt."]
+    assert source.notes == ["Left out, files that are no pictures by their names: 2 (dog/.hidden, dog/notes.txt)."]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
         find_pictures(str(root))
