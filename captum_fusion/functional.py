@@ -167,8 +167,9 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     values = as_float(values)
     eps = torch.finfo(values.dtype).eps
     if isinstance(scale, Tensor):
-        return (eps * (10 * scale).clamp(min=_ROUNDING)).clamp(max=eps**0.5) * values.abs()
-    return min(eps * max(10 * scale, _ROUNDING), eps**0.5) * values.abs()
+        share: Tensor = (10 * eps * scale).clamp(min=_ROUNDING * eps, max=eps**0.5)
+        return share * values.abs()
+    return values.abs().mul(min(eps * max(10 * scale, _ROUNDING), eps**0.5))
 
 
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from captum_fusion import Progress, progress_to
 from captum_fusion._app.messages import printable, report_error
-from captum_fusion._engine.progress import Progress, progress_to
 
 _SECONDS_PER_LINE = 30
 

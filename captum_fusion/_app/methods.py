@@ -38,7 +38,7 @@ _CAPTUMS: tuple[type[Attribution], ...] = (
     GuidedBackprop,
     Deconvolution,
 )
-_OURS = tuple(getattr(attr, name) for name in attr.__all__)
+_OURS = attr.METHODS
 
 
 def _name(method: type[Attribution]) -> str:

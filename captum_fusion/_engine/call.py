@@ -77,9 +77,9 @@ class ModelCall:
     @cached_property
     def baseline_tensors(self) -> tuple[Tensor, ...]:
         """The baseline of each input as a tensor with one row, or one row per example."""
-        values = self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
+        values: tuple[Any, ...] = self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
         if self.baselines is None:
-            values = (None,) * len(self.tensors)
+            values *= len(self.tensors)
         if len(values) != len(self.tensors):
             raise ValueError(
                 f"{len(values)} baselines were given for {len(self.tensors)} inputs; expected one for each"

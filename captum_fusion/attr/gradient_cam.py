@@ -21,6 +21,11 @@ class GradientCam(LayerAttribution, GradientAttribution):
     """A class activation map that follows from the layer's gradients and activations.
 
     A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
     """
 
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:

@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import FeatureMap, last_feature_map
+from captum_fusion import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._app.messages import close_names
-from captum_fusion._engine.feature_map import feature_maps
 
 # The number of feature maps in a message.
 _MOST_NAMES = 24

@@ -17,8 +17,8 @@ from captum_fusion._app.models.preprocessing import GREY, IMAGENET
 from captum_fusion._app.models.torchvision import LITE_SIZES, from_lite, from_torchvision
 from captum_fusion._app.models.weights import State, load_state_dict, read_state_dict
 from captum_fusion._app.options import DEFAULT_MODEL
-from captum_fusion._engine.outputs import scores_in
 from captum_fusion.arguments import Activation
+from captum_fusion.targets import scores_in
 
 
 def load_classifier(
