@@ -48,10 +48,10 @@ class FusedAttributions(captum_fusion.FusedAttributions):
 
 
 class AugmentationTunnel(captum_fusion.AugmentationTunnel):
-    """The mean of Score-CAM over two images and their mirror images."""
+    """The mean of a gradient method over an image, its mirror image, and both at other contrasts."""
 
     def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
-        super().__init__(attr.LayerScoreCam(forward_func, layer, device_ids))
+        super().__init__(attr.LayerXGradCam(forward_func, layer, device_ids))
 
 
 METHODS: list[type[LayerAttribution]] = [
