@@ -33,7 +33,8 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         if not inspect.isclass(value):
             yield f"{module}.{name}", value, value
             continue
-        if not issubclass(value, tuple):  # The fields of a named tuple have their own docstrings.
+        # The fields of a named tuple have their own docstrings, and exceptions take none of ours.
+        if not issubclass(value, (tuple, BaseException)):
             yield f"{module}.{name}", value, value.__init__
         for method, function in inspect.getmembers(value, inspect.isfunction):
             # What a method's author overrides, such as channel_weights, is documented on the base class.
@@ -42,7 +43,7 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
                 yield f"{module}.{name}.{method}", function, function
 
 
-def fill_docstring(docstring: str) -> dict[str, list[str]]:
+def documented(docstring: str) -> dict[str, list[str]]:
     """What is said of each argument, by its name."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
     entries: dict[str, list[str]] = {}
@@ -57,7 +58,7 @@ def fill_docstring(docstring: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("documenting", "signed"), [pytest.param(*given, id=name) for name, *given in callables()])
 def test_every_parameter_is_documented(documenting: Any, signed: Any) -> None:
     assert documenting.__doc__
-    entries = fill_docstring(documenting.__doc__)
+    entries = documented(documenting.__doc__)
     parameters = {name: value for name, value in inspect.signature(signed).parameters.items() if name != "self"}
     kinds = {value.kind for value in parameters.values()}
     assert Parameter.VAR_POSITIONAL not in kinds
