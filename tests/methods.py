@@ -8,7 +8,6 @@ import torch
 from captum.attr import Attribution, GradientAttribution, LayerAttribution
 from torch import Tensor, nn
 
-import captum_fusion
 from captum_fusion import attr
 
 
@@ -40,14 +39,14 @@ class Rise(attr.Rise):
         super().__init__(forward_func, samples=5)
 
 
-class FusedAttributions(captum_fusion.FusedAttributions):
+class FusedAttributions(attr.FusedAttributions):
     """The mean of a gradient method's map and a masked one's."""
 
     def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
         super().__init__([m(forward_func, layer, device_ids) for m in (attr.LayerXGradCam, attr.LayerScoreCam)])
 
 
-class AugmentationTunnel(captum_fusion.AugmentationTunnel):
+class AugmentationTunnel(attr.AugmentationTunnel):
     """The mean of a gradient method over an image, its mirror image, and both at other contrasts."""
 
     def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
@@ -56,7 +55,7 @@ class AugmentationTunnel(captum_fusion.AugmentationTunnel):
 
 METHODS: list[type[LayerAttribution]] = [
     method
-    for method in (globals().get(name, getattr(attr, name)) for name in attr.__all__)
+    for method in (globals().get(method.__name__, method) for method in attr.METHODS)
     if issubclass(method, LayerAttribution)
 ]
 
