@@ -2,20 +2,20 @@
 
 import sys
 
-from captum_fusion._app.messages import complain, complaint
+from captum_fusion._app.messages import format_error, report_error
 
 
 def main() -> None:
-    """Runs the command, or says which extra it needs."""
+    """Runs the command, or reports the extra that it needs."""
     try:
         from captum_fusion.cli import run
 
         status = run()
     except KeyboardInterrupt:
-        complain("interrupted")
+        report_error("interrupted")
         status = 130
     except ModuleNotFoundError as error:
-        complain(complaint(error))
+        report_error(format_error(error))
         status = 2
     sys.exit(status)
 

@@ -1,11 +1,16 @@
 """The lines of Python that reproduce what the page shows."""
 
 from captum_fusion._app.drawing import COLOURS
-from captum_fusion.page._browser import Shown
+from captum_fusion.page._browser import View
 
 
-def recipe(shown: Shown, overlay: float) -> str:
-    """Lines that compute and draw what a browser is shown, with so much colour over the photograph."""
+def recipe(shown: View, overlay: float) -> str:
+    """Writes the lines that compute and draw a view.
+
+    Args:
+        shown (View): The view.
+        overlay (float): The opacity of the colours over the photograph, in [0, 1].
+    """
     first = shown.explanations[0]
     *imports, image = shown.python
     model = ", ".join(f"{name}={value!r}" for name, value in shown.model.items() if value is not None)
