@@ -216,7 +216,7 @@ def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: fl
             expected, (gain, unevenness, tied) = straight_line.union_cam(
                 activations,
                 gradients,
-                straight_line.component(scores, tuple(x.shape[2:])),
+                straight_line.region_component(scores, tuple(x.shape[2:])),
                 straight_line.probability(network, target),
                 x,
                 baseline,

@@ -23,6 +23,9 @@ tolerance (float, optional): How far, at most, the final map (ReLU, then min-max
     others, smooth functions of the masks, are inferred from them. Channels are scored until the estimate of
     the error is within the tolerance; where the scores are not smooth, all are. The estimate covers the error
     for about nine examples of ten, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact""",
+    "region_tolerance": """
+tolerance (float, optional): How far, at most, the region map may be from the exact one at any point, as a share of
+    its range, in [0, 1), see ``LayerScoreCam``; for the default region method only. Default: 0.0, which is exact""",
     "activation": """
 activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
     selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities, or scores that are to be
