@@ -36,7 +36,8 @@ def as_float(values: Tensor) -> Tensor:
         >>> as_float(torch.tensor([1, 2]))
         tensor([1., 2.])
     """
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    exact = values.dtype in (torch.float32, torch.float64)
+    return values if exact else values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:

@@ -189,8 +189,9 @@ class ModelCall:
                 f"{choice} given for an output of shape {shape}, which selects scores of shape {tuple(scores.shape)}; "
                 "expected a target that selects one score per example"
             )
-        not_finite = int((~scores.isfinite()).sum())
-        if not_finite:
+        finite = scores.isfinite()
+        if not finite.all():
+            not_finite = int((~finite).sum())
             raise RuntimeError(
                 f"forward_func gave scores that are not finite for {not_finite} of {self.examples} inputs as they are. "
                 "Expected finite scores: check the inputs and the model."

@@ -94,7 +94,7 @@ def evaluate(
     )
     maps = saliency_maps(inputs, attributions, sign)
     values: dict[str, Tensor] = {}
-    with forward_pass(call):
+    with forward_pass(call, measure_memory=True):
         if {"confidence_drop", "confidence_increase"} & set(metrics):
             both = probabilities(call, maps)
         for name in metrics:
