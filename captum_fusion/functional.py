@@ -6,7 +6,7 @@ whatever the precision of its arguments, and returns that. Symbols are those of 
 (https://arxiv.org/abs/2603.05386).
 """
 
-from math import ceil, floor
+from math import ceil, floor, inf, sqrt
 from typing import Literal, get_args
 
 import torch
@@ -168,9 +168,8 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     values = as_float(values)
     eps = torch.finfo(values.dtype).eps
     if isinstance(scale, Tensor):
-        share: Tensor = (10 * eps * scale).clamp(min=_ROUNDING * eps, max=eps**0.5)
-        return share * values.abs()
-    return min(eps * max(10 * scale, _ROUNDING), eps**0.5) * values.abs()
+        return (10 * eps * scale).clamp(min=_ROUNDING * eps, max=sqrt(eps)) * values.abs()
+    return min(eps * max(10 * scale, _ROUNDING), sqrt(eps)) * values.abs()
 
 
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -878,5 +877,4 @@ def _or_one(values: Tensor) -> Tensor:
 
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
     """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
-    zero = divisor.abs() <= rounding(terms)
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, divisor))
+    return numerator / divisor.masked_fill(divisor.abs() <= rounding(terms), inf)

@@ -105,10 +105,26 @@ RuntimeError: If scores are not finite, if another thread runs the layer while i
     ``torch.inference_mode()``.""",
 }
 
+_CAM = ("target", "additional_forward_args", "attribute_to_layer_input", "relu_attributions", "attr_dim_summation")
+_MASKED = ("masked_inputs", "target", "additional_forward_args", "interpolate_mode", "attribute_to_layer_input")
+# Arguments that several signatures have in the same order.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "layer_constructor": ("forward_func", "layer", "device_ids"),
+    "layer_arguments": ("inputs", *_CAM),
+    "masked_layer_arguments": ("masked_inputs", *_CAM),
+    "masked_arguments": _MASKED,
+    "metric_arguments": ("forward_func", "inputs", "attributions", "baselines", "additional_forward_args", "target"),
+    "progress_arguments": ("perturbations_per_eval", "show_progress"),
+}
+
+
+def _prose(name: str) -> str:
+    return "\n".join(_PROSE[part].strip() for part in _GROUPS.get(name, (name,)))
+
 
 def fill_docstring(thing: Documented) -> Documented:
     """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods."""
     for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
         if getattr(part, "__doc__", None) and (part is thing or callable(part)):
-            part.__doc__ = _PLACE.sub(lambda place: indent(_PROSE[place[2]].strip(), place[1]), part.__doc__)
+            part.__doc__ = _PLACE.sub(lambda place: indent(_prose(place[2]), place[1]), part.__doc__)
     return thing

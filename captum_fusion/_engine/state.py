@@ -63,7 +63,7 @@ class StateGuard:
     @contextmanager
     def tracking(self, forward_func: object = None) -> Iterator[None]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
-        # The random state tells as much where no other thread can have moved it, and does not slow down every operation.
+        # Where no other thread can have moved it, the random state tells as much, and slows no operation down.
         others = threading.active_count() > 1
         thread = threading.get_ident()
 
@@ -87,7 +87,7 @@ class StateGuard:
                     yield
         finally:
             hook.remove()
-            self.draws |= draws.any if others else bool(self._moved())
+            self.draws |= draws.any if others else threading.active_count() == 1 and bool(self._moved())
             self._warn_if_unstable()
 
     def _keep(self, module: Module) -> None:

@@ -1,7 +1,7 @@
 """Fusion-CAM."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast
 
 import torch
 from captum.attr import Attribution, LayerGradCam
@@ -82,9 +82,7 @@ class LayerFusionCam(MaskedCam):
     More details can be found in the paper: https://arxiv.org/abs/2603.05386
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         gradient_method (Attribution, optional): The attribution to denoise: any of Captum's or of this package for the
             same model, or a ``NoiseTunnel`` around one. Attributions with several channels are summed over the
             channels and negative evidence is dropped; then they are brought to the input's size and normalized.
@@ -130,48 +128,6 @@ class LayerFusionCam(MaskedCam):
             self.forward_func, self.layer, self.device_ids, tolerance=self.tolerance
         )
 
-    @overload
-    def attribute(
-        self,
-        inputs: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        interpolate_mode: InterpolateMode = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        percentile: float = ...,
-        weighting: Weighting = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_stages: Literal[False] = ...,
-        gradient_kwargs: Mapping[str, Any] | None = ...,
-        region_kwargs: Mapping[str, Any] | None = ...,
-        gradient_attributions: Tensor | None = ...,
-        region_attributions: Tensor | None = ...,
-    ) -> TensorOrTupleOfTensorsGeneric: ...
-
-    @overload
-    def attribute(
-        self,
-        inputs: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        interpolate_mode: InterpolateMode = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        percentile: float = ...,
-        weighting: Weighting = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_stages: Literal[True],
-        gradient_kwargs: Mapping[str, Any] | None = ...,
-        region_kwargs: Mapping[str, Any] | None = ...,
-        gradient_attributions: Tensor | None = ...,
-        region_attributions: Tensor | None = ...,
-    ) -> tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]: ...
-
     @logged
     def attribute(
         self,
@@ -195,11 +151,7 @@ class LayerFusionCam(MaskedCam):
         r"""Computes the attribution of the inputs.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {interpolate_mode}
-            {attribute_to_layer_input}
+            {masked_arguments}
             {baselines}
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of the
                 gradient map's values that is dropped. The paper finds 10 to 20 best. Default: 10.0
@@ -216,8 +168,7 @@ class LayerFusionCam(MaskedCam):
                   "raw" weights are so small that sim is 1 everywhere and F is a maximum
 
                 Default: "raw"
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
             return_stages (bool, optional): Whether to return the stages as well. Default: False
             gradient_kwargs (dict, optional): Further arguments of ``gradient_method.attribute``, such as the
                 ``n_steps`` of ``IntegratedGradients`` or the ``nt_samples`` of a ``NoiseTunnel``. The arguments above

@@ -60,9 +60,7 @@ class LayerUnionCam(MaskedCam):
     More details can be found in the paper: https://doi.org/10.3389/fnbot.2024.1490198
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         region_method (Attribution, optional): The attribution R to unite, as in ``LayerFusionCam``. Default: None,
             which means ``LayerScoreCam(forward_func, layer, device_ids, tolerance=tolerance)``
         {activation}
@@ -114,16 +112,11 @@ class LayerUnionCam(MaskedCam):
         r"""Computes the attribution of the inputs.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {interpolate_mode}
-            {attribute_to_layer_input}
+            {masked_arguments}
             {baselines}
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of each
                 channel's gradients that is dropped. Default: 10.0
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
             region_attributions (Tensor, optional): Attributions of ``region_method`` for the same inputs and target,
                 (N, C, \*s) at the input's or the layer's resolution. They are united instead of being computed again.
                 Default: None

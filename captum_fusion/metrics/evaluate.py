@@ -55,8 +55,7 @@ def evaluate(
         {activation}
         {sign}
         steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
-        {perturbations_per_eval}
-        {show_progress}
+        {progress_arguments}
 
     Returns:
         *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
