@@ -51,7 +51,7 @@ from torchvision.transforms import v2
 
 from captum_fusion._app.atomic_files import write_whole
 from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
-from captum_fusion._app.options import BUNDLED
+from captum_fusion._app.options import DEFAULT_MODEL
 
 ALIKE, NEIGHBOURS_ALIKE, TOO_ALIKE = 0.65, 0.2, 0.5
 TESTED = 27  # Photographs of each disease at most.
@@ -191,7 +191,7 @@ def mobilenet(classes: int) -> nn.Module:
 
 def lite(classes: int) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights and a new head."""
-    network = load_classifier(BUNDLED).model
+    network = load_classifier(DEFAULT_MODEL).model
     network._fc = nn.Linear(network._fc.in_features, classes)
     return network
 
@@ -235,7 +235,7 @@ NETWORKS = {
     "resnet": Network("benchmarks.leaves:resnet", resnet, from_scratch),
     "vgg": Network("benchmarks.leaves:vgg", vgg, from_scratch),
     "mobilenet_v2": Network("mobilenet_v2", mobilenet, from_scratch),
-    BUNDLED: Network(BUNDLED, lite, fine_tune),
+    DEFAULT_MODEL: Network(DEFAULT_MODEL, lite, fine_tune),
 }
 
 

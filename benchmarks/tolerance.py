@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from captum_fusion._app.models.loading import Preprocessing
 from captum_fusion._engine.masking import scoring
-from captum_fusion._engine.surrogate import Surrogate, final
+from captum_fusion._engine.surrogate import Surrogate, relu_minmax
 from captum_fusion.attr.score_cam import ChannelRows, _channel_scores
 from captum_fusion.functional import normalize, upsample
 
@@ -128,7 +128,7 @@ def judge(exact: Exact, tolerance: float, size: int) -> dict[str, float]:
         surrogate.observe(channels, exact.scores[channels, None])
         passes += len(channels)
     seconds = time.process_time() - start
-    maps = torch.stack([final(weights @ flat) for weights in (surrogate.weights[0], exact.scores.softmax(0))])
+    maps = torch.stack([relu_minmax(weights @ flat) for weights in (surrogate.weights[0], exact.scores.softmax(0))])
     at_input = normalize(upsample(maps.reshape(2, 1, *exact.activations.shape[1:]), (size, size)))
     return {
         "channels": live + int(live < len(flat)),

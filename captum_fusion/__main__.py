@@ -2,7 +2,7 @@
 
 import sys
 
-from captum_fusion._app.messages import complain, complaint
+from captum_fusion._app.messages import format_error, report_error
 
 
 def main() -> None:
@@ -12,10 +12,10 @@ def main() -> None:
 
         status = run()
     except KeyboardInterrupt:
-        complain("interrupted")
+        report_error("interrupted")
         status = 130
     except ModuleNotFoundError as error:
-        complain(complaint(error))
+        report_error(format_error(error))
         status = 2
     sys.exit(status)
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
-from captum_fusion._app.messages import complain, complaint
+from captum_fusion._app.messages import format_error, report_error
 from captum_fusion._app.names import one_line
-from captum_fusion._app.options import BUNDLED, OVERLAY
-from captum_fusion._app.settings import Settings, Several, Whole, one_each
+from captum_fusion._app.options import DEFAULT_ALPHA, DEFAULT_MODEL
+from captum_fusion._app.settings import IntOption, ListOption, Settings, per_model
 from captum_fusion.arguments import Activation, Weighting
 
 _SHOW = warnings.showwarning
@@ -48,17 +48,17 @@ def explain(
     model: Annotated[str | None, Parameter(alias="-m")] = None,
     weights: str | None = None,
     layer: Annotated[str | None, Parameter(alias="-l")] = None,
-    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None,
+    grid: Annotated[tuple[IntOption, IntOption] | None, Parameter(negative="")] = None,
     target: Annotated[tuple[str, ...], Parameter(alias="-t", negative="", show_default=False)] = (),
     methods: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
     percentile: float = 10.0,
     weighting: Weighting = "normalized",
     tolerance: float = 0.0,
-    alpha: float = OVERLAY,
+    alpha: float = DEFAULT_ALPHA,
     output: Annotated[Path, Parameter(alias="-o")] = Path("explained"),
     save_npz: Path | None = None,
     force: Annotated[bool, Parameter(negative="")] = False,
-    size: Whole | None = None,
+    size: IntOption | None = None,
     mean: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     std: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     activation: Activation = "softmax",
@@ -100,11 +100,11 @@ def explain(
     """
     from captum_fusion._app.drawing import check_picture
     from captum_fusion._app.job import Job
-    from captum_fusion._app.output_files import find_places
+    from captum_fusion._app.output_files import plan_outputs
     from captum_fusion.explain import Explainer
 
     read = {} if weights in (None, "none") else {"--weights": Path(str(weights))}
-    places = find_places(images, output, save_npz, read, force=force)
+    places = plan_outputs(images, output, save_npz, read, force=force)
     check_picture(places[0].picture)
     job = Job(
         places=places,
@@ -149,17 +149,17 @@ def list_methods() -> None:
 @app.command
 def page(
     *,
-    models: Annotated[tuple[str, ...], Several, Parameter(name="--model")] = (BUNDLED,),
-    weights: Annotated[tuple[str, ...], Several] = (),
-    layers: Annotated[tuple[str, ...], Several, Parameter(name="--layer")] = (),
-    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None,
-    size: Whole | None = None,
+    models: Annotated[tuple[str, ...], ListOption, Parameter(name="--model")] = (DEFAULT_MODEL,),
+    weights: Annotated[tuple[str, ...], ListOption] = (),
+    layers: Annotated[tuple[str, ...], ListOption, Parameter(name="--layer")] = (),
+    grid: Annotated[tuple[IntOption, IntOption] | None, Parameter(negative="")] = None,
+    size: IntOption | None = None,
     mean: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     std: Annotated[tuple[float, float, float] | None, Parameter(negative="")] = None,
     activation: Activation = "softmax",
     device: str | None = None,
     host: str = "127.0.0.1",
-    port: Whole | None = None,
+    port: IntOption | None = None,
 ) -> int:
     """Explain photographs on a page in a browser, until Ctrl+C.
 
@@ -180,7 +180,7 @@ def page(
         port: The port to listen on. Without it, the first free one from 7860.
     """
     each_weights, each_layer = (
-        one_each(name, given, len(models)) for name, given in (("weights", weights), ("layers", layers))
+        per_model(name, given, len(models)) for name, given in (("weights", weights), ("layers", layers))
     )
     shared = {"grid": grid, "size": size, "mean": mean, "std": std, "activation": activation, "device": device}
     try:
@@ -216,7 +216,7 @@ def benchmark(settings: Annotated[Settings, Parameter(name="*")]) -> int:
     try:
         run_benchmark(settings, show_progress=True)
     except NothingExplainedError as error:
-        complain(one_line(error))
+        report_error(one_line(error))
         return FAILED
     return 0
 
@@ -250,12 +250,12 @@ def _launch(
             warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        complain("interrupted")
+        report_error("interrupted")
         return INTERRUPTED
     except Exception as error:
         if verbose:
             sys.stderr.write("".join(format_exception(error)))
-        complain(_said(error, tokens))
+        report_error(_said(error, tokens))
         return REFUSED
     return status if isinstance(status, int) else 0
 
@@ -264,13 +264,13 @@ def _said(error: Exception, tokens: Sequence[str]) -> str:
     """What to say of an error that these arguments lead to."""
     if isinstance(error, UnknownCommandError) and Path(tokens[0]).suffix:
         return f"there is no command {tokens[0]!r}; did you mean: {shlex.join(['captum-fusion', 'explain', *tokens])}"
-    return one_line(error) if isinstance(error, CycloptsError) else complaint(error)
+    return one_line(error) if isinstance(error, CycloptsError) else format_error(error)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     """Shows a warning of this package in a line, and others as they are."""
     if Path(filename).is_relative_to(Path(__file__).parent):
-        complain(one_line(message))
+        report_error(one_line(message))
     else:
         _SHOW(message, category, filename, lineno, *rest)
 

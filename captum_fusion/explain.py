@@ -152,7 +152,7 @@ class OpenedPicture:
         self.inputs = inputs
         r"""The picture as it enters the model, (1, 3, \*S)."""
         self._attributions: dict[tuple[str, int, float], Tensor] = {}
-        self._made: dict[tuple[Any, ...], _Made] = {}
+        self._made: dict[tuple[Any, ...], CachedMap] = {}
 
     def explain(
         self,
@@ -181,16 +181,16 @@ class OpenedPicture:
             if target is None
             else self.explainer.classifier.target(str(target), len(probabilities))
         )
-        asked = _Asked(index, percentile, tolerance, show_progress)
+        request = Request(index, percentile, tolerance, show_progress)
         maps: dict[str, Tensor] = {}
         kept: dict[str, float] = {}
         stages: dict[str, FusionCamStages] = {}
         for method in chosen or [parse_method("fusion-cam", weighting)]:
-            made = self._remembered(method, asked, staged=not chosen)
-            maps |= made.maps
-            kept |= made.kept
-            if made.stages is not None:
-                stages[method.name] = made.stages
+            cached = self._remembered(method, request, staged=not chosen)
+            maps |= cached.maps
+            kept |= cached.kept
+            if cached.stages is not None:
+                stages[method.name] = cached.stages
         empty = [
             f"The map of {label} is empty: by it nothing speaks for the class"
             for label in maps
@@ -234,60 +234,60 @@ class OpenedPicture:
             drawn.append(Curve(float(area), fractions.cpu(), probabilities[0].cpu()))
         return Curves(*drawn)
 
-    def _remembered(self, method: Method, asked: "_Asked", *, staged: bool) -> "_Made":
-        percentile = asked.percentile if method.has_percentile else None
-        key = (method, staged, asked.target, percentile, asked.tolerance_of(method))
+    def _remembered(self, method: Method, request: "Request", *, staged: bool) -> "CachedMap":
+        percentile = request.percentile if method.has_percentile else None
+        key = (method, staged, request.target, percentile, request.tolerance_of(method))
         if key not in self._made:
             with self.explainer.in_turn(), self.prediction.feature_map.view() as layer:
-                self._made[key] = self._make(layer, method, asked, staged)
+                self._made[key] = self._make(layer, method, request, staged)
             for oldest in list(self._made)[:-_REMEMBERED]:
                 del self._made[oldest]
         return self._made[key]
 
-    def _make(self, layer: nn.Module, method: Method, asked: "_Asked", staged: bool) -> "_Made":
+    def _make(self, layer: nn.Module, method: Method, request: "Request", staged: bool) -> "CachedMap":
         stages = None
         if method.components is not None:
-            options = {"percentile": asked.percentile, "weighting": method.weighting, "return_stages": True}
-            values, stages = self._attribute(layer, method, asked, **options)
+            options = {"percentile": request.percentile, "weighting": method.weighting, "return_stages": True}
+            values, stages = self._attribute(layer, method, request, **options)
             stages = FusionCamStages(*(part.cpu() for part in stages))
         elif method.has_percentile:
-            values = self._attribute(layer, method, asked, percentile=asked.percentile)
+            values = self._attribute(layer, method, request, percentile=request.percentile)
         else:
-            values = self._attributions_of(layer, method, asked)
+            values = self._attributions_of(layer, method, request)
         size = tuple(self.inputs.shape[2:])
         maps = _stage_maps(stages) if staged and stages else {method.name: saliency_map(values, size).cpu()}
         classifier = self.explainer.classifier
         kept = {}
         for label, part in maps.items():
             masked = classifier.scores(self.inputs * part.to(self.inputs))
-            kept[label] = float(classifier.probabilities(masked)[0, asked.target])
-        return _Made(maps, kept, stages)
+            kept[label] = float(classifier.probabilities(masked)[0, request.target])
+        return CachedMap(maps, kept, stages)
 
-    def _attributions_of(self, layer: nn.Module, method: Method, asked: "_Asked") -> Tensor:
+    def _attributions_of(self, layer: nn.Module, method: Method, request: "Request") -> Tensor:
         """The attributions of a method by itself, which fusions share."""
-        key = (method.name, asked.target, asked.tolerance_of(method))
+        key = (method.name, request.target, request.tolerance_of(method))
         if key not in self._attributions:
             # Without the graph, which holds all that the model computed.
-            self._attributions[key] = self._attribute(layer, method, asked).detach()
+            self._attributions[key] = self._attribute(layer, method, request).detach()
         return self._attributions[key]
 
-    def _attribute(self, layer: nn.Module, method: Method, asked: "_Asked", **options: Any) -> Any:
+    def _attribute(self, layer: nn.Module, method: Method, request: "Request", **options: Any) -> Any:
         """What a method attributes, made of parts that are remembered."""
         classifier = self.explainer.classifier
         network = classifier.model
         parts: dict[str, Attribution] = {}
         for name in method.parts:
-            parts[name] = KnownAttribution(network, layer, self._attributions_of(layer, Method(name), asked))
-        attribution = method.build(network, layer, parts, classifier.activation, tolerance=asked.tolerance)
+            parts[name] = KnownAttribution(network, layer, self._attributions_of(layer, Method(name), request))
+        attribution = method.build(network, layer, parts, classifier.activation, tolerance=request.tolerance)
         if "show_progress" in signature(attribution.attribute).parameters:
-            options["show_progress"] = asked.show_progress
+            options["show_progress"] = request.show_progress
         try:
-            return attribution.attribute(self.inputs.clone(), target=asked.target, **options)
+            return attribution.attribute(self.inputs.clone(), target=request.target, **options)
         except Exception as error:
             raise RuntimeError(f"{method.name} fails: {reason(error)}") from error
 
 
-class _Asked(NamedTuple):
+class Request(NamedTuple):
     """What is asked of each method."""
 
     target: int
@@ -300,7 +300,7 @@ class _Asked(NamedTuple):
         return self.tolerance if method.has_tolerance else 0.0
 
 
-class _Made(NamedTuple):
+class CachedMap(NamedTuple):
     """What a method made: its map, or its stages, and what each keeps."""
 
     maps: dict[str, Tensor]

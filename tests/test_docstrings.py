@@ -33,7 +33,8 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
         if not inspect.isclass(value):
             yield f"{module}.{name}", value, value
             continue
-        if not issubclass(value, tuple):  # The fields of a named tuple have their own docstrings.
+        # The fields of a named tuple have their own docstrings, and exceptions take none of ours.
+        if not issubclass(value, (tuple, BaseException)):
             yield f"{module}.{name}", value, value.__init__
         for method, function in inspect.getmembers(value, inspect.isfunction):
             # What a method's author overrides, such as channel_weights, is documented on the base class.

@@ -17,7 +17,7 @@ def check_writable(file: Path) -> None:
         raise ValueError(f"{file} cannot be written: permission denied")
 
 
-def drafts(folder: Path) -> list[Path]:
+def stale_temp_files(folder: Path) -> list[Path]:
     """What is left of files whose writer was killed."""
     return [file for file in folder.glob(".*.*") if _DRAFT.fullmatch(file.name)]
 

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from captum_fusion._app.names import close_names, one_line
-from captum_fusion._app.options import OVERLAY
+from captum_fusion._app.options import DEFAULT_ALPHA
 from captum_fusion.explain import Explanation
 
 COLOURS = "turbo"
@@ -25,7 +25,7 @@ _PANEL_INCHES = 2.4
 _DPI = 170
 
 
-def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = OVERLAY) -> bytes:
+def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA) -> bytes:
     """A picture of a photograph's explanations as the content of a file: panels for it and each map, class by class.
 
     Args:
@@ -61,7 +61,7 @@ def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> Non
         axis.set_title(f"{fill(name, _LETTERS)}\n{kept}", size="medium")
 
 
-def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = OVERLAY) -> None:
+def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:
     """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1].
 
     The photograph is grey, so that all colours are the map's, and the less is covered of it the less the map is: where

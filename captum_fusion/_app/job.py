@@ -11,9 +11,9 @@ from captum_fusion._app.archive import archive
 from captum_fusion._app.console import Output, progress_bar
 from captum_fusion._app.drawing import drawn
 from captum_fusion._app.images import PictureError, check_photograph
-from captum_fusion._app.messages import complain, complaint
+from captum_fusion._app.messages import format_error, report_error
 from captum_fusion._app.methods import parse_method
-from captum_fusion._app.output_files import Place, write_at
+from captum_fusion._app.output_files import OutputFiles, write_at
 from captum_fusion._engine.guards import check_percentile, check_tolerance
 from captum_fusion.arguments import Weighting
 from captum_fusion.explain import Explainer, Explanation
@@ -26,7 +26,7 @@ class Job:
     One of several pictures that cannot be explained is told, and costs none of the others.
     """
 
-    places: Sequence[Place]
+    places: Sequence[OutputFiles]
     targets: Sequence[str]
     methods: Sequence[str]
     percentile: float
@@ -35,7 +35,7 @@ class Job:
     alpha: float
     done: int = field(default=0, init=False)
     """How many pictures were explained."""
-    lost: list[Place] = field(default_factory=list, init=False)
+    lost: list[OutputFiles] = field(default_factory=list, init=False)
     """Those that could not be."""
 
     def check(self) -> None:
@@ -82,7 +82,7 @@ class Job:
     def _alone(self) -> bool:
         return len(self.places) == 1
 
-    def _begins(self, place: Place) -> bool:
+    def _begins(self, place: OutputFiles) -> bool:
         """Whether a picture's file is there and begins as a picture does."""
         try:
             if place.image is not None:
@@ -92,13 +92,13 @@ class Job:
             return False
         return True
 
-    def _lose(self, place: Place, error: Exception) -> None:
+    def _lose(self, place: OutputFiles, error: Exception) -> None:
         """Tells that a picture cannot be explained, or raises the error where that is not this picture's fault."""
         named = isinstance(error, (OSError, PictureError))
         # What no picture has survived yet is the fault of none of them, unless it says so.
         if self._alone or not (named or self.done):
             raise error
-        complain(complaint(error) if named else f"{place.image}: {complaint(error)}")
+        report_error(format_error(error) if named else f"{place.image}: {format_error(error)}")
         self.lost.append(place)
 
     def _explained(self, explainer: Explainer, image: Path | None, begin: Callable[[str], None]) -> list[Explanation]:
@@ -128,7 +128,7 @@ class Job:
         return explanations
 
 
-def _say(console: Output, place: Place, explanations: Sequence[Explanation], alone: bool) -> None:
+def _say(console: Output, place: OutputFiles, explanations: Sequence[Explanation], alone: bool) -> None:
     """Says what was explained, in a line where there are other pictures; after the files are written."""
     first = explanations[0]
     if alone:

@@ -7,12 +7,12 @@ from captum_fusion._app.names import one_line, reason
 _EXTRA = {"cyclopts", "matplotlib", "pandas", "PIL", "rich", "scipy"}
 
 
-def complain(line: str) -> None:
+def report_error(line: str) -> None:
     """Says what is wrong."""
     sys.stderr.write(f"captum-fusion: {line}\n")
 
 
-def complaint(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """What to say of an error."""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in _EXTRA:
         return f"the command needs the package {error.name}: pip install 'captum-fusion[cli]'"

@@ -24,8 +24,8 @@ METRICS = (
 Target = Literal["predicted", "label", "best-label"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-BUNDLED = "efficientnet-lite0"
+DEFAULT_MODEL = "efficientnet-lite0"
 """The network whose ImageNet weights the demo extra brings."""
 
-OVERLAY = 0.8
+DEFAULT_ALPHA = 0.8
 """How much of the photograph a map covers where it is 1, in [0, 1]."""

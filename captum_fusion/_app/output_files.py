@@ -10,7 +10,7 @@ from captum_fusion._app.atomic_files import check_writable, write_whole
 from captum_fusion._app.sample import NAME
 
 
-class Place(NamedTuple):
+class OutputFiles(NamedTuple):
     """A picture, and the files that are written for it."""
 
     image: Path | None
@@ -18,9 +18,9 @@ class Place(NamedTuple):
     maps: Path | None
 
 
-def find_places(
+def plan_outputs(
     images: Sequence[Path], output: Path, save_npz: Path | None, inputs: Mapping[str, Path], *, force: bool
-) -> list[Place]:
+) -> list[OutputFiles]:
     """The places of all pictures, each once, or of the sample where there are none.
 
     Args:
@@ -63,7 +63,7 @@ def find_places(
     pictures = written["--output"]
     nowhere: list[Path | None] = [None] * len(pictures)
     maps = written.get("--save-npz", nowhere)
-    return [Place(*each) for each in zip(explained, pictures, maps, strict=True)]
+    return [OutputFiles(*each) for each in zip(explained, pictures, maps, strict=True)]
 
 
 def write_at(file: Path, content: bytes) -> None:

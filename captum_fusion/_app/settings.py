@@ -23,8 +23,8 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"expected a whole number, not {tokens[0].value!r}") from None
 
 
-Whole = Annotated[int, Parameter(converter=_whole)]
-Several = Parameter(consume_multiple=True, negative="")
+IntOption = Annotated[int, Parameter(converter=_whole)]
+ListOption = Parameter(consume_multiple=True, negative="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +68,25 @@ class Settings:
 
     images: str | Path
     output: str | Path
-    models: Annotated[Sequence[str], Several, Parameter(name="--model")] = ("efficientnet-lite0",)
-    layers: Annotated[Sequence[str], Several, Parameter(name="--layer")] = ()
-    grid: Annotated[tuple[Whole, Whole] | None, Parameter(negative="")] = None
-    weights: Annotated[Sequence[str], Several] = ()
+    models: Annotated[Sequence[str], ListOption, Parameter(name="--model")] = ("efficientnet-lite0",)
+    layers: Annotated[Sequence[str], ListOption, Parameter(name="--layer")] = ()
+    grid: Annotated[tuple[IntOption, IntOption] | None, Parameter(negative="")] = None
+    weights: Annotated[Sequence[str], ListOption] = ()
     labels: str | Path | None = None
     labels_by_order: Annotated[bool, Parameter(negative="")] = False
-    methods: Annotated[Sequence[str], Several] = ("grad-cam", "score-cam", "fusion-cam")
-    metrics: Annotated[Sequence[str], Several] = METRICS[:4]
+    methods: Annotated[Sequence[str], ListOption] = ("grad-cam", "score-cam", "fusion-cam")
+    metrics: Annotated[Sequence[str], ListOption] = METRICS[:4]
     tolerance: float = 0.0
-    percentiles: Annotated[Sequence[float], Several, Parameter(name="--percentile")] = (10.0,)
+    percentiles: Annotated[Sequence[float], ListOption, Parameter(name="--percentile")] = (10.0,)
     stages: Annotated[bool, Parameter(negative="")] = False
     target: Target = "predicted"
-    limit: Whole | None = None
-    seed: Whole | None = None
-    steps: Whole = 100
+    limit: IntOption | None = None
+    seed: IntOption | None = None
+    steps: IntOption = 100
     activation: Activation = "softmax"
     device: str | None = None
     precision: Precision = "float32"
-    batch_size: Whole = 1
+    batch_size: IntOption = 1
     compile: Annotated[bool, Parameter(negative="")] = False
     strict: Annotated[bool, Parameter(negative="")] = False
 
@@ -136,10 +136,10 @@ class Settings:
         return list(zip(self.models, weights, self._one_each("layers"), strict=True))
 
     def _one_each(self, name: str) -> list[str | None]:
-        return one_each(name, getattr(self, name), len(self.models))
+        return per_model(name, getattr(self, name), len(self.models))
 
 
-def one_each(name: str, given: Sequence[str], count: int) -> list[str | None]:
+def per_model(name: str, given: Sequence[str], count: int) -> list[str | None]:
     """What was given for each of some models: one for each, one for all, or None for all."""
     if len(given) not in (0, 1, count):
         raise ValueError(

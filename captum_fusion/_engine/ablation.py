@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import eager
-from captum_fusion._engine.forward_pass import Session
-from captum_fusion._engine.masking import Masks, Scorer
+from captum_fusion._engine.forward_pass import ForwardPass
+from captum_fusion._engine.masking import MaskedScorer, Masks
 
 
-class Ablator(Scorer):
+class Ablator(MaskedScorer):
     """Scores the inputs as they are, with one channel of the session's layer set to 0 in each row.
 
     Args:
@@ -23,8 +23,8 @@ class Ablator(Scorer):
             takes as many rows as are fast on the device
     """
 
-    def __init__(self, opened: Session, perturbations_per_eval: int | None = None) -> None:
-        super().__init__(opened, masked=(), perturbations_per_eval=perturbations_per_eval)
+    def __init__(self, unmasked: ForwardPass, perturbations_per_eval: int | None = None) -> None:
+        super().__init__(unmasked, masked=(), perturbations_per_eval=perturbations_per_eval)
         self._ablated = torch.empty(0)
         self._runs = 0
 
@@ -45,7 +45,7 @@ class Ablator(Scorer):
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        layer, thread = self.session.layer, threading.get_ident()
+        layer, thread = self.forward_pass.layer, threading.get_ident()
         assert layer is not None
 
         def ablate(module: Module, *values: Any) -> Any:
@@ -53,12 +53,12 @@ class Ablator(Scorer):
             if module is not layer or threading.get_ident() != thread:
                 return None
             self._runs += 1
-            if self._runs != self.session.layer_runs:
+            if self._runs != self.forward_pass.layer_runs:
                 return None
-            value = values[0 if self.session.attribute_to_layer_input else -1]
+            value = values[0 if self.forward_pass.attribute_to_layer_input else -1]
             return (self._without(value[0]), *value[1:]) if isinstance(value, tuple) else self._without(value)
 
-        to_input = self.session.attribute_to_layer_input
+        to_input = self.forward_pass.attribute_to_layer_input
         hook = (layer.register_forward_pre_hook if to_input else layer.register_forward_hook)(ablate)
         try:
             yield
@@ -79,7 +79,7 @@ class Ablator(Scorer):
     ) -> Tensor:
         own = rows - int(control)
         channels = masks(own.clamp(min=0), 0)
-        ablated = torch.arange(self.session.layer_value.shape[1], device=rows.device) == channels.unsqueeze(1)
+        ablated = torch.arange(self.forward_pass.layer_value.shape[1], device=rows.device) == channels.unsqueeze(1)
         # The control row has all channels.
         self._ablated = ablated & (own >= 0).unsqueeze(1)
         return super()._score_rows(examples, rows, masks, control, buffers)
@@ -87,10 +87,10 @@ class Ablator(Scorer):
     def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
         self._runs = 0
         output = super()._pass(row_inputs, arguments)
-        if self._runs < self.session.layer_runs:
+        if self._runs < self.forward_pass.layer_runs:
             raise ValueError(
-                f"The layer ran {self._runs} times in this thread, but {self.session.layer_runs} times for the inputs "
-                "as they are, so that its channels cannot be set to 0. Give the model itself rather than a "
+                f"The layer ran {self._runs} times in this thread, but {self.forward_pass.layer_runs} times for the "
+                "inputs as they are, so that its channels cannot be set to 0. Give the model itself rather than a "
                 "DataParallel over several devices."
             )
         return output

@@ -13,7 +13,7 @@ from captum_fusion.arguments import Activation
 from captum_fusion.functional import gaussian_blur
 
 
-class Call:
+class ModelCall:
     r"""The arguments that every ``attribute`` and every metric takes.
 
     Args:

@@ -91,7 +91,7 @@ RuntimeError: If scores are not finite, if another thread runs the layer while i
 }
 
 
-def documented(thing: Documented) -> Documented:
+def fill_docstring(thing: Documented) -> Documented:
     """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods."""
     for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
         if getattr(part, "__doc__", None) and (part is thing or callable(part)):

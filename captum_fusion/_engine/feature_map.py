@@ -16,7 +16,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
 from captum_fusion._engine.outputs import scores_in
-from captum_fusion._engine.spatial_view import Grid, PassShapes, first_of, viewed
+from captum_fusion._engine.spatial_view import Grid, TokenGridTracker, attach_view, unwrap
 from captum_fusion._engine.state import in_turn, preserved
 
 Form = Literal["channels first", "channels last", "tokens"]
@@ -48,13 +48,13 @@ class FeatureMap:
         if self.form == "channels first":
             yield self.layer
         else:
-            with viewed(self.layer, self.grid) as view:
+            with attach_view(self.layer, self.grid) as view:
                 yield view.module
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape[1:]))
-        viewed = "" if self.form == "channels first" else f", a view of {self.form}"
-        return f"{self.name}, {self.shape[0]} channels of {size}{viewed}"
+        attach_view = "" if self.form == "channels first" else f", a view of {self.form}"
+        return f"{self.name}, {self.shape[0]} channels of {size}{attach_view}"
 
 
 def last_feature_map(
@@ -108,7 +108,7 @@ def last_feature_map(
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with in_turn(), eager(), state.watching():
+        with in_turn(), eager(), state.tracking():
             runs, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
         scores = _scores(output)
         if not scores:
@@ -129,7 +129,7 @@ def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
         model (torch.nn.Module): A model, in evaluation mode.
         inputs (Tensor): Images, (N, 3, H, W).
     """
-    with preserved((inputs,)) as state, in_turn(), eager(), state.watching(), torch.no_grad():
+    with preserved((inputs,)) as state, in_turn(), eager(), state.tracking(), torch.no_grad():
         runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
     last = {run.name: run for run in reversed(runs)}
     return {
@@ -174,11 +174,11 @@ class _Run:
 def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Run], Any]:
     """Runs the model, and lists what its modules gave, in order."""
     runs: list[_Run] = []
-    shapes = PassShapes()
+    shapes = TokenGridTracker()
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Module, _: object, given: object) -> None:
-            output = first_of(given)
+            output = unwrap(given)
             if not isinstance(output, Tensor):
                 runs.append(_Run(name, module, type(given).__name__, (), None, None, ()))
                 return
@@ -222,7 +222,7 @@ def _places(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
     return found
 
 
-def _read(shape: tuple[int, ...], size: Grid, shapes: PassShapes) -> tuple[Form, Grid] | None:
+def _read(shape: tuple[int, ...], size: Grid, shapes: TokenGridTracker) -> tuple[Form, Grid] | None:
     """How an output is a feature map of an image of this size, and the map's grid."""
     if not 3 <= len(shape) <= 5:
         return None

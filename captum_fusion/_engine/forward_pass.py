@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook
 
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
 from captum_fusion._engine.precision import as_float
-from captum_fusion._engine.state import Preserved, in_turn, preserved
+from captum_fusion._engine.state import StateGuard, in_turn, preserved
 
 
 @dataclass(frozen=True)
-class Session:
-    """What one unmasked forward pass tells; ``session`` makes one."""
+class ForwardPass:
+    """What one unmasked forward pass tells; ``forward_pass`` makes one."""
 
-    call: Call
+    call: ModelCall
     layer: Module | None
     attribute_to_layer_input: bool
     output: Tensor
@@ -38,14 +38,14 @@ class Session:
     """How often the layer ran; its value is that of the last run."""
     live_bytes: int
     """The most memory that what the modules gave took at once."""
-    state: Preserved
+    state: StateGuard
 
-    def copies(self) -> Any:
+    def cloned_inputs(self) -> Any:
         """The inputs as they were given, for a method that may change them in place."""
-        copies = tuple(tensor.detach().clone() for tensor in self.call.inputs)
-        return copies if self.call.is_tuple else copies[0]
+        cloned_inputs = tuple(tensor.detach().clone() for tensor in self.call.inputs)
+        return cloned_inputs if self.call.is_tuple else cloned_inputs[0]
 
-    def answers(self, call: Call, layer: Module | None, attribute_to_layer_input: bool) -> bool:
+    def matches(self, call: ModelCall, layer: Module | None, attribute_to_layer_input: bool) -> bool:
         """Whether the forward pass of another call would be the same."""
         return (
             (self.call.forward_func, self.layer, self.attribute_to_layer_input)
@@ -55,11 +55,11 @@ class Session:
         )
 
 
-_current: ContextVar[Session | None] = ContextVar("_current", default=None)
+_current: ContextVar[ForwardPass | None] = ContextVar("_current", default=None)
 
 
 @contextmanager
-def unshared() -> Iterator[None]:
+def isolated() -> Iterator[None]:
     """Lets the methods inside run the model anew, since something else might have changed it in between."""
     token = _current.set(None)
     try:
@@ -69,15 +69,15 @@ def unshared() -> Iterator[None]:
 
 
 @contextmanager
-def session(
-    call: Call,
+def forward_pass(
+    call: ModelCall,
     layer: Module | None = None,
     device_ids: list[int] | None = None,
     attribute_to_layer_input: bool = False,
     *,
     with_gradients: bool = False,
     grad_kwargs: Mapping[str, Any] | None = None,
-) -> Iterator[Session]:
+) -> Iterator[ForwardPass]:
     """Runs the model once as it is; on leaving, everything is as it was.
 
     A method inside another one's session, such as the components of a fusion, shares that forward pass if its own would
@@ -85,26 +85,26 @@ def session(
     """
     with preserved(call.inputs) as state:
         outer = _current.get()
-        if outer is not None and not with_gradients and outer.answers(call, layer, attribute_to_layer_input):
-            opened = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
+        if outer is not None and not with_gradients and outer.matches(call, layer, attribute_to_layer_input):
+            unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            opened = _run(call, layer, device_ids, attribute_to_layer_input, with_gradients, grad_kwargs, state)
-        token = _current.set(opened)
+            unmasked = _run(call, layer, device_ids, attribute_to_layer_input, with_gradients, grad_kwargs, state)
+        token = _current.set(unmasked)
         try:
-            yield opened
+            yield unmasked
         finally:
             _current.reset(token)
 
 
 def _run(
-    call: Call,
+    call: ModelCall,
     layer: Module | None,
     device_ids: list[int] | None,
     attribute_to_layer_input: bool,
     with_gradients: bool,
     grad_kwargs: Mapping[str, Any] | None,
-    state: Preserved,
-) -> Session:
+    state: StateGuard,
+) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
 
@@ -120,7 +120,7 @@ def _run(
     given: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with in_turn(), eager(), state.watching() as draws, _memory(inputs) as memory:
+    with in_turn(), eager(), state.tracking() as draws, _memory(inputs) as memory:
         if layer is None:
             with torch.no_grad():
                 run_forward(observed, inputs, arguments)
@@ -143,7 +143,7 @@ def _run(
     if draws.any:
         state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (given, gradients))
-    return Session(
+    return ForwardPass(
         call, layer, attribute_to_layer_input, output, scores, value, gradient, len(runs), memory.most, state
     )
 
@@ -183,7 +183,7 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
         hook.remove()
 
 
-def _check_map(value: Tensor, call: Call, side: str) -> None:
+def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
     shape = tuple(value.shape)
     if not 3 <= value.dim() <= 5:
         raise ValueError(f"The layer's {side} has shape {shape}; {_EXPECTED}. {VIEW_HINT}")
@@ -199,7 +199,7 @@ def _check_map(value: Tensor, call: Call, side: str) -> None:
         )
 
 
-def _not_run(layer: Module, call: Call) -> ValueError:
+def _not_run(layer: Module, call: ModelCall) -> ValueError:
     known = not isinstance(call.forward_func, Module) or layer in set(call.forward_func.modules())
     return ValueError(
         f"The layer {type(layer).__name__} "

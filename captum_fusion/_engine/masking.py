@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._engine.call import Call, checked_inputs
+from captum_fusion._engine.call import ModelCall, checked_inputs
 from captum_fusion._engine.captum import (
     BaselineType,
     ForwardFunc,
@@ -21,7 +21,7 @@ from captum_fusion._engine.captum import (
     run_forward,
 )
 from captum_fusion._engine.chunks import in_chunks, out_of_memory
-from captum_fusion._engine.forward_pass import VIEW_HINT, Session, session
+from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
 from captum_fusion._engine.guards import check_interpolate_mode, check_perturbations_per_eval
 from captum_fusion._engine.state import in_turn, warn
 from captum_fusion.arguments import Activation
@@ -41,7 +41,7 @@ _LIVE_BYTES_ELSEWHERE = 512 * 2**20
 _FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
 
-class Scorer:
+class MaskedScorer:
     r"""Scores masked inputs: mask(x, m) = m x + (1 - m) b, m broadcast over the channels of x, b the baseline.
 
     Args:
@@ -55,21 +55,21 @@ class Scorer:
 
     def __init__(
         self,
-        opened: Session,
+        unmasked: ForwardPass,
         masked: tuple[int, ...] | None = None,
         interpolate_mode: InterpolateMode = "bilinear",
         perturbations_per_eval: int | None = None,
     ) -> None:
-        self.session = opened
-        self.call = opened.call
+        self.forward_pass = unmasked
+        self.call = unmasked.call
         self.inputs = tuple(tensor.detach() for tensor in self.call.inputs)
-        self.masked = _masked_positions(self.inputs, opened.layer_value) if masked is None else masked
+        self.masked = _masked_positions(self.inputs, unmasked.layer_value) if masked is None else masked
         self.interpolate_mode = interpolate_mode
         self.perturbations_per_eval = perturbations_per_eval
         self._compiled = is_compiled(self.call.forward_func)
         budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
         self._rows = (perturbations_per_eval or 0) * self.call.examples or 2 ** max(
-            0, round(log2(budget * self.call.examples / opened.live_bytes))
+            0, round(log2(budget * self.call.examples / unmasked.live_bytes))
         )
         # Convolutions on a CPU gain by it.
         self._channels_last = self.call.device.type == "cpu"
@@ -114,7 +114,7 @@ class Scorer:
         examples = examples.reshape(total, -1).to(self.call.device)
         # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
         # rows, on chance or on the memory format.
-        control = total > 1 and not self.session.state.controlled
+        control = total > 1 and not self.forward_pass.state.batch_checked
         if control:
             examples = torch.cat([examples[:1], examples])
         buffers: dict[int, Tensor] = {}
@@ -133,9 +133,9 @@ class Scorer:
                 if self._channels_last:
                     self._channels_last, buffers = False, {}
                     return score(start, stop, most)
-                alone = self.session.unmasked_scores[examples[0, 0]]
-                self.session.state.warn_of_other_rows(float(alone), float(chunk[0, 0]))
-            self.session.state.controlled |= control
+                alone = self.forward_pass.unmasked_scores[examples[0, 0]]
+                self.forward_pass.state.warn_of_other_rows(float(alone), float(chunk[0, 0]))
+            self.forward_pass.state.batch_checked |= control
             return chunk
 
         bar = progress_bar(progress, len(examples)) if isinstance(progress, str) else progress
@@ -239,22 +239,22 @@ class Scorer:
     def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
         # The first one may run other modules than the unmasked pass, such as those for several rows.
         known = self._passed or self._compiled
-        watching = nullcontext() if known else self.session.state.watching()
+        tracking = nullcontext() if known else self.forward_pass.state.tracking()
         self._passed = True
-        with in_turn(), watching:
+        with in_turn(), tracking:
             output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
         """Whether an example scores otherwise among masked inputs than on its own, by more than rounding."""
         exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
-        rounding = 1e-3 if exact and self.session.output.dtype in (torch.float32, torch.float64) else 0.05
-        scale = 1 if self.call.activation else self.session.output[example].abs().max()
-        return bool((score - self.session.unmasked_scores[example]).abs() > rounding * scale)
+        rounding = 1e-3 if exact and self.forward_pass.output.dtype in (torch.float32, torch.float64) else 0.05
+        scale = 1 if self.call.activation else self.forward_pass.output[example].abs().max()
+        return bool((score - self.forward_pass.unmasked_scores[example]).abs() > rounding * scale)
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""
-        unmasked = self.session.unmasked_scores
+        unmasked = self.forward_pass.unmasked_scores
         extreme = (scores == unmasked[examples]) & ((unmasked == 0) | (unmasked == 1))[examples]
         none = torch.zeros_like(unmasked)
         rows, saturated = (
@@ -269,7 +269,7 @@ class Scorer:
 
 
 @contextmanager
-def scoring(
+def masked_scorer(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
     target: TargetType,
@@ -285,19 +285,19 @@ def scoring(
     blur: tuple[int, float] | None = None,
     interpolate_mode: InterpolateMode = "bilinear",
     perturbations_per_eval: int | None = None,
-) -> Iterator[Scorer]:
+) -> Iterator[MaskedScorer]:
     """A call, its session and its scorer: everything is checked, and the model has run once."""
     check_perturbations_per_eval(perturbations_per_eval)
     check_interpolate_mode(interpolate_mode)
-    call = Call(forward_func, inputs, target, additional_forward_args, activation, baselines, blur)
+    call = ModelCall(forward_func, inputs, target, additional_forward_args, activation, baselines, blur)
     call.check_rows()
     if not any(tensor.is_floating_point() for tensor in call.inputs):
         raise TypeError(
             f"inputs hold {[str(tensor.dtype) for tensor in call.inputs]} values, which cannot be masked; expected "
             "floating-point values, scaled as the model needs them"
         )
-    with session(call, layer, device_ids, attribute_to_layer_input, with_gradients=with_gradients) as opened:
-        yield Scorer(opened, masked, interpolate_mode, perturbations_per_eval)
+    with forward_pass(call, layer, device_ids, attribute_to_layer_input, with_gradients=with_gradients) as unmasked:
+        yield MaskedScorer(unmasked, masked, interpolate_mode, perturbations_per_eval)
 
 
 def _rows(values: Tensor, examples: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ FromMap = Callable[[Tensor, Any], Any]
 _REGISTERS = 9
 
 
-class View:
+class ViewHook:
     """A forward hook that passes a layer's output through an identity on its feature-map view."""
 
     def __init__(self, to_map: ToMap, from_map: FromMap) -> None:
@@ -78,7 +78,7 @@ def _divided(size: Grid, exactly: bool) -> set[Grid]:
     }
 
 
-class PassShapes(threading.local):
+class TokenGridTracker(threading.local):
     """Collects the shapes of each forward pass, for each thread its own.
 
     A pass is one call from outside all modules. Where a function calls the parts of a network one by one, and that one
@@ -215,7 +215,7 @@ def spatial_view(
         ...     LayerGradCam(model, view).attribute(torch.rand(1, 3, 32, 32), target=281).shape
         torch.Size([1, 1, 2, 2])
     """
-    with viewed(layer, grid, to_map, from_map) as view:
+    with attach_view(layer, grid, to_map, from_map) as view:
         yield view.module
     if not view.ran:
         raise RuntimeError(
@@ -225,9 +225,9 @@ def spatial_view(
 
 
 @contextmanager
-def viewed(
+def attach_view(
     layer: Module, grid: Grid | None = None, to_map: ToMap | None = None, from_map: FromMap | None = None
-) -> Iterator[View]:
+) -> Iterator[ViewHook]:
     """As ``spatial_view``, for a layer that need not run."""
     if (to_map is None) != (from_map is None):
         raise ValueError("One of to_map and from_map was given; expected both or neither")
@@ -235,10 +235,10 @@ def viewed(
         raise ValueError(
             f"grid is {grid}; expected one to three positive numbers for a layer of tokens, and none beside to_map"
         )
-    if any(isinstance(hook, View) for hook in layer._forward_hooks.values()):
+    if any(isinstance(hook, ViewHook) for hook in layer._forward_hooks.values()):
         raise ValueError(f"There is a view of this {type(layer).__name__} already; expected one at a time")
-    shapes = PassShapes()
-    view = View(
+    shapes = TokenGridTracker()
+    view = ViewHook(
         to_map or (lambda output: _to_map(output, grid, shapes)),
         from_map or _from_map,
     )
@@ -250,13 +250,13 @@ def viewed(
         handle.remove()
 
 
-def first_of(output: Any) -> Any:
+def unwrap(output: Any) -> Any:
     """The first entry of a tuple, or anything else as it is."""
     return output[0] if type(output) in (tuple, list) and output else output
 
 
-def _to_map(output: Any, grid: Grid | None, shapes: PassShapes) -> Tensor:
-    output = first_of(output)
+def _to_map(output: Any, grid: Grid | None, shapes: TokenGridTracker) -> Tensor:
+    output = unwrap(output)
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
@@ -278,10 +278,10 @@ def _to_map(output: Any, grid: Grid | None, shapes: PassShapes) -> Tensor:
     return maps.reshape(*maps.shape[:2], *shape)
 
 
-def _from_map(viewed: Tensor, output: Any) -> Any:
+def _from_map(attach_view: Tensor, output: Any) -> Any:
     if type(output) in (tuple, list):
-        return type(output)([_from_map(viewed, output[0]), *output[1:]])
+        return type(output)([_from_map(attach_view, output[0]), *output[1:]])
     if output.dim() > 3:
-        return viewed.movedim(1, -1)
-    tokens = viewed.flatten(2).movedim(1, -1)
+        return attach_view.movedim(1, -1)
+    tokens = attach_view.flatten(2).movedim(1, -1)
     return torch.cat([output[:, : output.shape[1] - tokens.shape[1]], tokens], dim=1)

@@ -67,19 +67,19 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Preserved:
+class StateGuard:
     """The buffers and the random state to restore."""
 
     def __init__(self, devices: set[torch.device]) -> None:
         self._random_states = {device: _random_state(device) for device in devices if _has_random_state(device)}
         self.draws = False
         self.unstable: set[str] = set()
-        self.warned = self.controlled = False
+        self.warned = self.batch_checked = False
         self._seen: set[Module] = set()
         self._buffers: list[tuple[Module, str, Tensor | None, Tensor | None]] = []
 
     @contextmanager
-    def watching(self) -> Iterator[_Draws]:
+    def tracking(self) -> Iterator[_Draws]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
         thread = threading.get_ident()
 
@@ -169,11 +169,11 @@ def _equal(first: object, second: object) -> bool:
     return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
 
 
-_outermost: ContextVar[Preserved | None] = ContextVar("_outermost", default=None)
+_outermost: ContextVar[StateGuard | None] = ContextVar("_outermost", default=None)
 
 
 @contextmanager
-def preserved(inputs: tuple[Tensor, ...]) -> Iterator[Preserved]:
+def preserved(inputs: tuple[Tensor, ...]) -> Iterator[StateGuard]:
     """Restores buffers and the random state of the inputs' devices on leaving, also after an exception.
 
     ``forward_func`` may be any callable, so the modules that it runs are found as they run, inside
@@ -184,7 +184,7 @@ def preserved(inputs: tuple[Tensor, ...]) -> Iterator[Preserved]:
     if outer is not None:
         yield outer
         return
-    state = Preserved({tensor.device for tensor in inputs} | {torch.device("cpu")})
+    state = StateGuard({tensor.device for tensor in inputs} | {torch.device("cpu")})
     token = _outermost.set(state)
     try:
         yield state

@@ -27,7 +27,7 @@ _GROWTH = 0.3
 # The error estimate is this quantile over the draws, times a factor: the draws are too sure of themselves, since of all
 # moments the one at which they are surest ends the search.
 _QUANTILE = 0.9
-_CAUTION = 1.65
+_SAFETY_FACTOR = 1.65
 # The channels among which a batch is chosen.
 _CANDIDATES = 512
 # Masks and final maps are told apart by about 200 pixels at most: so many along each of one, two or three axes.
@@ -96,7 +96,7 @@ class Surrogate:
         count = max(_FEWEST, min(int(missing), int(_GROWTH * known), _DRAWS // 2)) if known else _FIRST
         rows = self._unknown
         if count < len(rows):
-            rows = rows[most_telling(self._draws, self._final_maps, count)]
+            rows = rows[most_informative(self._draws, self._final_maps, count)]
         return self._live.nonzero().squeeze(1)[rows]
 
     def observe(self, channels: Tensor, scores: Tensor) -> None:
@@ -125,12 +125,12 @@ class Surrogate:
         for target in range(len(mean)):
             varying = torch.add(mean[target], self._draws, alpha=float(deviation[target]))
             drawn = torch.cat([varying, fixed[target].expand(_DRAWS, -1)], dim=1).softmax(dim=1)
-            maps = final(drawn @ channel_maps)
+            maps = relu_minmax(drawn @ channel_maps)
             drawn = drawn.mean(dim=0)
-            distances = (maps - final(drawn @ channel_maps)).abs().amax(dim=1)
+            distances = (maps - relu_minmax(drawn @ channel_maps)).abs().amax(dim=1)
             # The blank and the whole alone, and scores that are all the same, do not tell how far others may be.
             told = (deviation[target] > 0) & (len(self._known) > 2)
-            errors.append(torch.where(told, _CAUTION * distances.quantile(_QUANTILE), 1).clamp(max=1))
+            errors.append(torch.where(told, _SAFETY_FACTOR * distances.quantile(_QUANTILE), 1).clamp(max=1))
             weights.append(torch.empty_like(drawn).index_copy(0, order, drawn))
             if errors[-1] > self._tolerance:
                 final_maps.append(maps)
@@ -240,7 +240,7 @@ def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
     return torch.asin(products * rows[:, None] * columns) * (2 / pi)
 
 
-def most_telling(draws: Tensor, maps: Tensor, count: int) -> Tensor:
+def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
     r"""The channels whose scores, once known, lower the variance of the final maps most.
 
     Over the draws, knowing s_k lowers the variance of the maps by sum over pixels p of cov(s_k, map_p)^2 / var(s_k).
@@ -280,7 +280,7 @@ def most_telling(draws: Tensor, maps: Tensor, count: int) -> Tensor:
     return candidates[torch.stack(chosen)]
 
 
-def final(maps: Tensor) -> Tensor:
+def relu_minmax(maps: Tensor) -> Tensor:
     """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
     maps = relu(maps)
     lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)

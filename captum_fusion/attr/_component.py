@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc, eager
-from captum_fusion._engine.forward_pass import sole_user, unshared
-from captum_fusion._engine.masking import Scorer
+from captum_fusion._engine.forward_pass import isolated, sole_user
+from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion._engine.state import in_turn
 
@@ -33,7 +33,11 @@ def check_component(name: str, method: object, forward_func: ForwardFunc | None)
 
 
 def component_map(
-    name: str, method: Attribution, scorer: Scorer, show_progress: bool, further: Mapping[str, object] | None = None
+    name: str,
+    method: Attribution,
+    scorer: MaskedScorer,
+    show_progress: bool,
+    further: Mapping[str, object] | None = None,
 ) -> Tensor:
     r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))).
 
@@ -54,7 +58,7 @@ def component_map(
         "target": call.target,
         "additional_forward_args": call.additional_forward_args or None,
         "baselines": call.given_baselines,
-        "attribute_to_layer_input": scorer.session.attribute_to_layer_input or None,
+        "attribute_to_layer_input": scorer.forward_pass.attribute_to_layer_input or None,
         # As the component has it unless another one is asked for.
         "interpolate_mode": None if scorer.interpolate_mode == "bilinear" else scorer.interpolate_mode,
         "perturbations_per_eval": scorer.perturbations_per_eval,
@@ -64,15 +68,15 @@ def component_map(
     with ExitStack() as stack:
         if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
             # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
-            stack.enter_context(scorer.session.state.watching())
-            stack.enter_context(unshared())
+            stack.enter_context(scorer.forward_pass.state.tracking())
+            stack.enter_context(isolated())
         if not isinstance(method, PerturbationAttribution):
             # One pass with gradients needs hooks; many masked passes may run compiled.
             stack.enter_context(in_turn())
             stack.enter_context(eager())
             if isinstance(layer := getattr(method, "layer", None), Module):
                 stack.enter_context(sole_user(layer))
-        attributions: Any = method.attribute(scorer.session.copies(), **(given | dict(further or {})))
+        attributions: Any = method.attribute(scorer.forward_pass.cloned_inputs(), **(given | dict(further or {})))
     first = scorer.masked[0]
     if isinstance(attributions, tuple):
         attributions = attributions[0 if len(attributions) == 1 else first]

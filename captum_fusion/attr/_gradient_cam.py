@@ -7,16 +7,16 @@ from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.forward_pass import session
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion._engine.guards import check_gradients_allowed, check_layer
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import weighted
 
 
-@documented
+@fill_docstring
 class GradientCam(LayerAttribution, GradientAttribution):
     """A class activation map that follows from the layer's gradients and activations.
 
@@ -85,10 +85,12 @@ class GradientCam(LayerAttribution, GradientAttribution):
         check_layer(self.layer)
         call = self._call(inputs, target, additional_forward_args)
         where = (self.layer, self.device_ids, attribute_to_layer_input)
-        with session(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as opened:
-            channels = self.channel_maps(opened.layer_gradients, opened.layer_value)
+        with forward_pass(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as unmasked:
+            channels = self.channel_maps(unmasked.layer_gradients, unmasked.layer_value)
         return layer_attributions(channels, attr_dim_summation, relu_attributions)
 
-    def _call(self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> Call:
+    def _call(
+        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object
+    ) -> ModelCall:
         """What is explained, by default the target's score."""
-        return Call(self.forward_func, inputs, target, additional_forward_args)
+        return ModelCall(self.forward_func, inputs, target, additional_forward_args)

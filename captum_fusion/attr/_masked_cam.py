@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.guards import check_activation, check_gradients_allowed, check_layer
-from captum_fusion._engine.masking import Scorer, scoring
+from captum_fusion._engine.masking import MaskedScorer, masked_scorer
 from captum_fusion.arguments import Activation
 from captum_fusion.functional import InterpolateMode
 
@@ -31,10 +31,10 @@ class MaskedCam(LayerAttribution):
         interpolate_mode: InterpolateMode = "bilinear",
         with_gradients: bool = False,
         blur: tuple[int, float] | None = None,
-    ) -> AbstractContextManager[Scorer]:
-        """The scorer of one call of ``attribute``, for the time of a ``with``; see ``scoring``."""
+    ) -> AbstractContextManager[MaskedScorer]:
+        """The scorer of one call of ``attribute``, for the time of a ``with``; see ``masked_scorer``."""
         check_layer(self.layer)
-        return scoring(
+        return masked_scorer(
             self.forward_func,
             inputs,
             target,
@@ -66,7 +66,7 @@ class ProbabilityCam(MaskedCam):
         check_activation(activation)
         self.activation = activation
 
-    def _scoring(self, *arguments: Any, **options: Any) -> AbstractContextManager[Scorer]:
+    def _scoring(self, *arguments: Any, **options: Any) -> AbstractContextManager[MaskedScorer]:
         """The scorer of one call of ``attribute``; every such method needs gradients."""
         check_gradients_allowed(type(self).__name__)
         return super()._scoring(*arguments, **options)

@@ -8,7 +8,7 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc, ProgressBar
 from captum_fusion._engine.guards import check_samples
-from captum_fusion._engine.masking import Masks, Scorer
+from captum_fusion._engine.masking import MaskedScorer, Masks
 from captum_fusion.attr.score_cam import ChannelRows, LayerScoreCam
 
 
@@ -39,14 +39,14 @@ class SampledScoreCam(LayerScoreCam):
             *Tensor* of shape (rows, 1, \*S).
         """
 
-    def _rows(self, scorer: Scorer, description: str | None) -> ChannelRows:
+    def _rows(self, scorer: MaskedScorer, description: str | None) -> ChannelRows:
         return _SampledRows(self, scorer, description)
 
 
 class _SampledRows(ChannelRows):
     """Channels that are scored by the mean over several versions of their masks."""
 
-    def __init__(self, method: SampledScoreCam, scorer: Scorer, description: str | None) -> None:
+    def __init__(self, method: SampledScoreCam, scorer: MaskedScorer, description: str | None) -> None:
         super().__init__(scorer, description)
         self._method = method
 

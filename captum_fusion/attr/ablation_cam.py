@@ -5,16 +5,16 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.ablation import Ablator
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.forward_pass import session
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion._engine.guards import check_layer, check_perturbations_per_eval
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import ablation_weights, weighted
 
 
-@documented
+@fill_docstring
 class LayerAblationCam(LayerAttribution, PerturbationAttribution):
     r"""Computes Ablation-CAM for the chosen layer: a channel is worth what the score loses without it.
 
@@ -84,14 +84,14 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
         """
         check_perturbations_per_eval(perturbations_per_eval)
         check_layer(self.layer)
-        call = Call(self.forward_func, inputs, target, additional_forward_args)
+        call = ModelCall(self.forward_func, inputs, target, additional_forward_args)
         call.check_rows()
-        with session(call, self.layer, self.device_ids, attribute_to_layer_input) as opened:
-            activations, scores = opened.layer_value, opened.unmasked_scores
+        with forward_pass(call, self.layer, self.device_ids, attribute_to_layer_input) as unmasked:
+            activations, scores = unmasked.layer_value, unmasked.unmasked_scores
             examples, channels = activations.flatten(2).any(dim=2).nonzero(as_tuple=True)
             ablated = scores.unsqueeze(1).repeat(1, activations.shape[1])
             if len(examples):
-                ablated[examples, channels] = Ablator(opened, perturbations_per_eval).ablated_scores(
+                ablated[examples, channels] = Ablator(unmasked, perturbations_per_eval).ablated_scores(
                     examples, channels, f"{self.get_name()} attribution" if show_progress else None
                 )
         channel_maps = weighted(activations, ablation_weights(scores, ablated))

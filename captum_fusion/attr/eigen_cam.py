@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import principal_component
 
 
-@documented
+@fill_docstring
 class LayerEigenCam(GradientCam):
     r"""Computes Eigen-CAM for the chosen layer: the first principal component of its activations, for any target.
 

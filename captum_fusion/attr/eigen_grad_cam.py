@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import principal_component
 
 
-@documented
+@fill_docstring
 class LayerEigenGradCam(GradientCam):
     r"""Computes Eigen-Grad-CAM for the chosen layer: Eigen-CAM of the activations by their gradients.
 

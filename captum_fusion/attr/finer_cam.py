@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
 
 
-@documented
+@fill_docstring
 class LayerFinerCam(GradientCam):
     r"""Computes Finer-CAM for the chosen layer: what tells the target from the classes most like it.
 
@@ -83,7 +83,9 @@ class LayerFinerCam(GradientCam):
             return weighted(activations, grad_cam_weights(gradients))
         return self.method(self.forward_func, self.layer).channel_maps(gradients, activations)
 
-    def _call(self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object) -> Call:
+    def _call(
+        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object
+    ) -> ModelCall:
         return _FinerCall(
             self.forward_func,
             inputs,
@@ -94,7 +96,7 @@ class LayerFinerCam(GradientCam):
         )
 
 
-class _FinerCall(Call):
+class _FinerCall(ModelCall):
     """A call that explains what tells the target's score from those of the classes most like it."""
 
     def __init__(self, *arguments: Any, strength: float, references: int) -> None:

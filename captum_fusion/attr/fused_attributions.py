@@ -7,13 +7,13 @@ import torch
 from captum.attr import Attribution
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.masking import scoring, spatial_positions
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.masking import masked_scorer, spatial_positions
 from captum_fusion.attr._component import check_component, component_map
 from captum_fusion.functional import MAP_FUSIONS, InterpolateMode, MapFusion, fuse_maps
 
 
-@documented
+@fill_docstring
 class FusedAttributions(Attribution):
     r"""Fuses the maps of several attributions of one model, such as one class activation map for each of its layers.
 
@@ -99,7 +99,7 @@ class FusedAttributions(Attribution):
             >>> fused.attribute(torch.rand(1, 3, 64, 64), target=281).shape
             torch.Size([1, 3, 64, 64])
         """
-        with scoring(
+        with masked_scorer(
             self.forward_func,
             inputs,
             target,

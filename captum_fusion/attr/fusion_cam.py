@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_percentile, check_weighting
 from captum_fusion.arguments import Activation, Weighting
 from captum_fusion.attr._component import check_component, component_map
@@ -45,7 +45,7 @@ class FusionCamStages(NamedTuple):
     """c_C."""
 
 
-@documented
+@fill_docstring
 class LayerFusionCam(ProbabilityCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 

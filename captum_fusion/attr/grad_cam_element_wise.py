@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import element_wise_weights
 
 
-@documented
+@fill_docstring
 class LayerGradCamElementWise(GradientCam):
     r"""Computes element-wise Grad-CAM for the chosen layer: HiResCAM of what raises the score alone.
 

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import grad_cam_plus_plus_weights
 
 
-@documented
+@fill_docstring
 class LayerGradCamPlusPlus(GradientCam):
     r"""Computes Grad-CAM++ for the chosen layer: Grad-CAM that does not fade where a class covers few pixels.
 

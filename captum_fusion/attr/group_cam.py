@@ -8,8 +8,8 @@ from torch.nn import Module
 from torch.nn.functional import relu
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.masking import Scorer
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion.arguments import Activation
 from captum_fusion.attr._masked_cam import ProbabilityCam
 from captum_fusion.functional import InterpolateMode, contribution, group_maps, normalize, weighted_sum
@@ -19,7 +19,7 @@ _KERNEL_SIZE, _SIGMA = 51, 50.0
 _GROUPS = 32
 
 
-@documented
+@fill_docstring
 class LayerGroupCam(ProbabilityCam):
     r"""Computes Group-CAM, which scores groups of the chosen layer's channels as masks.
 
@@ -120,17 +120,17 @@ class LayerGroupCam(ProbabilityCam):
             with_gradients=True,
             blur=(_KERNEL_SIZE, _SIGMA),
         ) as scorer:
-            activations = scorer.session.layer_value.detach()
+            activations = scorer.forward_pass.layer_value.detach()
             channels = activations.shape[1]
             groups = min(_GROUPS, channels) if self.groups is None else self.groups
             if groups > channels:
                 raise ValueError(f"groups is {groups}; expected at most {channels}, the number of the layer's channels")
-            maps = group_maps(scorer.session.layer_gradients, activations, groups)
+            maps = group_maps(scorer.forward_pass.layer_gradients, activations, groups)
             scores = self._group_scores(scorer, maps, show_progress)
         masks = torch.cat([normalize(scorer.upsample(part)) for part in maps.tensor_split(groups, dim=1)], dim=1)
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(weighted_sum(masks, scores)))
 
-    def _group_scores(self, scorer: Scorer, maps: Tensor, show_progress: bool) -> Tensor:
+    def _group_scores(self, scorer: MaskedScorer, maps: Tensor, show_progress: bool) -> Tensor:
         """What each group adds to the probability of the baseline, (N, groups), not negative."""
         # A constant map is normalized to zeros, which leave the baseline: one more row scores it.
         lowest, highest = torch.aminmax(maps.flatten(2), dim=2)

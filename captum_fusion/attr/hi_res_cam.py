@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 
 
-@documented
+@fill_docstring
 class LayerHiResCam(GradientCam):
     r"""Computes HiResCAM for the chosen layer: each pixel is weighted by its own gradient.
 

@@ -4,12 +4,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._sampled_score_cam import SampledScoreCam
 from captum_fusion.functional import integration_masks
 
 
-@documented
+@fill_docstring
 class LayerISCam(SampledScoreCam):
     r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
 

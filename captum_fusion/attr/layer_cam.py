@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import layer_cam_weights
 
 
-@documented
+@fill_docstring
 class LayerLayerCam(GradientCam):
     r"""Computes Layer-CAM for the chosen layer: each pixel is weighted by its own gradient where that is positive.
 

@@ -8,9 +8,9 @@ from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_activation, check_samples
-from captum_fusion._engine.masking import scoring, spatial_positions
+from captum_fusion._engine.masking import masked_scorer, spatial_positions
 from captum_fusion.arguments import Activation
 from captum_fusion.functional import random_masks
 
@@ -18,7 +18,7 @@ from captum_fusion.functional import random_masks
 _SUMMED = 64
 
 
-@documented
+@fill_docstring
 class Rise(PerturbationAttribution):
     r"""Computes RISE, which scores the input under random masks.
 
@@ -109,7 +109,7 @@ class Rise(PerturbationAttribution):
             torch.Size([1, 3, 64, 64])
         """
         masked = spatial_positions(inputs)
-        with scoring(
+        with masked_scorer(
             self.forward_func,
             inputs,
             target,

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_tolerance
-from captum_fusion._engine.masking import Masks, Scorer
+from captum_fusion._engine.masking import MaskedScorer, Masks
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion._engine.surrogate import Surrogate
 from captum_fusion.attr._masked_cam import MaskedCam
 from captum_fusion.functional import normalize, weighted
 
 
-@documented
+@fill_docstring
 class LayerScoreCam(MaskedCam, PerturbationAttribution):
     r"""Computes Score-CAM for the chosen layer: a channel is worth the score that it leaves as a mask.
 
@@ -149,7 +149,7 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         """
         where = (attribute_to_layer_input, baselines, perturbations_per_eval)
         with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
-            activations = scorer.session.layer_value
+            activations = scorer.forward_pass.layer_value
             rows = self._rows(scorer, f"{self.get_name()} attribution" if show_progress else None)
             if self.tolerance:
                 weights, errors = _inferred_weights(rows, self.tolerance)
@@ -159,7 +159,7 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         attributions = layer_attributions(weighted(activations, weights), attr_dim_summation, relu_attributions)
         return (attributions, errors) if return_error_estimate else attributions
 
-    def _rows(self, scorer: Scorer, description: str | None) -> "ChannelRows":
+    def _rows(self, scorer: MaskedScorer, description: str | None) -> "ChannelRows":
         return ChannelRows(scorer, description)
 
 
@@ -171,10 +171,10 @@ class ChannelRows:
         description (str or None): What a progress bar says, if one is to be shown.
     """
 
-    def __init__(self, scorer: Scorer, description: str | None) -> None:
+    def __init__(self, scorer: MaskedScorer, description: str | None) -> None:
         self.scorer = scorer
         self.groups = scorer.call.alike()
-        activations = scorer.session.layer_value.detach()[self.groups[:, 0]]
+        activations = scorer.forward_pass.layer_value.detach()[self.groups[:, 0]]
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
         self.constant = lowest == highest
         """Which channels are constant, (groups, C)."""
@@ -193,7 +193,7 @@ class ChannelRows:
 
     def whole_scores(self) -> Tensor:
         """The scores of the mask of ones, (groups, targets)."""
-        return self.scorer.session.unmasked_scores[self.groups]
+        return self.scorer.forward_pass.unmasked_scores[self.groups]
 
     def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
         """The score of each row's mask; methods that score several masks in its place override this."""

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._sampled_score_cam import SampledScoreCam
 
 
-@documented
+@fill_docstring
 class LayerSSCam(SampledScoreCam):
     r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
 

@@ -7,7 +7,7 @@ from captum.attr import Attribution
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_percentile
 from captum_fusion._engine.state import warn
 from captum_fusion.arguments import Activation
@@ -24,7 +24,7 @@ from captum_fusion.functional import (
 )
 
 
-@documented
+@fill_docstring
 class LayerUnionCam(ProbabilityCam):
     r"""Computes Union-CAM, which chooses between Score-CAM and its union with a denoised gradient map.
 
@@ -138,7 +138,7 @@ class LayerUnionCam(ProbabilityCam):
         with self._scoring(
             inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode, with_gradients=True
         ) as scorer:
-            gradients, activations = scorer.session.layer_gradients, scorer.session.layer_value
+            gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
             region = component_map("region_method", self.region_method, scorer, show_progress)
             denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
 

@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion.attr._gradient_cam import GradientCam
 from captum_fusion.functional import x_grad_cam_weights
 
 
-@documented
+@fill_docstring
 class LayerXGradCam(GradientCam):
     r"""Computes XGrad-CAM for the chosen layer: gradients count as much as their pixels are active.
 

@@ -43,14 +43,14 @@ def measures_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
             measure = MEASURES[name]
             values = _values(records, subject, measure.column).astype(float) * measure.scale
             best = values.mean().idxmax() if measure.higher else values.mean().idxmin()
-            for place, label in enumerate(labels[subject]):
+            for device, label in enumerate(labels[subject]):
                 if label == best:
-                    axis.plot(0, place, "D", color="black", markersize=5)
-                    axis.annotate(f"{values[best].mean():.3g}", (0, place), (6, 0), **_BESIDE)
+                    axis.plot(0, device, "D", color="black", markersize=5)
+                    axis.annotate(f"{values[best].mean():.3g}", (0, device), (6, 0), **_BESIDE)
                 elif label in values and len(both := (values[label] - values[best]).dropna()):
                     mean, half = _mean_and_half(both.to_numpy())
                     apart = bool(abs(mean) > half)
-                    axis.errorbar(mean, place, xerr=half, fmt="o", markersize=4, capsize=2, color=_COLOURS[apart])
+                    axis.errorbar(mean, device, xerr=half, fmt="o", markersize=4, capsize=2, color=_COLOURS[apart])
             axis.axvline(0, color="black", linewidth=0.6)
             axis.grid(axis="x", linewidth=0.4)
             axis.set_title(f"{name.replace('_', ' ')}\n{'higher' if measure.higher else 'lower'} is better", size=9)

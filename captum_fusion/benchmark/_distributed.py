@@ -15,7 +15,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=365)
 
 
-class Team:
+class ProcessGroup:
     """This process among all."""
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
@@ -28,7 +28,7 @@ class Team:
         if self.size > 1:
             distributed.barrier(group=self._group)
 
-    def from_first(self, action: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, action: Callable[[], T]) -> T:
         """What the first process gets from an action, in all of them; if it fails, all fail alike."""
         if self.size == 1:
             return action()
@@ -50,17 +50,17 @@ class Team:
 
 
 @contextmanager
-def team() -> Iterator[Team]:
+def process_group() -> Iterator[ProcessGroup]:
     """The processes that torchrun or the caller has started."""
     started = "WORLD_SIZE" in os.environ and not distributed.is_initialized()
     if started:
         distributed.init_process_group("gloo")
     if not distributed.is_initialized():
-        yield Team()
+        yield ProcessGroup()
         return
     # A group of its own: the caller's may have another backend and less patience.
     group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     try:
-        yield Team(distributed.get_rank(), distributed.get_world_size(), group)
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), group)
     finally:
         distributed.destroy_process_group(None if started else group)

@@ -18,11 +18,11 @@ from captum_fusion._app.methods import RememberedScoreCam
 from captum_fusion._app.names import reason
 from captum_fusion._app.options import LOCALIZATION
 from captum_fusion._app.settings import Settings
-from captum_fusion._engine.call import Call
-from captum_fusion._engine.forward_pass import session
+from captum_fusion._engine.call import ModelCall
+from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 from captum_fusion.benchmark._dataset import regions_seen
-from captum_fusion.benchmark._plan import STAGES, Piece, Plan, Seen, Variant, made_with, variants_of
+from captum_fusion.benchmark._plan import STAGES, Plan, PreprocessedImage, Variant, WorkItem, provenance, variants_of
 from captum_fusion.benchmark._records import Key, Record
 from captum_fusion.functional import adcc
 from captum_fusion.metrics import (
@@ -54,8 +54,8 @@ class Batch:
     """Pictures of one model as it sees them, each with the class that is explained."""
 
     plan: Plan
-    pieces: list[Piece]
-    seen: list[Seen]
+    items: list[WorkItem]
+    seen: list[PreprocessedImage]
     inputs: Tensor
     targets: list[int]
     probabilities: list[float]
@@ -65,11 +65,11 @@ class Batch:
 
     def of(self, indices: list[int]) -> "Batch":
         """Some of the pictures."""
-        if indices == list(range(len(self.pieces))):
+        if indices == list(range(len(self.items))):
             return self
         return Batch(
             self.plan,
-            [self.pieces[index] for index in indices],
+            [self.items[index] for index in indices],
             [self.seen[index] for index in indices],
             self.inputs[indices],
             [self.targets[index] for index in indices],
@@ -82,11 +82,11 @@ class Batch:
 class Failure(NamedTuple):
     """A picture that could not be explained, and why."""
 
-    piece: Piece
+    item: WorkItem
     error: str
 
 
-class Judge:
+class Evaluator:
     """Makes the records of pictures.
 
     Args:
@@ -99,39 +99,43 @@ class Judge:
         self.variants = variants_of(settings)
         self.done = done
 
-    def missing(self, plan: Plan, piece: Piece, variant: Variant) -> set[str]:
+    def missing(self, plan: Plan, item: WorkItem, variant: Variant) -> set[str]:
         """The metrics that a picture's records lack."""
         lacking: set[str] = set()
         for part in variant.parts:
-            record = self.done.get(plan.key(piece, variant, part))
+            record = self.done.get(plan.key(item, variant, part))
             if record is None or "error" in record:
                 return set(self.settings.metrics)
             lacking |= set(self.settings.metrics) - record.keys()
         return lacking
 
-    def pending(self, plan: Plan, piece: Piece) -> list[Variant]:
+    def pending(self, plan: Plan, item: WorkItem) -> list[Variant]:
         """What is still to be done for a picture."""
-        return [variant for variant in self.variants if self.missing(plan, piece, variant)]
+        return [variant for variant in self.variants if self.missing(plan, item, variant)]
 
-    def records(self, plan: Plan, pieces: list[Piece], loaded: list[Seen | str]) -> Iterator[list[Record]]:
+    def records(
+        self, plan: Plan, items: list[WorkItem], loaded: list[PreprocessedImage | str]
+    ) -> Iterator[list[Record]]:
         """The records that pictures lack, method by method, as soon as they are known."""
-        whole: list[tuple[Piece, Seen]] = []
-        for piece, seen in zip(pieces, loaded, strict=True):
+        whole: list[tuple[WorkItem, PreprocessedImage]] = []
+        for item, seen in zip(items, loaded, strict=True):
             if isinstance(seen, str):
-                yield self._failed(plan, Failure(piece, seen))
+                yield self._failed(plan, Failure(item, seen))
             else:
-                whole.append((piece, seen))
+                whole.append((item, seen))
         if not whole:
             return
         with plan.layer.view() as layer:
             yield from self._made(plan, layer, whole)
 
-    def _made(self, plan: Plan, layer: Module, whole: list[tuple[Piece, Seen]]) -> Iterator[list[Record]]:
+    def _made(
+        self, plan: Plan, layer: Module, whole: list[tuple[WorkItem, PreprocessedImage]]
+    ) -> Iterator[list[Record]]:
         score_cam = RememberedScoreCam(plan.masked_model, layer, self.settings.tolerance)
-        pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.place, non_blocking=True)
+        pixels = torch.cat([seen.pixels for _, seen in whole]).to(plan.device, non_blocking=True)
         batch = Batch(
             plan,
-            [piece for piece, _ in whole],
+            [item for item, _ in whole],
             [seen for _, seen in whole],
             plan.classifier.preprocessing.normalize(pixels),
             [-1] * len(whole),
@@ -144,7 +148,7 @@ class Judge:
                 yield self._failed(plan, part)
                 continue
             for variant in self.variants:
-                lacking = [self.missing(plan, piece, variant) for piece in part.pieces]
+                lacking = [self.missing(plan, item, variant) for item in part.items]
                 metrics = {name for names in lacking for name in names}
                 if not metrics:
                     continue
@@ -158,31 +162,31 @@ class Judge:
             return [action(batch)]
         except Exception as error:
             if self.settings.strict:
-                names = ", ".join(piece.picture.name for piece in batch.pieces)
+                names = ", ".join(item.picture.name for item in batch.items)
                 raise RuntimeError(f"{names}: {reason(error)}") from error
-            if len(batch.pieces) == 1:
-                return [Failure(batch.pieces[0], reason(error))]
-        return [result for index in range(len(batch.pieces)) for result in self._each(batch.of([index]), action)]
+            if len(batch.items) == 1:
+                return [Failure(batch.items[0], reason(error))]
+        return [result for index in range(len(batch.items)) for result in self._each(batch.of([index]), action)]
 
     def _failed(self, plan: Plan, failure: Failure, variant: Variant | None = None) -> list[Record]:
         """Records of what could not be explained, but for those that say the same already."""
-        piece, error = failure
+        item, error = failure
         if self.settings.strict:
-            raise ValueError(f"{piece.picture.name}: {error}")
+            raise ValueError(f"{item.picture.name}: {error}")
         records = []
-        for pending in self.pending(plan, piece) if variant is None else [variant]:
+        for pending in self.pending(plan, item) if variant is None else [variant]:
             for part in pending.parts:
-                key = plan.key(piece, pending, part)
+                key = plan.key(item, pending, part)
                 if self.done.get(key, {}).get("error") != error:
-                    records.append(self._base(plan, piece, key) | {"error": error})
+                    records.append(self._base(plan, item, key) | {"error": error})
         return records
 
     def _predict(self, batch: Batch) -> Batch:
-        with self._autocast(batch.plan.place):
+        with self._autocast(batch.plan.device):
             scores = batch.plan.classifier.scores(batch.inputs)
         targets = [
-            int(row.argmax()) if not piece.classes else max(piece.classes, key=row.tolist().__getitem__)
-            for piece, row in zip(batch.pieces, scores, strict=True)
+            int(row.argmax()) if not item.classes else max(item.classes, key=row.tolist().__getitem__)
+            for item, row in zip(batch.items, scores, strict=True)
         ]
         probabilities = batch.plan.classifier.probabilities(scores)[range(len(targets)), targets].tolist()
         return replace(batch, targets=targets, probabilities=probabilities)
@@ -190,11 +194,11 @@ class Judge:
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
         plan = batch.plan
         saved = batch.score_cam.saved
-        _synchronize(plan.place)
+        _synchronize(plan.device)
         start = perf_counter()
         maps = self._maps(batch, variant, batch.score_cam, batch.inputs)
-        _synchronize(plan.place)
-        seconds = (perf_counter() - start + batch.score_cam.saved - saved) / len(batch.pieces)
+        _synchronize(plan.device)
+        seconds = (perf_counter() - start + batch.score_cam.saved - saved) / len(batch.items)
         if "adcc" in metrics:
             metrics = metrics | set(_ADCC)
         records: list[Record] = []
@@ -211,10 +215,10 @@ class Judge:
             if "adcc" in metrics:
                 judged["adcc"] = adcc(*(torch.tensor(judged[name]) for name in _ADCC)).tolist()
             thumbnails = (saliency_map(values, _THUMBNAIL) * 255).round().byte().cpu()
-            for index, piece in enumerate(batch.pieces):
+            for index, item in enumerate(batch.items):
                 seen, target = batch.seen[index], batch.targets[index]
                 records.append(
-                    self._base(plan, piece, plan.key(piece, variant, stage))
+                    self._base(plan, item, plan.key(item, variant, stage))
                     | {"target": target, "category": plan.classifier.category(target)}
                     | {"probability": round(batch.probabilities[index], 5)}
                     | {"frame": [round(side, 3) for side in seen.frame]}
@@ -234,7 +238,7 @@ class Judge:
             options |= {"weighting": variant.method.weighting, "return_stages": True}
         if "internal_batch_size" in signature(attribution.attribute).parameters:
             options["internal_batch_size"] = max(_GRADIENT_ROWS, len(inputs))
-        with self._autocast(plan.place):
+        with self._autocast(plan.device):
             result: Any = attribution.attribute(inputs, target=batch.targets, **options)
         if not isinstance(attribution, LayerFusionCam):
             return [result]
@@ -245,12 +249,12 @@ class Judge:
         """What the metrics that need a map alone give to it; a map that is known is not judged again."""
         size = tuple(batch.inputs.shape[2:])
         maps = saliency_map(attributions, size).cpu()
-        names = tuple(piece.picture.name for piece in batch.pieces)
+        names = tuple(item.picture.name for item in batch.items)
         key = (names, tuple(batch.targets), tuple(sorted(metrics)), maps.numpy().tobytes())
         if key not in batch.known:
-            call = Call(batch.plan.masked_model, batch.inputs, batch.targets, None, self.settings.activation)
+            call = ModelCall(batch.plan.masked_model, batch.inputs, batch.targets, None, self.settings.activation)
             # All metrics share the unmasked pass.
-            with self._autocast(batch.plan.place), session(call):
+            with self._autocast(batch.plan.device), forward_pass(call):
                 masked = self._judge_by_masks(batch, attributions, metrics)
             empty = {"empty": [not row.any().item() for row in maps]}
             batch.known[key] = empty | masked | self._judge_by_place(batch, attributions, metrics)
@@ -282,8 +286,8 @@ class Judge:
         if not metrics & set(LOCALIZATION):
             return values
         regions = [
-            regions_seen(batch.plan.instances(piece, target), seen.frame, size[0])
-            for piece, seen, target in zip(batch.pieces, batch.seen, batch.targets, strict=True)
+            regions_seen(batch.plan.instances(item, target), seen.frame, size[0])
+            for item, seen, target in zip(batch.items, batch.seen, batch.targets, strict=True)
         ]
         found = {
             "pointing_game": pointing_game(attributions, [region.boxes for region in regions], size),
@@ -297,15 +301,15 @@ class Judge:
             values[name] = [None if share != share else share for share in found[name].tolist()]
         return values
 
-    def _base(self, plan: Plan, piece: Piece, key: Key) -> Record:
-        return key._asdict() | {"file": str(piece.picture.file.absolute())} | made_with(self.settings, plan, piece)
+    def _base(self, plan: Plan, item: WorkItem, key: Key) -> Record:
+        return key._asdict() | {"file": str(item.picture.file.absolute())} | provenance(self.settings, plan, item)
 
-    def _autocast(self, place: torch.device) -> AbstractContextManager[Any]:
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.settings.precision == "float32":
             return nullcontext()
-        return torch.autocast(place.type, torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float16)
+        return torch.autocast(device.type, torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float16)
 
 
-def _synchronize(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

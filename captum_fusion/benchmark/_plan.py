@@ -52,7 +52,7 @@ def variants_of(settings: Settings) -> list[Variant]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WorkItem:
     """A picture and what is requested for it: the likeliest of some classes, or the predicted one of all."""
 
     picture: Picture
@@ -61,7 +61,7 @@ class Piece:
     classes: tuple[int, ...] = ()
 
 
-class Seen(NamedTuple):
+class PreprocessedImage(NamedTuple):
     """A picture as the model sees it, where that is in the picture, and what had to be done to the picture."""
 
     pixels: Tensor
@@ -82,8 +82,8 @@ class Plan:
     weights: str
     weights_hash: str
     layer: FeatureMap
-    place: torch.device
-    pieces: list[Piece]
+    device: torch.device
+    items: list[WorkItem]
     label_of: dict[int, int]
 
     @property
@@ -96,24 +96,24 @@ class Plan:
         """What is explained: the model, its weights and its layer."""
         return self.classifier.name, self.weights, self.layer.name
 
-    def key(self, piece: Piece, variant: Variant, part: str | None) -> Key:
+    def key(self, item: WorkItem, variant: Variant, part: str | None) -> Key:
         """The key of a record."""
-        return Key(*self.subject, piece.picture.name, piece.requested, variant.method.name, variant.percentile, part)
+        return Key(*self.subject, item.picture.name, item.requested, variant.method.name, variant.percentile, part)
 
-    def keys(self, piece: Piece, variants: Iterable[Variant]) -> Iterator[Key]:
+    def keys(self, item: WorkItem, variants: Iterable[Variant]) -> Iterator[Key]:
         """The keys of all records of a picture."""
         for variant in variants:
             for part in variant.parts:
-                yield self.key(piece, variant, part)
+                yield self.key(item, variant, part)
 
-    def instances(self, piece: Piece, target: int) -> list[Instance]:
+    def instances(self, item: WorkItem, target: int) -> list[Instance]:
         """The objects that a class names in a picture."""
-        return [instance for instance in piece.picture.instances or () if instance.label == self.label_of.get(target)]
+        return [instance for instance in item.picture.instances or () if instance.label == self.label_of.get(target)]
 
-    def load(self, batches: list[list[Piece]]) -> Iterator[list[Seen | str]]:
+    def load(self, batches: list[list[WorkItem]]) -> Iterator[list[PreprocessedImage | str]]:
         """What the model sees of each batch's pictures, or what is wrong with them; on a GPU read ahead."""
-        on_gpu = self.place.type == "cuda"
-        dataset = _Pixels(self.classifier, [[piece.picture for piece in batch] for batch in batches])
+        on_gpu = self.device.type == "cuda"
+        dataset = _Pixels(self.classifier, [[item.picture for item in batch] for batch in batches])
         loader = DataLoader(
             dataset, batch_size=None, num_workers=4 if on_gpu else 0, pin_memory=on_gpu, collate_fn=_as_it_is
         )
@@ -124,7 +124,7 @@ def _as_it_is(batch: T) -> T:
     return batch
 
 
-class _Pixels(Dataset[list[Seen | str]]):
+class _Pixels(Dataset[list[PreprocessedImage | str]]):
     def __init__(self, classifier: Classifier, batches: list[list[Picture]]) -> None:
         self.preprocessing = classifier.preprocessing
         self.batches = batches
@@ -132,10 +132,10 @@ class _Pixels(Dataset[list[Seen | str]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> list[Seen | str]:
+    def __getitem__(self, index: int) -> list[PreprocessedImage | str]:
         return [self._read(picture) for picture in self.batches[index]]
 
-    def _read(self, picture: Picture) -> Seen | str:
+    def _read(self, picture: Picture) -> PreprocessedImage | str:
         try:
             photograph = open_photograph(picture.file)
             pixels = self.preprocessing.crop(photograph.image)
@@ -143,7 +143,7 @@ class _Pixels(Dataset[list[Seen | str]]):
             # Without the file's name, so that equal reasons are counted together.
             text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
             return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
-        return Seen(pixels, self.preprocessing.frame(*photograph.image.size), photograph.note)
+        return PreprocessedImage(pixels, self.preprocessing.frame(*photograph.image.size), photograph.note)
 
 
 def make_plans(
@@ -151,7 +151,7 @@ def make_plans(
     source: Source,
     pictures: Sequence[Picture],
     hash_of_file: Callable[[Path], str],
-    place: torch.device,
+    device: torch.device,
 ) -> list[Plan]:
     """A plan for each model.
 
@@ -162,7 +162,7 @@ def make_plans(
     hashes = {picture.name: hash_of_file(picture.file) for picture in pictures}
     plans: list[Plan] = []
     for name, weights, layer in settings.subjects():
-        plan = _make_plan(settings, source, pictures, hashes, place, (name, weights, layer))
+        plan = _make_plan(settings, source, pictures, hashes, device, (name, weights, layer))
         if plan.subject in [other.subject for other in plans]:
             raise ValueError(f"The model {name} with layer {plan.layer.name} and weights {plan.weights} is given twice")
         plans.append(plan)
@@ -174,24 +174,24 @@ def _make_plan(
     source: Source,
     pictures: Sequence[Picture],
     hashes: Mapping[str, str],
-    place: torch.device,
+    device: torch.device,
     subject: tuple[str, str | None, str | None],
 ) -> Plan:
     name, weights, layer = subject
     classifier = load_classifier(name, weights, activation=settings.activation)
-    classifier.model.to(place)
+    classifier.model.to(device)
     size = classifier.preprocessing.size
     # Two rows, so that a model that returns one row for any batch is found before the first picture.
-    blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=place))
+    blank = classifier.preprocessing.normalize(torch.full((2, 3, size, size), 0.5, device=device))
     classes = classifier.scores(blank).shape[1]
     chosen = choose_layer(classifier.model, blank, layer, settings.grid)
     label_of: dict[int, int] = {}
-    pieces = [Piece(picture, hashes[picture.name]) for picture in pictures]
+    items = [WorkItem(picture, hashes[picture.name]) for picture in pictures]
     if settings.target != "predicted" or any(metric in LOCALIZATION for metric in settings.metrics):
         classes_of = classes_of_labels(source, classifier, classes, settings.labels_by_order)
         label_of = {index: label for label, indices in classes_of.items() for index in indices}
         if settings.target != "predicted":
-            pieces = _labelled(settings, pictures, hashes, classes_of)
+            items = _labelled(settings, pictures, hashes, classes_of)
     state = classifier.model.state_dict()
     weights_hash = hash_of(
         part
@@ -201,7 +201,7 @@ def _make_plan(
     )
     # Its masked rows come in one shape, and its weights do not change.
     compiled = torch.compile(classifier.model, options={"freezing": True}) if settings.compile else None
-    return Plan(classifier, compiled, weights or "default", weights_hash, chosen, place, pieces, label_of)
+    return Plan(classifier, compiled, weights or "default", weights_hash, chosen, device, items, label_of)
 
 
 def _labelled(
@@ -209,9 +209,9 @@ def _labelled(
     pictures: Sequence[Picture],
     hashes: Mapping[str, str],
     classes_of: Mapping[int, tuple[int, ...]],
-) -> list[Piece]:
+) -> list[WorkItem]:
     """The pieces of pictures with their labels; pictures whose objects no class names are left out, and counted."""
-    pieces: list[Piece] = []
+    items: list[WorkItem] = []
     unnamed = []
     for picture in pictures:
         if not picture.labels and picture.instances is None:
@@ -223,30 +223,32 @@ def _labelled(
         if not named:
             unnamed.append(picture.name)
         elif settings.target == "best-label":
-            pieces.append(Piece(picture, hashes[picture.name], "best-label", tuple(chain.from_iterable(named))))
+            items.append(WorkItem(picture, hashes[picture.name], "best-label", tuple(chain.from_iterable(named))))
         else:
-            pieces += [Piece(picture, hashes[picture.name], "|".join(map(str, indices)), indices) for indices in named]
+            items += [
+                WorkItem(picture, hashes[picture.name], "|".join(map(str, indices)), indices) for indices in named
+            ]
     if unnamed:
         left_out = f"{len(unnamed)} of {len(pictures)} pictures, such as {unnamed[0]}, show nothing that a class names"
-        if not pieces:
+        if not items:
             raise ValueError(f"{left_out}; expected pictures of what the model classifies")
         warn(f"{left_out}; they are left out")
-    return pieces
+    return items
 
 
-def made_with(settings: Settings, plan: Plan, piece: Piece) -> Record:
+def provenance(settings: Settings, plan: Plan, item: WorkItem) -> Record:
     """What the values of a record depend on besides its key."""
     curves = {"insertion", "deletion"} & set(settings.metrics)
     return {
         "weights_hash": plan.weights_hash,
-        "image_hash": piece.hash,
+        "image_hash": item.hash,
         "target_kind": settings.target,
         "steps": settings.steps if curves else None,
         "tolerance": settings.tolerance,
         "precision": settings.precision,
         "activation": settings.activation,
         "grid": None if settings.grid is None else list(settings.grid),
-        "device": plan.place.type,
+        "device": plan.device.type,
         "batch_size": settings.batch_size,
         "compile": settings.compile,
     }
@@ -261,10 +263,10 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
     """
     other = "expected the same, or another output folder"
     hashes = {plan.subject: plan.weights_hash for plan in plans}
-    pieces = {plan.subject: {(piece.picture.name, piece.requested): piece for piece in plan.pieces} for plan in plans}
-    images = {piece.picture.name: piece.hash for plan in plans for piece in plan.pieces}
+    items = {plan.subject: {(item.picture.name, item.requested): item for item in plan.items} for plan in plans}
+    images = {item.picture.name: item.hash for plan in plans for item in plan.items}
     left_out: dict[str, None] = {}
-    given = made_with(settings, plans[0], plans[0].pieces[0])
+    given = provenance(settings, plans[0], plans[0].items[0])
     for key, record in done.items():
         if "error" in record:
             continue  # It is done again.
@@ -280,7 +282,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
             left_out[key.image] = None
         elif record.get("image_hash") != images[key.image]:
             raise ValueError(f"The picture {key.image} has changed since {folder} was written; {other}")
-        elif key[:3] in pieces and (key.image, key.requested) not in pieces[key[:3]]:
+        elif key[:3] in items and (key.image, key.requested) not in items[key[:3]]:
             raise ValueError(
                 f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
                 f"{other}"

@@ -44,11 +44,11 @@ class Progress(AbstractContextManager["Progress"]):
     ) -> None:
         self.folder = folder
         self.total = total
-        self.pending = {piece: set(keys) for piece, keys in pending.items()}
+        self.pending = {item: set(keys) for item, keys in pending.items()}
         self.before = len(pending)
         self.clock = clock
         self.start = clock()
-        self.offsets = {shard: shard.stat().st_size for shard in folder.glob(SHARDS)}
+        self.offsets = {writer: writer.stat().st_size for writer in folder.glob(SHARDS)}
         keys = [*done, *(key for keys in pending.values() for key in keys)]
         self.several = with_several_percentiles(keys)
         self.values: dict[str, dict[str, list[float]]] = {}
@@ -81,19 +81,19 @@ class Progress(AbstractContextManager["Progress"]):
 
     def poll(self) -> None:
         """Takes in what was appended since."""
-        for shard in self.folder.glob(SHARDS):
-            with shard.open("rb") as stream:
-                stream.seek(self.offsets.get(shard, 0))
+        for writer in self.folder.glob(SHARDS):
+            with writer.open("rb") as stream:
+                stream.seek(self.offsets.get(writer, 0))
                 content = stream.read()
             whole = content[: content.rfind(b"\n") + 1]
-            self.offsets[shard] = self.offsets.get(shard, 0) + len(whole)
+            self.offsets[writer] = self.offsets.get(writer, 0) + len(whole)
             records = [record for line in whole.splitlines() if (record := parse(line)) is not None]
             for record in records:
                 key = key_of(record)
-                keys = self.pending.get(key.piece, set())
+                keys = self.pending.get(key.item, set())
                 keys.discard(key)
                 if not keys:
-                    self.pending.pop(key.piece, None)
+                    self.pending.pop(key.item, None)
             self._count(records)
         self.bar.update(self.task, completed=self.total - len(self.pending), rate=self.rate())
         self.live.update(self._shown())

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captum_fusion._app.atomic_files import drafts, write_whole
+from captum_fusion._app.atomic_files import stale_temp_files, write_whole
 from captum_fusion.benchmark._measures import MEASURES
 
 try:
@@ -43,7 +43,7 @@ class Key(NamedTuple):
     stage: str | None
 
     @property
-    def piece(self) -> tuple[str, ...]:
+    def item(self) -> tuple[str, ...]:
         """The picture and the target that were asked of which model, whatever the method."""
         return self[:5]
 
@@ -83,9 +83,9 @@ class Line(NamedTuple):
     record: Record | None
 
 
-def _lines(shard: Path) -> Iterator[Line]:
+def _lines(writer: Path) -> Iterator[Line]:
     """The whole lines of a shard; a half-written last line is none."""
-    with shard.open("rb") as stream:
+    with writer.open("rb") as stream:
         for number, content in enumerate(stream, start=1):
             if content.endswith(b"\n"):
                 yield Line(number, content, parse(content))
@@ -123,9 +123,9 @@ def read_records(folder: Path) -> dict[Key, Record]:
     warning.
     """
     records: dict[Key, Record] = {}
-    for shard in sorted(folder.glob(SHARDS)):
+    for writer in sorted(folder.glob(SHARDS)):
         damaged = []
-        for line in _lines(shard):
+        for line in _lines(writer):
             if line.record is None:
                 damaged.append(line.number)
                 continue
@@ -136,7 +136,7 @@ def read_records(folder: Path) -> dict[Key, Record]:
             elif "error" not in line.record:
                 records[key] = line.record | kept
         if damaged:
-            warnings.warn(f"{shard} {_numbered(damaged)} damaged and left out", stacklevel=2)
+            warnings.warn(f"{writer} {_numbered(damaged)} damaged and left out", stacklevel=2)
     return records
 
 
@@ -146,23 +146,23 @@ def _numbered(lines: list[int]) -> str:
     return f"line {shown} is" if len(lines) == 1 else f"lines {shown}{more} are"
 
 
-def mend(folder: Path) -> None:
+def repair(folder: Path) -> None:
     """Sets damaged lines aside, into a file beside their shard, so that their work is done again; says which.
 
     Files that a killed run had begun are removed.
     """
-    for draft in drafts(folder):
+    for draft in stale_temp_files(folder):
         draft.unlink()
-    for shard in sorted(folder.glob(SHARDS)):
-        damaged = [line for line in _lines(shard) if line.record is None]
+    for writer in sorted(folder.glob(SHARDS)):
+        damaged = [line for line in _lines(writer) if line.record is None]
         if not damaged:
             continue
-        aside = shard.with_suffix(".damaged")
+        aside = writer.with_suffix(".damaged")
         with aside.open("ab") as stream:
             stream.writelines(line.content for line in damaged)
-        write_whole(shard, b"".join(line.content for line in _lines(shard) if line.record is not None))
+        write_whole(writer, b"".join(line.content for line in _lines(writer) if line.record is not None))
         warnings.warn(
-            f"{shard} {_numbered([line.number for line in damaged])} damaged; set aside in {aside.name}, and the work "
+            f"{writer} {_numbered([line.number for line in damaged])} damaged; set aside in {aside.name}, and the work "
             "is done again",
             stacklevel=2,
         )
@@ -230,7 +230,7 @@ def hash_of(parts: Iterable[bytes]) -> str:
     return value.hexdigest()[:16]
 
 
-class Shard:
+class RecordWriter:
     """The file to which one process appends its records."""
 
     def __init__(self, folder: Path, rank: int) -> None:

@@ -17,7 +17,7 @@ from captum_fusion.benchmark._charts import curves_chart, explanations_chart, me
 from captum_fusion.benchmark._measures import MEASURES
 from captum_fusion.benchmark._plan import STAGES
 from captum_fusion.benchmark._records import Key, Record, key_of, read_records, with_several_percentiles
-from captum_fusion.benchmark._statistics import SIGNIFICANT, marks_of, on_different_pictures, pairs_of
+from captum_fusion.benchmark._statistics import SIGNIFICANT, on_different_pictures, pairwise_tests, significance_marks
 from captum_fusion.metrics.means import mean_of
 
 FILES = ("run.json", "summary.csv", "summary.md", "pairs.csv", "measures.png", "curves.png", "explanations.png")
@@ -108,7 +108,7 @@ class Report:
     def _marks(self, subject: str, rows: pd.DataFrame) -> dict[str, dict[str, str]]:
         of_subject = self.pairs[self.pairs["subject"] == subject]
         return {
-            measure: marks_of(
+            measure: significance_marks(
                 rows.set_index("method")[measure],
                 of_subject[of_subject["measure"] == measure],
                 MEASURES[measure].higher,
@@ -240,11 +240,11 @@ def _pairs(records: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
             for name in measures
         }
         key = key_of(of_subject.iloc[0])
-        pairs = pairs_of(values)
-        for place, (name, value) in enumerate(
+        pairs = pairwise_tests(values)
+        for device, (name, value) in enumerate(
             [("subject", str(subject)), ("model", key.model), ("weights", key.weights), ("layer", key.layer)]
         ):
-            pairs.insert(place, name, value)
+            pairs.insert(device, name, value)
         tables.append(pairs)
     return pd.concat(tables, ignore_index=True)
 

@@ -16,11 +16,11 @@ from captum_fusion._app.models.loading import find_device
 from captum_fusion._app.options import LOCALIZATION
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Picture, Source
-from captum_fusion.benchmark._distributed import Team, team
-from captum_fusion.benchmark._evaluation import Judge
+from captum_fusion.benchmark._distributed import ProcessGroup, process_group
+from captum_fusion.benchmark._evaluation import Evaluator
 from captum_fusion.benchmark._plan import Plan, check_records, make_plans
 from captum_fusion.benchmark._progress import Progress
-from captum_fusion.benchmark._records import CURVES, Hashes, Shard, hash_of, locked, mend, read_records
+from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
 from captum_fusion.benchmark._sources import find_pictures
 
@@ -65,13 +65,13 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
             f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} has "
             "not; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
         )
-    place = find_device(settings.device)
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = find_device(settings.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     with ExitStack() as stack:
-        us = stack.enter_context(team())
-        hashes = us.from_first(partial(_enter, folder, pictures, stack))
-        plans = make_plans(settings, source, pictures, hashes.__getitem__, place)
+        group = stack.enter_context(process_group())
+        hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))
+        plans = make_plans(settings, source, pictures, hashes.__getitem__, device)
         # The maps and curves of a large run fill the memory, and only the report needs them.
         bulky = {"map", *CURVES}
         done = {
@@ -79,25 +79,25 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
             for key, record in read_records(folder).items()
         }
         check_records(folder, settings, plans, done)
-        judge = Judge(settings, done)
-        shard = Shard(folder, us.rank)
+        evaluator = Evaluator(settings, done)
+        writer = RecordWriter(folder, group.rank)
         # No process writes before all have read what is done.
-        us.wait()
+        group.wait()
         progress: AbstractContextManager[Any] = nullcontext()
-        if show_progress and us.rank == 0:
-            total = sum(len(plan.pieces) for plan in plans)
+        if show_progress and group.rank == 0:
+            total = sum(len(plan.items) for plan in plans)
             pending = {
-                keys[0].piece: set(keys)
+                keys[0].item: set(keys)
                 for plan in plans
-                for piece in plan.pieces
-                if (keys := list(plan.keys(piece, judge.pending(plan, piece))))
+                for item in plan.items
+                if (keys := list(plan.keys(item, evaluator.pending(plan, item))))
             }
             progress = Progress(folder, total, pending, done)
         with progress:
             for plan in plans:
-                _work(plan, judge, shard, us)
-            us.wait()
-        if us.rank > 0:
+                _work(plan, evaluator, writer, group)
+            group.wait()
+        if group.rank > 0:
             return folder
         report = write_report(folder, environment=_environment(settings, plans))
     if show_progress:
@@ -123,30 +123,30 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[Path
         if (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder; the report is to be written there")
     stack.enter_context(locked(folder))
-    mend(folder)
+    repair(folder)
     hashes = Hashes(folder)
     found = {picture.file: hashes.of(picture.file) for picture in pictures}
     hashes.save()
     return found
 
 
-def _work(plan: Plan, judge: Judge, shard: Shard, us: Team) -> None:
+def _work(plan: Plan, evaluator: Evaluator, writer: RecordWriter, group: ProcessGroup) -> None:
     """Does this process's share of what is missing."""
-    size = judge.settings.batch_size
-    pieces = [piece for piece in plan.pieces if judge.pending(plan, piece)]
-    batches = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    mine = batches[us.rank :: us.size]
+    size = evaluator.settings.batch_size
+    items = [item for item in plan.items if evaluator.pending(plan, item)]
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    mine = batches[group.rank :: group.size]
     for batch, loaded in zip(mine, plan.load(mine), strict=True):
-        for records in judge.records(plan, batch, loaded):
-            shard.append(records)
+        for records in evaluator.records(plan, batch, loaded):
+            writer.append(records)
 
 
 def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
     packages = ("captum-fusion", "captum", "torch", "torchvision", "numpy")
-    place = plans[0].place
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
+    device = plans[0].device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "device": f"{place.type} ({name})",
+        "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "python": platform.python_version(),
@@ -155,5 +155,5 @@ def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
             name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
         },
         "layers": [plan.layer.name for plan in plans],
-        "images_hash": hash_of(f"{piece.picture.name} {piece.hash}".encode() for piece in plans[0].pieces),
+        "images_hash": hash_of(f"{item.picture.name} {item.hash}".encode() for item in plans[0].items),
     }

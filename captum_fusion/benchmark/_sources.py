@@ -62,7 +62,7 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
         )
     if output is not None and output.resolve() == root.resolve():
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
-    results = {shard.parent for shard in root.rglob(SHARDS)} | ({output.resolve()} if output else set())
+    results = {writer.parent for writer in root.rglob(SHARDS)} | ({output.resolve()} if output else set())
     files = [
         file
         for file in sorted(root.rglob("*"))

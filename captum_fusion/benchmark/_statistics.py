@@ -24,7 +24,7 @@ _COLUMNS = [
 ]
 
 
-def pairs_of(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def pairwise_tests(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The paired test of each two methods.
 
     Args:
@@ -82,7 +82,7 @@ def signed_rank_p_value(differences: np.ndarray) -> float:
     return min(1.0, 2 * float(ways[: extreme + 1].sum() / 2.0 ** len(ranks)))
 
 
-def marks_of(means: "pd.Series[float]", pairs: pd.DataFrame, higher: bool) -> dict[str, str]:
+def significance_marks(means: "pd.Series[float]", pairs: pd.DataFrame, higher: bool) -> dict[str, str]:
     """What sets each method apart from the best one.
 
     Args:

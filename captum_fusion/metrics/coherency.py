@@ -7,9 +7,9 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import Sign, saliency_map, saliency_maps
 from captum_fusion._engine.state import preserved
 from captum_fusion.arguments import Activation
@@ -20,7 +20,7 @@ from captum_fusion.metrics.confidence import confidence_drop
 Explain = Callable[..., Any]
 
 
-@documented
+@fill_docstring
 def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive") -> Tensor:
     r"""Computes how much of the picture an attribution covers.
 
@@ -49,7 +49,7 @@ def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: 
     return saliency_map(attributions, tuple(attributions.shape[2:]) if size is None else size, sign).flatten(1).mean(1)
 
 
-@documented
+@fill_docstring
 def coherency(
     explanation_func: Explain | Attribution,
     inputs: Tensor | tuple[Tensor, ...],
@@ -103,7 +103,7 @@ def coherency(
     """
     maps = saliency_maps(inputs, attributions, sign)
     # What takes scores is not called: this checks the inputs and gives each a baseline.
-    call = Call(_nothing, inputs, target, additional_forward_args, baselines=baselines)
+    call = ModelCall(_nothing, inputs, target, additional_forward_args, baselines=baselines)
     for position in maps:
         if not call.inputs[position].is_floating_point():
             raise TypeError(
@@ -116,7 +116,7 @@ def coherency(
     )
     explain = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
-    with preserved(call.inputs) as state, state.watching():
+    with preserved(call.inputs) as state, state.tracking():
         again = explain(masked if call.is_tuple else masked[0], target=target, **further, **(explanation_kwargs or {}))
     if isinstance(again, tuple) and len(again) == 1:
         again = again[0]
@@ -132,7 +132,7 @@ def _nothing(*_: object) -> Tensor:
     raise AssertionError
 
 
-@documented
+@fill_docstring
 def adcc(
     forward_func: ForwardFunc,
     explanation_func: Explain | Attribution,

@@ -5,14 +5,14 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.masking import scoring
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import Sign, saliency_maps
 from captum_fusion.arguments import Activation
 from captum_fusion.functional import contribution
 
 
-@documented
+@fill_docstring
 def confidence_drop(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -80,7 +80,7 @@ def confidence_drop(
     )
 
 
-@documented
+@fill_docstring
 def confidence_increase(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -171,7 +171,7 @@ def probabilities(
 ) -> tuple[Tensor, Tensor]:
     """Y and O: the probability of the input as it is and masked, from which both metrics follow."""
     maps = saliency_maps(inputs, attributions, sign)
-    with scoring(
+    with masked_scorer(
         forward_func,
         inputs,
         target,
@@ -187,5 +187,5 @@ def probabilities(
     same = [
         ((maps[i] == 1) | (scorer.inputs[i] == scorer.call.baselines[i])).flatten(1).all(dim=1) for i in scorer.masked
     ]
-    whole = scorer.session.unmasked_scores
+    whole = scorer.forward_pass.unmasked_scores
     return whole, torch.where(torch.stack(same).all(dim=0), whole, masked)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.masking import scoring
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import Sign, ranks, saliency_maps
 from captum_fusion.arguments import Activation
 
@@ -13,7 +13,7 @@ from captum_fusion.arguments import Activation
 _KERNEL_SIZE, _SIGMA = 11, 5.0
 
 
-@documented
+@fill_docstring
 def insertion(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -93,7 +93,7 @@ def insertion(
     )
 
 
-@documented
+@fill_docstring
 def deletion(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -191,7 +191,7 @@ def _area_under_curve(
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
     ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
-    with scoring(
+    with masked_scorer(
         forward_func,
         inputs,
         target,

@@ -9,13 +9,13 @@ from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import Sign, saliency_map
 
 Regions = Tensor | Sequence[Tensor]
 
 
-@documented
+@fill_docstring
 def pointing_game(
     attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
 ) -> Tensor:
@@ -55,7 +55,7 @@ def pointing_game(
     return _per_region(hit, attributions, regions, size, sign)
 
 
-@documented
+@fill_docstring
 def energy_pointing_game(
     attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
 ) -> Tensor:
@@ -99,7 +99,7 @@ def energy_pointing_game(
     return _per_region(share, attributions, regions, size, sign)
 
 
-@documented
+@fill_docstring
 def instances_reached(
     attributions: Tensor,
     instances: Sequence[Regions],

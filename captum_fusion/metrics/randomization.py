@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import TargetType
-from captum_fusion._engine.docstrings import documented
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import Sign, saliency_maps
 from captum_fusion._engine.state import preserved
 from captum_fusion.functional import rank_correlation
@@ -19,7 +19,7 @@ Randomization = Literal["cascading", "independent"]
 RANDOMIZATIONS: tuple[Randomization, ...] = get_args(Randomization)
 
 
-@documented
+@fill_docstring
 def weight_randomization(
     attribution_method: Attribution,
     inputs: Tensor | tuple[Tensor, ...],
@@ -99,7 +99,7 @@ def weight_randomization(
         return torch.cat([maps[position].flatten(1) for position in sorted(maps)], dim=1)
 
     correlations = {}
-    with preserved(tensors) as state, state.watching():
+    with preserved(tensors) as state, state.tracking():
         original = flat_maps()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):

@@ -6,12 +6,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_fusion._engine.call import Call
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
-from captum_fusion._engine.docstrings import documented
-from captum_fusion._engine.forward_pass import Session, session
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.forward_pass import ForwardPass, forward_pass
 from captum_fusion._engine.guards import check_perturbations_per_eval
-from captum_fusion._engine.masking import Scorer
+from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import Sign, ranks, saliency_maps
 from captum_fusion.arguments import Activation
 from captum_fusion.functional import impute
@@ -21,7 +21,7 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 _FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-@documented
+@fill_docstring
 def road(
     forward_func: ForwardFunc,
     inputs: Tensor | tuple[Tensor, ...],
@@ -96,10 +96,10 @@ def road(
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
     check_perturbations_per_eval(perturbations_per_eval)
     ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
-    call = Call(forward_func, inputs, target, additional_forward_args, activation)
+    call = ModelCall(forward_func, inputs, target, additional_forward_args, activation)
     call.check_rows()
-    with session(call) as opened:
-        scorer = _Imputer(opened, tuple(ranked_maps), perturbations_per_eval, noise, seed)
+    with forward_pass(call) as unmasked:
+        scorer = _Imputer(unmasked, tuple(ranked_maps), perturbations_per_eval, noise, seed)
         # Each example with each fraction, most relevant first, and then least relevant first.
         orders = [order] if order != "combined" else ["most", "least"]
         count, device = len(fractions) * len(orders), call.device
@@ -119,13 +119,18 @@ def road(
     return means[:, 0] if order != "combined" else (means[:, 1] - means[:, 0]) / 2
 
 
-class _Imputer(Scorer):
+class _Imputer(MaskedScorer):
     """Scores rows whose masked pixels are imputed from the others, with noise."""
 
     def __init__(
-        self, opened: Session, masked: tuple[int, ...], perturbations_per_eval: int | None, noise: float, seed: int
+        self,
+        unmasked: ForwardPass,
+        masked: tuple[int, ...],
+        perturbations_per_eval: int | None,
+        noise: float,
+        seed: int,
     ) -> None:
-        super().__init__(opened, masked, perturbations_per_eval=perturbations_per_eval)
+        super().__init__(unmasked, masked, perturbations_per_eval=perturbations_per_eval)
         self._noise, self._seed = noise, seed
 
     def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:

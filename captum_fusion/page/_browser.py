@@ -21,7 +21,7 @@ class Model(NamedTuple):
     arguments: Mapping[str, Any]
 
 
-class Shown(NamedTuple):
+class View(NamedTuple):
     """What a run that has ended shows, and what Python makes it of."""
 
     picture: OpenedPicture
@@ -51,7 +51,7 @@ class Session:
     def __init__(self) -> None:
         self.settings: Any = None
         """What the controls said at the latest action."""
-        self.shown: Shown | None = None
+        self.shown: View | None = None
         """What is shown, unless something runs or was stopped."""
         self.listed: OpenedPicture | None = None
         """Whose classes the browser can choose from."""

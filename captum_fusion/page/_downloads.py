@@ -7,16 +7,16 @@ from io import BytesIO
 from captum_fusion._app.archive import archive
 from captum_fusion._app.drawing import drawn
 from captum_fusion.explain import Explanation
-from captum_fusion.page._browser import Shown
+from captum_fusion.page._browser import View
 from captum_fusion.page._recipe import recipe
 
 
-def picture(shown: Shown, overlay: float) -> tuple[str, bytes]:
+def picture(shown: View, overlay: float) -> tuple[str, bytes]:
     """The maps over the photograph, as the command draws them."""
     return "explained.png", drawn(shown.explanations, ".png", overlay)
 
 
-def maps(shown: Shown, _: float) -> tuple[str, bytes]:
+def maps(shown: View, _: float) -> tuple[str, bytes]:
     """The raw maps, in the archive that the command writes; for two classes one such archive for each."""
     archives = {_file_name(each): archive(each) for each in shown.explanations}
     if len(archives) == 1:
@@ -28,7 +28,7 @@ def maps(shown: Shown, _: float) -> tuple[str, bytes]:
     return "maps.zip", content.getvalue()
 
 
-def python(shown: Shown, overlay: float) -> tuple[str, bytes]:
+def python(shown: View, overlay: float) -> tuple[str, bytes]:
     """The lines of Python that reproduce what is shown."""
     return "explained.py", recipe(shown, overlay).encode()
 

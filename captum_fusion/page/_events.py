@@ -18,7 +18,7 @@ from captum_fusion._engine.progress import Progress, Stopped
 from captum_fusion.explain import Explanation
 from captum_fusion.page import _downloads as downloads
 from captum_fusion.page import _panels as views
-from captum_fusion.page._browser import Model, Run, Session, Shown
+from captum_fusion.page._browser import Model, Run, Session, View
 from captum_fusion.page._layout import MOST_CLASSES, Layout
 from captum_fusion.page._recipe import recipe
 from captum_fusion.page._samples import samples
@@ -204,7 +204,7 @@ class Page:
                     )
                 yield {on.maps: views.maps(prediction, targets, made, methods), **no_curves}
         run.check()
-        shown = session.shown = Shown(picture, list(made.values()), model.arguments, python)
+        shown = session.shown = View(picture, list(made.values()), model.arguments, python)
         notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)
         done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
@@ -248,7 +248,7 @@ class Page:
         session.set(values[self._layout.action], values)
         return {self._layout.code: recipe(session.shown, overlay) if session.shown else gr.skip()}
 
-    def _gets(self, made: Callable[[Shown, float], tuple[str, bytes]]) -> Callable[[Values], Values]:
+    def _gets(self, made: Callable[[View, float], tuple[str, bytes]]) -> Callable[[Values], Values]:
         def get(values: Values) -> Values:
             shown = values[self._layout.session].shown
             if shown is None:

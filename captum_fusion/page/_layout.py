@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from captum_fusion._app.methods import METHODS
-from captum_fusion._app.options import OVERLAY
+from captum_fusion._app.options import DEFAULT_ALPHA
 from captum_fusion.arguments import WEIGHTINGS
 from captum_fusion.page import _panels as views
 from captum_fusion.page._browser import Session
@@ -84,7 +84,7 @@ class Layout:
         viewer: Any = {
             "value": views.NOTHING,
             "html_template": "<div class='maps'></div>",
-            "js_on_load": f"const palette = {views.palette()}, firstOverlay = {OVERLAY};\n{asset('maps.js')}",
+            "js_on_load": f"const palette = {views.palette()}, firstOverlay = {DEFAULT_ALPHA};\n{asset('maps.js')}",
             "apply_default_css": False,
         }
         with gr.Tabs():
@@ -107,7 +107,7 @@ class Layout:
     def _settings(self) -> None:
         with gr.Row(elem_id="settings"):
             self.overlay = gr.Slider(
-                0, 1, OVERLAY, step=0.05, label="Overlay", info="Colour over the photograph", min_width=180
+                0, 1, DEFAULT_ALPHA, step=0.05, label="Overlay", info="Colour over the photograph", min_width=180
             )
             self.percentile = gr.Slider(
                 0, 99, 10, step=1, label="Percentile", info="Dropped from the gradient map", min_width=180

@@ -1,10 +1,10 @@
 """The lines of Python that reproduce what the page shows."""
 
 from captum_fusion._app.drawing import COLOURS
-from captum_fusion.page._browser import Shown
+from captum_fusion.page._browser import View
 
 
-def recipe(shown: Shown, overlay: float) -> str:
+def recipe(shown: View, overlay: float) -> str:
     """Lines that compute and draw what a browser is shown, with so much colour over the photograph."""
     first = shown.explanations[0]
     *imports, image = shown.python

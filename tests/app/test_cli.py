@@ -556,8 +556,8 @@ def test_a_broken_picture_does_not_cost_the_others(
     captured = capsys.readouterr()
     complaints = captured.err.splitlines()
     # What needs no reading is told first.
-    for complaint, name in zip(complaints, lost, strict=True):
-        assert name in complaint
+    for format_error, name in zip(complaints, lost, strict=True):
+        assert name in format_error
     assert "no file matches c*.png" in complaints[3].lower()
     assert captured.out.splitlines()[-1] == f"2 of 8 pictures explained; not {', '.join(lost)}"
     assert sorted(file.name for file in Path("explained").iterdir()) == ["a.png", "b.png"]

@@ -104,7 +104,7 @@ def wide() -> SmallNet:
     return SmallNet(channels=150).eval()
 
 
-def final(attributions: Tensor) -> Tensor:
+def relu_minmax(attributions: Tensor) -> Tensor:
     return normalize(attributions.relu())
 
 
@@ -118,7 +118,7 @@ def test_within_the_tolerance_in_fewer_passes(wide: SmallNet, images: Tensor, to
     assert attributions.shape == exact.shape
     assert errors.shape == (3,)
     assert errors.le(tolerance).all()
-    assert (final(attributions) - final(exact)).abs().flatten(1).amax(1).le(tolerance).all()
+    assert (relu_minmax(attributions) - relu_minmax(exact)).abs().flatten(1).amax(1).le(tolerance).all()
     assert rows.count < 3 * 149 / 2
 
 
@@ -201,7 +201,7 @@ def test_several_classes_of_one_image_share_its_passes(wide: SmallNet, images: T
     assert together <= 4 + rows.count / 4 + 1
     if tolerance:
         assert together < rows.count / 8
-        assert (final(attributions) - final(alone)).abs().flatten(1).amax(1).le(tolerance).all()
+        assert (relu_minmax(attributions) - relu_minmax(alone)).abs().flatten(1).amax(1).le(tolerance).all()
     else:
         torch.testing.assert_close(attributions, alone)
 

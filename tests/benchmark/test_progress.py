@@ -29,7 +29,7 @@ def test_it_counts_what_all_processes_do_and_times_what_this_run_did(tmp_path: P
     before, left = images[:90], images[90:]
     append(tmp_path, 0, *(record for image in before for record in everything[image]))
     done = {key_of(record): record for image in before for record in everything[image]}
-    pending = {key_of(everything[image][0]).piece: set(map(key_of, everything[image])) for image in left}
+    pending = {key_of(everything[image][0]).item: set(map(key_of, everything[image])) for image in left}
     now = [1000.0]
     progress = Progress(tmp_path, 100, pending, done, clock=lambda: now[0])
     progress.poll()

@@ -195,12 +195,12 @@ def test_a_folder_without_records(tmp_path: Path) -> None:
 
 def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
     write(tmp_path, [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "1.jpg", confidence_drop=0.3)])
-    shard = tmp_path / "records-00000.jsonl"
-    content = shard.read_bytes()
-    shard.write_bytes(b"{]\n" + content + b"{]\n" * 7)
+    writer = tmp_path / "records-00000.jsonl"
+    content = writer.read_bytes()
+    writer.write_bytes(b"{]\n" + content + b"{]\n" * 7)
     with pytest.warns(
         UserWarning, match=r"records-00000.jsonl lines 1, 4, 5, 6, 7 and 3 more are damaged and left out"
     ):
         assert report(tmp_path)["explanations"].tolist() == [2]
     # A report only reads.
-    assert shard.read_bytes() == b"{]\n" + content + b"{]\n" * 7
+    assert writer.read_bytes() == b"{]\n" + content + b"{]\n" * 7

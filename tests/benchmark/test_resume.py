@@ -114,14 +114,14 @@ def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained: list[tuple[str, frozenset[str]]] = []
-    whole = _evaluation.Judge._explain
+    whole = _evaluation.Evaluator._explain
 
-    def counted(self: _evaluation.Judge, batch: Any, variant: Any, metrics: set[str]) -> Any:
+    def counted(self: _evaluation.Evaluator, batch: Any, variant: Any, metrics: set[str]) -> Any:
         label = variant.method.name + ("" if variant.percentile is None else f" {variant.percentile:g}")
-        explained.extend((f"{piece.picture.name} {label}", frozenset(metrics)) for piece in batch.pieces)
+        explained.extend((f"{item.picture.name} {label}", frozenset(metrics)) for item in batch.items)
         return whole(self, batch, variant, metrics)
 
-    monkeypatch.setattr(_evaluation.Judge, "_explain", counted)
+    monkeypatch.setattr(_evaluation.Evaluator, "_explain", counted)
     drop, both = frozenset(["confidence_drop"]), frozenset(["confidence_drop", "deletion"])
     options = QUICK | {"limit": 1}
     folder = bench(pictures, tmp_path / "out", **options)
@@ -204,13 +204,13 @@ def test_damaged_lines_are_named_set_aside_and_done_again(
     pictures: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     folder = bench(pictures, tmp_path / "out", **QUICK, limit=3)
-    shard = folder / "records-00000.jsonl"
-    lines = shard.read_bytes().splitlines(keepends=True)
+    writer = folder / "records-00000.jsonl"
+    lines = writer.read_bytes().splitlines(keepends=True)
     broken = damage(lines[1])
-    shard.write_bytes(lines[0] + broken + lines[2])
+    writer.write_bytes(lines[0] + broken + lines[2])
     with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; set aside in records-00000.damaged"):
         bench(pictures, folder, **QUICK, limit=3)
-    after = shard.read_bytes().splitlines(keepends=True)
+    after = writer.read_bytes().splitlines(keepends=True)
     assert after[:2] == [lines[0], lines[2]]
     again, first = json.loads(after[2]), json.loads(lines[1])
     assert {**again, "seconds": 0} == {**first, "seconds": 0}

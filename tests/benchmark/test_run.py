@@ -21,8 +21,8 @@ from torch import Tensor, distributed
 from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam, cli
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark import NothingExplainedError, _evaluation, report
-from captum_fusion.benchmark._distributed import team
-from captum_fusion.benchmark._records import Shard
+from captum_fusion.benchmark._distributed import process_group
+from captum_fusion.benchmark._records import RecordWriter
 from captum_fusion.metrics import (
     adcc,
     coherency,
@@ -191,17 +191,17 @@ FORKED: dict[str, Any] = QUICK | {"methods": ["score-cam"]}
 @pytest.mark.usefixtures("no_charts")
 def test_killed_and_started_again_it_ends_with_the_same_table(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "whole", **FORKED)
-    folder, shard = tmp_path / "killed", tmp_path / "killed" / "records-00000.jsonl"
+    folder, writer = tmp_path / "killed", tmp_path / "killed" / "records-00000.jsonl"
     process = forked(partial(bench, pictures, folder, **FORKED))
-    wait_for(lambda: shard.exists() and shard.read_bytes().count(b"\n") >= 2)
+    wait_for(lambda: writer.exists() and writer.read_bytes().count(b"\n") >= 2)
     process.kill()
     process.join()
     # As if it had been killed in the middle of a line.
-    with shard.open("ab") as stream:
+    with writer.open("ab") as stream:
         stream.write(b'{"model": "tests.te')
-    finished = shard.read_bytes().rpartition(b"\n")[0]
+    finished = writer.read_bytes().rpartition(b"\n")[0]
     bench(pictures, folder, **FORKED)
-    assert shard.read_bytes().startswith(finished + b"\n")
+    assert writer.read_bytes().startswith(finished + b"\n")
     keys = [(record["image"], record["method"]) for record in records(folder)]
     assert len(keys) == len(set(keys)) == 5
     pd.testing.assert_frame_equal(deterministic(folder), deterministic(tmp_path / "whole"))
@@ -234,8 +234,8 @@ def in_two_processes(pictures: Path, folder: Path, *more: str) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def images_of(shard: Path) -> list[str]:
-    return [json.loads(line)["image"] for line in shard.open()]
+def images_of(writer: Path) -> list[str]:
+    return [json.loads(line)["image"] for line in writer.open()]
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -262,24 +262,24 @@ def test_two_processes_give_the_table_of_one(pictures: Path, tmp_path: Path, bat
 def test_what_is_left_is_shared(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "out", **FORKED)
     # All that the second of two processes would have done is lost: the pictures 1 and 3 of 0 to 4.
-    shard = tmp_path / "out" / "records-00000.jsonl"
-    lines = shard.read_bytes().splitlines(keepends=True)
-    shard.write_bytes(b"".join(line for line in lines if json.loads(line)["image"] not in ("1.jpg", "3.jpg")))
+    writer = tmp_path / "out" / "records-00000.jsonl"
+    lines = writer.read_bytes().splitlines(keepends=True)
+    writer.write_bytes(b"".join(line for line in lines if json.loads(line)["image"] not in ("1.jpg", "3.jpg")))
     in_two_processes(pictures, tmp_path / "out")
-    assert images_of(shard)[3:] == ["1.jpg"]
+    assert images_of(writer)[3:] == ["1.jpg"]
     assert images_of(tmp_path / "out" / "records-00001.jsonl") == ["3.jpg"]
 
 
 def with_little_patience(rank: int, meeting: str) -> None:
     patience = timedelta(seconds=1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
-    with team() as us:
+    with process_group() as group:
         if rank == 0:
             time.sleep(3)
-        us.wait()
-        assert us.from_first(lambda: 7) == 7
+        group.wait()
+        assert group.broadcast_from_rank0(lambda: 7) == 7
         with pytest.raises(ValueError, match="no luck"):
-            us.from_first(unlucky)
+            group.broadcast_from_rank0(unlucky)
 
 
 def unlucky() -> None:
@@ -370,20 +370,20 @@ def test_a_random_choice_of_pictures(pictures: Path, tmp_path: Path) -> None:
 
 
 def on_a_full_disk(folder: Path) -> None:
-    shard = Shard(folder, 0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (shard.end + 40, shard.end + 40))
+    writer = RecordWriter(folder, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.end + 40, writer.end + 40))
     with pytest.raises(OSError, match="Errno 27"):
-        shard.append([{"image": "x" * 100}])
+        writer.append([{"image": "x" * 100}])
 
 
 def test_a_full_disk_leaves_earlier_records_whole(pictures: Path, tmp_path: Path) -> None:
     folder = bench(pictures, tmp_path / "out", **QUICK, limit=2)
-    shard = folder / "records-00000.jsonl"
-    before = shard.read_bytes()
+    writer = folder / "records-00000.jsonl"
+    before = writer.read_bytes()
     process = forked(on_a_full_disk, folder)
     process.join()
     assert process.exitcode == 0
-    assert shard.read_bytes() == before
+    assert writer.read_bytes() == before
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -76,9 +76,9 @@ def benjamini_yekutieli(p_values: list[float]) -> list[float]:
     harmonic = sum(1 / (i + 1) for i in range(count))
     order = sorted(range(count), key=p_values.__getitem__)
     adjusted = [1.0] * count
-    for place, index in enumerate(order):
+    for device, index in enumerate(order):
         adjusted[index] = min(
-            1.0, min(p_values[order[later]] * count * harmonic / (later + 1) for later in range(place, count))
+            1.0, min(p_values[order[later]] * count * harmonic / (later + 1) for later in range(device, count))
         )
     return adjusted
 
@@ -134,11 +134,11 @@ def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
     # Seven pictures, all better: p = 2 / 128 = 0.0156, significant for one pair. Of 15 pairs that are all like this,
     # each is 0.0156 (1 + 1/2 + ... + 1/15) = 0.0518.
     def explained(methods: str) -> str:
-        for shard in tmp_path.glob("records-*"):
-            shard.unlink()
+        for writer in tmp_path.glob("records-*"):
+            writer.unlink()
         lines = [
-            made_up(method, f"{index}.jpg", confidence_drop=0.1 + (0.3 + index / 100) * place)
-            for place, method in enumerate(methods)
+            made_up(method, f"{index}.jpg", confidence_drop=0.1 + (0.3 + index / 100) * device)
+            for device, method in enumerate(methods)
             for index in range(7)
         ]
         (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     families: list[str]
     examples: list[str]
     layer: str
-    viewed: bool
+    attach_view: bool
 
 
 @cache
@@ -74,7 +74,7 @@ def test_the_layer_can_be_explained(name: str) -> None:
     feature_map = last_feature_map(model, image)
     assert feature_map.name == row.layer
     assert feature_map.layer is model.get_submodule(row.layer)
-    assert feature_map.form == ("tokens" if row.viewed else "channels first")
+    assert feature_map.form == ("tokens" if row.attach_view else "channels first")
     with feature_map.view() as layer:
         grad_cam = LayerGradCam(model, layer).attribute(image, target=target)
         fusion_cam = LayerFusionCam(model, layer, region_method=LayerXGradCam(model, layer))

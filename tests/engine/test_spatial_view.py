@@ -39,15 +39,15 @@ NETWORKS = [vit, swin, convnext]
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda network: network.__name__)
-def viewed(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]:
+def attach_view(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]:
     return *request.param(), torch.randn(2, 3, 48, 48)
 
 
 @pytest.mark.parametrize("algorithm", METHODS + CAPTUM)
 def test_every_layer_method_works_on_a_view(
-    algorithm: type[LayerAttribution], viewed: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]
+    algorithm: type[LayerAttribution], attach_view: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor]
 ) -> None:
-    model, layer, grid, images = viewed
+    model, layer, grid, images = attach_view
     options = {"perturbations_per_eval": 16} if algorithm is LayerScoreCam else {}
     with spatial_view(layer) as view:
         attributions = algorithm(model, view).attribute(images, target=1, **options)
@@ -58,9 +58,9 @@ def test_every_layer_method_works_on_a_view(
 
 
 def test_the_network_computes_the_same_and_nothing_remains(
-    viewed: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor],
+    attach_view: tuple[nn.Module, nn.Module, tuple[int, ...], Tensor],
 ) -> None:
-    model, layer, _, images = viewed
+    model, layer, _, images = attach_view
     for context in (torch.no_grad, torch.enable_grad):
         with context():
             before = model(images)
@@ -87,15 +87,15 @@ def test_channels_last_maps_are_moved() -> None:
     images = torch.randn(1, 3, 48, 48)
     plain = LayerGradientXActivation(model, layer).attribute(images, target=1)
     with spatial_view(layer) as view:
-        viewed = LayerGradientXActivation(model, view).attribute(images, target=1)
-    assert torch.equal(viewed, plain.permute(0, 3, 1, 2))
+        attach_view = LayerGradientXActivation(model, view).attribute(images, target=1)
+    assert torch.equal(attach_view, plain.permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("algorithm", METHODS + CAPTUM)
 def test_a_layer_that_needs_no_view(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     """A view of a plain feature map through to_map and from_map explains what the layer itself does."""
     expected = algorithm(net, net.features).attribute(images, target=1)
-    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda viewed, _: viewed) as view:
+    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda attach_view, _: attach_view) as view:
         torch.testing.assert_close(algorithm(net, view).attribute(images, target=1), expected)
 
 
@@ -244,10 +244,10 @@ def test_the_parts_of_a_network_called_one_by_one() -> None:
         tokens: list[Tensor] = []
         model.layer.register_forward_hook(lambda _, __, output: tokens.append(output))
         model.forward(stem(x))
-        viewed = part(tokens[0])
+        attach_view = part(tokens[0])
         # Twice the size of the image.
-        head(viewed[:, 1:].transpose(1, 2).reshape(len(x), 2, x.shape[2] // 16, x.shape[3] // 16))
-        return viewed.sum(1)
+        head(attach_view[:, 1:].transpose(1, 2).reshape(len(x), 2, x.shape[2] // 16, x.shape[3] // 16))
+        return attach_view.sum(1)
 
     with spatial_view(part[0]) as view:
         for size in [(128, 160), (128, 160)]:
@@ -367,7 +367,7 @@ def test_a_view_of_a_layer_that_never_ran(net: SmallNet, images: Tensor) -> None
 
 
 def test_nested_views(net: SmallNet, images: Tensor) -> None:
-    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda viewed, _: viewed):
+    with spatial_view(net.features, to_map=lambda output: output, from_map=lambda attach_view, _: attach_view):
         with pytest.raises(ValueError, match="There is a view of this Conv2d already"), spatial_view(net.features):
             pass
         net(images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_fusion._engine import surrogate
-from captum_fusion._engine.surrogate import Surrogate, features, final, fit, kernel, most_telling, pooled
+from captum_fusion._engine.surrogate import Surrogate, features, fit, kernel, most_informative, pooled, relu_minmax
 
 pytestmark = pytest.mark.every_device
 
@@ -53,7 +53,7 @@ def explained(maps: Tensor, score: Scores, tolerance: float) -> tuple[Surrogate,
 
 def error(surrogate: Surrogate, maps: Tensor, exact: Tensor) -> float:
     flat = maps.flatten(1)
-    return float((final(surrogate.weights[0] @ flat) - final(exact.softmax(0) @ flat)).abs().max())
+    return float((relu_minmax(surrogate.weights[0] @ flat) - relu_minmax(exact.softmax(0) @ flat)).abs().max())
 
 
 def test_the_kernel_is_the_covariance_of_random_networks() -> None:
@@ -197,7 +197,7 @@ def test_several_targets_share_the_channels() -> None:
     alone = [explained(maps, score, 0.1)[2] for score in targets]
     assert asked < sum(alone)
     flat = maps.flatten(1)
-    differences = (final(surrogate.weights @ flat) - final(exact.T.softmax(1) @ flat)).abs().amax(1)
+    differences = (relu_minmax(surrogate.weights @ flat) - relu_minmax(exact.T.softmax(1) @ flat)).abs().amax(1)
     assert (differences <= 0.1).all()
 
 
@@ -215,7 +215,7 @@ def test_the_most_telling_channel_and_then_what_it_leaves() -> None:
     # The maps follow three scores. The last channel nearly repeats the first one and tells nothing after it.
     draws = torch.stack([third, second, first, first + 0.01 * none], dim=1)
     maps = torch.stack([3 * first, 3 * first, second, 0.1 * third], dim=1)
-    chosen = most_telling(draws, maps, 3).tolist()
+    chosen = most_informative(draws, maps, 3).tolist()
     assert chosen[0] in (2, 3)
     assert chosen[1:] == [1, 0]
 
@@ -236,7 +236,7 @@ def test_each_choice_leaves_the_least_variance(candidates: int, monkeypatch: pyt
     among = sorted(range(12), key=lambda channel: left([channel]))[:candidates]
     for _ in range(4):
         chosen.append(min(set(among) - set(chosen), key=lambda channel: left([*chosen, channel])))
-    assert most_telling(draws, maps, 4).tolist() == chosen
+    assert most_informative(draws, maps, 4).tolist() == chosen
 
 
 def test_the_blank_and_the_whole_alone_are_not_enough() -> None:

