@@ -63,7 +63,7 @@ suppress_warnings = ["myst.header", "toc.not_included"]
 nb_execution_mode = "off"
 copybutton_exclude = ".linenos, .gp, .go"
 
-# The second inventory of each serves builds without a network, with the names that the pages use. Captum publishes none.
+# The second inventory of each serves builds without a network. Captum publishes none.
 intersphinx_mapping = {
     "captum": ("https://captum.ai/api/", "docs/inventories/captum.inv"),
     "numpy": ("https://numpy.org/doc/stable/", (None, "docs/inventories/numpy.inv")),
