@@ -27,8 +27,8 @@ class LayerISCam(attr.LayerISCam):
 
 METHODS: list[type[LayerAttribution]] = [
     method
-    for method in (globals().get(name, getattr(attr, name)) for name in attr.__all__)
-    if isinstance(method, type) and issubclass(method, LayerAttribution)
+    for method in (globals().get(method.__name__, method) for method in attr.METHODS)
+    if issubclass(method, LayerAttribution)
 ]
 
 

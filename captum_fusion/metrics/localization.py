@@ -10,7 +10,8 @@ from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import Sign, saliency_map
+from captum_fusion._engine.saliency import saliency_map
+from captum_fusion.arguments import Sign
 
 Regions = Tensor | Sequence[Tensor]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from captum_fusion._app.images import Photograph
 from captum_fusion._engine.progress import Listener, Progress, Stopped, progress_to
-from captum_fusion.explain import Explainer, Explanation, OpenedPicture
+from captum_fusion.explain import ClassifiedImage, Explainer, Explanation
 
 # Who waits for an older run to end looks that often whether a newer one has begun.
 _PATIENCE_SECONDS = 0.05
@@ -24,7 +24,7 @@ class Model(NamedTuple):
 class View(NamedTuple):
     """What a run that has ended shows, and what Python makes it of."""
 
-    picture: OpenedPicture
+    picture: ClassifiedImage
     explanations: Sequence[Explanation]
     """One for each class."""
     model: Mapping[str, Any]
@@ -38,7 +38,7 @@ class _Taken(NamedTuple):
 
     photograph: Photograph
     python: Sequence[str]
-    pictures: dict[str, OpenedPicture]
+    pictures: dict[str, ClassifiedImage]
 
 
 class Session:
@@ -53,7 +53,7 @@ class Session:
         """What the controls said at the latest action."""
         self.shown: View | None = None
         """What is shown, unless something runs or was stopped."""
-        self.listed: OpenedPicture | None = None
+        self.listed: ClassifiedImage | None = None
         """Whose classes the browser can choose from."""
         self._taken: _Taken | None = None
         self._chosen: tuple[str, list[int]] | None = None
@@ -83,7 +83,7 @@ class Session:
         """The classes that were chosen of the model, if any were."""
         return list(self._chosen[1]) if self._chosen and self._chosen[0] == model else None
 
-    def picture(self, name: str, model: Model) -> tuple[OpenedPicture, Sequence[str]]:
+    def picture(self, name: str, model: Model) -> tuple[ClassifiedImage, Sequence[str]]:
         """The photograph in the eyes of a model, and how Python opens it."""
         taken = self._taken
         if taken is None:

@@ -12,8 +12,8 @@ import gradio as gr
 import pandas as pd
 
 from captum_fusion._app.images import open_photograph
+from captum_fusion._app.messages import one_line, reason
 from captum_fusion._app.methods import parse_method
-from captum_fusion._app.names import one_line, reason
 from captum_fusion._engine.progress import Progress, Stopped
 from captum_fusion.explain import Explanation
 from captum_fusion.page import _downloads as downloads

@@ -77,7 +77,7 @@ def maps(
         panels: list[Part] = []
         for name in methods:
             if target in made and name in made[target].maps:
-                note = f"keeps P = {made[target].kept[name]:.3f}"
+                note = f"keeps P = {made[target].masked_probabilities[name]:.3f}"
                 panels.append(_heat(name, made[target].maps[name], note))
             else:
                 panels.append({"kind": "pending", "name": name})

@@ -6,8 +6,7 @@ from matplotlib import cbook
 from PIL import Image
 from skimage import data
 
-from captum_fusion._app.images import Photograph, as_rgb
-from captum_fusion._app.sample import sample_photograph
+from captum_fusion._app.images import Photograph, as_rgb, sample_photograph
 
 
 class Sample(NamedTuple):

@@ -184,7 +184,7 @@ def test_classes_and_methods_are_typed(visit: Visit) -> None:
     settle(page)
     page.get_by_label("Methods").fill("scoer-cam")
     page.keyboard.press("Enter")
-    expect(status(page)).to_contain_text("There is no method 'scoer-cam'. Close: score-cam")
+    expect(status(page)).to_contain_text("Unknown method 'scoer-cam'. Did you mean 'score-cam'")
     other = page.locator(".bar:not(.chosen) .text").first.text_content()
     choose(page, "Classes", str(other))
     # The page lives on.
