@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from captum_fusion._engine.outputs import scores_in
 
-__all__ = ["box_score", "region_scores"]
+__all__ = ["box_score", "region_scores", "scores_in"]
 
 
 def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[..., Tensor]:
