@@ -294,6 +294,7 @@ def test_explain_never_overwrites_what_it_reads(
             ["explain", "--model", "tests.app.test_cli:nan_net"],
             "test_cli:nan_net returns scores that are not finite",
         ),
+        (["benchmark", "--model", "resnet5O"], "Unknown torchvision classifier 'resnet5O'"),
         (["benchmark", "--steps", "5.5"], "expected a whole number, not '5.5'"),
         (["benchmark", "--limit", "2.7"], "expected a whole number, not '2.7'"),
         (["benchmark", "--labels", "labels.json"], "labels.json is not JSON: Expecting"),
