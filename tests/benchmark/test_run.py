@@ -432,5 +432,3 @@ def test_refuses_a_folder_without_pictures(tmp_path: Path) -> None:
         bench(tmp_path, tmp_path / "out", **OPTIONS)
     with pytest.raises(ValueError, match="is not a folder; expected one of pictures"):
         bench(tmp_path / "missing", tmp_path / "out", **OPTIONS)
-    with pytest.raises(ValueError, match="holds no benchmark: there are no records"):
-        report(tmp_path)
