@@ -31,6 +31,12 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def as_float(values: Tensor) -> Tensor:
     """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
 
+    Args:
+        values (Tensor): Values of any type and shape.
+
+    Returns:
+        *Tensor* of the same shape, float32 or float64.
+
     Examples::
 
         >>> as_float(torch.tensor([1, 2]))
