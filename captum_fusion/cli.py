@@ -145,6 +145,7 @@ def page(
     *,
     host: str = "127.0.0.1",
     port: IntOption | None = None,
+    names: Annotated[tuple[str, ...], ListOption, Parameter(name="--name")] = (),
 ) -> int:
     """Explain photographs on a page in a browser, until Ctrl+C.
 
@@ -152,6 +153,7 @@ def page(
         host: The address to listen on. Without it, only this machine sees the page; 0.0.0.0 shows it, and what it
             computes with, to everybody who reaches this machine.
         port: The port to listen on. Without it, the first free one from 7860.
+        names: Further names of this machine under which browsers may ask for the page; others are refused.
     """
     arguments = selection.each()
     try:
@@ -159,10 +161,13 @@ def page(
         from captum_fusion.page import load_models, serving
     except ModuleNotFoundError as error:
         raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
-    with serving(load_models(arguments), host, port) as address:
+    with serving(load_models(arguments), host, port, names) as address:
         Output(soft_wrap=True).print(f"The page is at {address} until Ctrl+C.")
-        # A process that is terminated keeps no uploads of browsers either.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A process that is terminated, or loses its terminal, keeps no uploads of browsers either.
+        for name in ("SIGTERM", "SIGHUP"):
+            # Windows has no SIGHUP.
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     return 0

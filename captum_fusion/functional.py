@@ -169,7 +169,7 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     if isinstance(scale, Tensor):
         share: Tensor = (10 * eps * scale).clamp(min=_ROUNDING * eps, max=eps**0.5)
         return share * values.abs()
-    return values.abs() * min(eps * max(10 * scale, _ROUNDING), eps**0.5)
+    return values.abs().mul(min(eps * max(10 * scale, _ROUNDING), eps**0.5))
 
 
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:

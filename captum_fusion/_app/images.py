@@ -1,5 +1,6 @@
 """Photographs from files, as 8-bit RGB whatever their type."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -168,7 +169,9 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     """The picture, turned by its EXIF orientation."""
     image.load()
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # The reader of broken EXIF blocks raises nearly everything; the pixels may be whole.
         notes.append("its EXIF block is broken and ignored")
         return image

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,20 +80,12 @@ class Batch:
         return Batch(self.plan, self.layer, items, images, self.inputs[indices], targets, probabilities)  # type: ignore[arg-type]
 
 
-class Failure(NamedTuple):
-    """A picture that could not be explained, and the reason."""
-
-    item: WorkItem
-    error: str
+Failure = tuple[WorkItem, str]
+"""A picture that could not be explained, and the reason."""
 
 
 class Evaluator:
-    """Makes the missing records of pictures.
-
-    Args:
-        settings (Settings): The settings of the benchmark.
-        done (Mapping): The records of earlier runs.
-    """
+    """Makes the missing records of pictures; ``done`` are those of earlier runs."""
 
     def __init__(self, settings: Settings, done: Mapping[Key, Record]) -> None:
         self.settings = settings
@@ -121,12 +113,12 @@ class Evaluator:
         readable = [(item, image) for item, image in zip(items, loaded, strict=True) if not isinstance(image, str)]
         for item, image in zip(items, loaded, strict=True):
             if isinstance(image, str):
-                yield self._errors(plan, Failure(item, image))
+                yield self._errors(plan, (item, image))
         if not readable:
             return
         with plan.layer.view() as layer:
             for part in self._each(_batch(plan, layer, readable), self._predict):
-                if isinstance(part, Failure):
+                if isinstance(part, tuple):
                     yield self._errors(plan, part)
                     continue
                 for variant in self.variants:
@@ -135,7 +127,7 @@ class Evaluator:
                     if metrics:
                         lacking = part.subset([index for index, names in enumerate(missing) if names])
                         for result in self._each(lacking, partial(self._explain, variant=variant, metrics=metrics)):
-                            failed = isinstance(result, Failure)
+                            failed = isinstance(result, tuple)
                             yield self._errors(plan, result, variant) if failed else result  # type: ignore[misc,arg-type]
 
     def check_unchanged(self, plan: Plan) -> None:
@@ -146,20 +138,23 @@ class Evaluator:
         """
         if ":" not in plan.classifier.name or plan.classifier.name.startswith(("timm:", "hf:")):
             return
-        keys = ((item, variant, plan.key(item, variant, None)) for item in plan.items for variant in self.variants)
-        for item, variant, key in keys:
-            record: Mapping[str, Any] = self.done.get(key, {"error": ""})
-            loaded = [] if "error" in record else next(plan.load([[item]]))
-            if not loaded or isinstance(loaded[0], str):
+        items = {plan.key(item, self.variants[0], None).item: item for item in plan.items}
+        for key, done in self.done.items():
+            if key.item not in items or key.stage or "error" in done:
                 continue
+            (image,) = next(plan.load([[items[key.item]]]))
+            if isinstance(image, str):
+                continue
+            metrics = set(self.settings.metrics) & done.keys()
             with plan.layer.view() as layer:
-                batch = self._predict(_batch(plan, layer, [(item, loaded[0])]))
-                again: Mapping[str, Any] = self._explain(batch, variant, set(self.settings.metrics) & record.keys())[0]
-            for name in ("target", "probability", *(set(self.settings.metrics) & record.keys())):
-                if abs((record[name] or 0) - (again[name] or 0)) > _TOLERANCE:
+                batch = self._predict(_batch(plan, layer, [(items[key.item], image)]))
+                (again,) = self._explain(batch, Variant(parse_method(key.method), key.percentile, ()), metrics)
+            for name in ("target", "probability", *metrics):
+                old, new = (dict(record)[name] for record in (done, again))
+                if abs((old or 0) - (new or 0)) > _TOLERANCE:  # type: ignore[operator]
                     raise ValueError(
                         f"The code of {plan.classifier.name} has changed: {name} of {key.image} by {key.method} was "
-                        f"{record[name]:g} and is {again[name]:g}; expected the same, or another output folder"
+                        f"{old} and is {new}; expected the same, or another output folder"
                     )
             return
 
@@ -172,7 +167,7 @@ class Evaluator:
                 names = ", ".join(item.picture.name for item in batch.items)
                 raise RuntimeError(f"{names}: {reason(error)}") from error
             if len(batch.items) == 1:
-                return [Failure(batch.items[0], reason(error))]
+                return [(batch.items[0], reason(error))]
         return [result for index in range(len(batch.items)) for result in self._each(batch.subset([index]), action)]
 
     def _errors(self, plan: Plan, failure: Failure, variant: Variant | None = None) -> list[Record]:

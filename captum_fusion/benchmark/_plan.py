@@ -22,7 +22,7 @@ from captum_fusion._app.models.loading import load_classifier
 from captum_fusion._app.models.preprocessing import Frame, Preprocessing
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Instance, Picture, Placement, Source, place
-from captum_fusion.benchmark._records import Key, Provenance, Record, hash_of
+from captum_fusion.benchmark._records import Key, Record, hash_of
 from captum_fusion.benchmark._sources import classes_of_labels
 
 STAGES = ("gradient", "denoised", "region", "combined")
@@ -216,7 +216,7 @@ def _labelled(
     return labelled, [f"{note}; they are left out."]
 
 
-def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -> Provenance:
+def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -> Record:
     """What the values of a record depend on besides its key."""
     return {
         "weights_hash": plan.weights_hash,

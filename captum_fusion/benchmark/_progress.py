@@ -22,16 +22,8 @@ _TERMINAL, _LINES = 0.5, 30.0
 class Progress(AbstractContextManager["Progress"]):
     """A bar over the pictures of all models and each method's means on a terminal, else a line every half minute.
 
-    Rank 0 reads the records of other processes; the pace and the remaining time are those of this run.
-
-    Args:
-        folder (Path): The output folder.
-        total (int): The number of pictures, counting each requested target and each model.
-        pending (Mapping): The keys of the missing records, by the picture.
-        done (Mapping): The records of earlier runs.
-        metrics (Iterable): The metrics that were asked for.
-        own (Path): The file of this process's records.
-        clock (Callable): The time in seconds. Default: ``time.monotonic``
+    ``total`` counts each requested target and each model; ``pending`` holds the keys of the missing records, by the
+    picture; ``own`` is the file of this process, which reads those of the others. The pace is that of this run.
     """
 
     def __init__(
@@ -80,8 +72,8 @@ class Progress(AbstractContextManager["Progress"]):
         for file in self.folder.glob(PATTERN):
             if file != self.own:
                 lines = list(read_lines(file, self.offsets.get(file, 0)))
-                self.offsets[file] = self.offsets.get(file, 0) + sum(len(line.content) for line in lines)
-                self._collect(line.record for line in lines if line.record is not None)
+                self.offsets[file] = self.offsets.get(file, 0) + sum(len(content) for _, content, _ in lines)
+                self._collect(record for _, _, record in lines if record is not None)
         if self.live:
             self.live.update(self.table(), refresh=True)
         else:

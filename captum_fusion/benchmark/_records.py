@@ -25,30 +25,8 @@ _CHUNK = 1 << 20
 _NAMED = 5
 
 
-class Provenance(TypedDict, total=False):
-    """What the values of a record depend on besides its key."""
-
-    weights_hash: str
-    model_hash: str
-    """Of the preprocessing and the category names."""
-    image_hash: str
-    objects_hash: str | None
-    """Of the boxes and outlines; None where no metric needs them."""
-    target_kind: str
-    steps: int | None
-    """None where no curve is measured."""
-    weighting: str
-    tolerance: float
-    precision: str
-    activation: str
-    grid: list[int] | None
-    device: str
-    batch_size: int
-    compile: bool
-
-
-class Record(Provenance, total=False):
-    """One explanation: its key, its provenance, and its values or the error; each column of a metric beside these."""
+class Record(TypedDict, total=False):
+    """One explanation: its key, what its values depend on, and the values or the error; metrics are further columns."""
 
     model: str
     weights: str
@@ -58,13 +36,26 @@ class Record(Provenance, total=False):
     method: str
     percentile: float | None
     stage: str | None
+    weights_hash: str
+    model_hash: str
+    image_hash: str
+    objects_hash: str | None
+    target_kind: str
+    steps: int | None
+    weighting: str
+    tolerance: float
+    precision: str
+    activation: str
+    grid: list[int] | None
+    device: str
+    batch_size: int
+    compile: bool
     file: str
     error: str
     target: int
     category: str
     probability: float
     frame: list[float]
-    """The part of the picture that the model saw: x1, y1, x2, y2."""
     note: str
     empty: bool
     instances: int
@@ -101,17 +92,11 @@ class Key(NamedTuple):
         return self.method.partition(":")[0]
 
     def label(self, several: Iterable[str]) -> str:
-        """The name of a row of the tables.
-
-        It holds the percentile where the method has several. Stages that do not depend on the weighting or the
-        percentile have one name.
-        """
+        """The name of a row of the tables; stages that do not depend on the weighting or the percentile have one."""
         method = self.base if self.stage in ("gradient", "denoised", "region") else self.method
-        percentile = f" {self.percentile:g}%" if self.method in several and self.stage not in _SHARED else ""
+        varies = self.method in several and self.stage not in ("gradient", "region")
+        percentile = f" {self.percentile:g}%" if varies else ""
         return f"{method}{percentile}{f' {self.stage}' if self.stage else ''}"
-
-
-_SHARED = ("gradient", "region")
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -127,21 +112,13 @@ def with_several_percentiles(keys: Iterable[Key]) -> set[str]:
     return {method for method, values in percentiles.items() if len(values) > 1}
 
 
-class Line(NamedTuple):
-    """A whole line of a file of records: its number, its content, and its record, None if it is damaged."""
-
-    number: int
-    content: bytes
-    record: Record | None
-
-
-def read_lines(file: Path, start: int = 0) -> Iterator[Line]:
-    """The whole lines from a byte on; a half-written last line is left out."""
+def read_lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes, Record | None]]:
+    """The number, the content and the record of each whole line from a byte on; the record of a damaged one is None."""
     with file.open("rb") as stream:
         stream.seek(start)
         for number, content in enumerate(stream, start=1):
             if content.endswith(b"\n"):
-                yield Line(number, content, _parse(content))
+                yield number, content, _parse(content)
 
 
 def _parse(line: bytes) -> Record | None:
@@ -206,16 +183,14 @@ def repair(folder: Path) -> None:
         draft.unlink()
     for file in sorted(folder.glob(PATTERN)):
         lines = list(read_lines(file))
-        damaged = [line for line in lines if line.record is None]
-        if damaged:
+        numbers = [number for number, _, record in lines if record is None]
+        if numbers:
             aside = file.with_suffix(".damaged")
             with aside.open("ab") as stream:
-                stream.writelines(line.content for line in damaged)
-            write_whole(file, b"".join(line.content for line in lines if line.record is not None))
-            numbers = [line.number for line in damaged]
-            warnings.warn(
-                f"{file} {_are_damaged(numbers)}; moved to {aside.name}, and the work is repeated", stacklevel=2
-            )
+                stream.writelines(content for _, content, record in lines if record is None)
+            write_whole(file, b"".join(content for _, content, record in lines if record is not None))
+            text = f"{file} {_are_damaged(numbers)}; moved to {aside.name}, and the work is repeated"
+            warnings.warn(text, stacklevel=2)
 
 
 @contextmanager

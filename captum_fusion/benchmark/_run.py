@@ -163,5 +163,5 @@ def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
             name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
         },
         "layers": [plan.layer.name for plan in plans],
-        "images_hash": hash_of(f"{item.picture.name} {item.image_hash}".encode() for item in plans[0].items),
+        "images_hash": hash_of(os.fsencode(f"{item.picture.name} {item.image_hash}") for item in plans[0].items),
     }

@@ -26,19 +26,9 @@ _NAMED = 5
 
 
 def find_pictures(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
-    """Finds the pictures of a folder or of a dataset.
+    """Finds the pictures of a folder or of a dataset, in the order of their names; see ``Settings``.
 
-    Args:
-        images (str): A folder of pictures; a folder with a folder of pictures for each class; "imagenet:ROOT",
-            "voc2007:ROOT" or "voc2012:ROOT" for the validation images of a torchvision dataset on disk; or "coco:FILE"
-            for an annotation file of COCO's form.
-        labels (Path or None): A JSON file with the class index of each picture of a plain folder, by its name.
-            Default: None
-        output (Path or None): The folder of the results; its charts, and those of other results, are left out.
-            Default: None
-
-    Returns:
-        *Source*: pictures in the order of their names.
+    Charts in the output folder and in those of other results are left out.
 
     Raises:
         ValueError: If there is no picture, if an annotation cannot be read, or if the labels do not fit.
@@ -49,10 +39,9 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
             raise ValueError(f"labels are given for {images}, which has its own; expected a plain folder")
         try:
             source = _DATASETS[kind](Path(root))
-        except ValueError as error:
-            raise ValueError(f"images is {images}, which cannot be read: {error}") from error
         except Exception as error:
-            raise ValueError(f"images is {images}, which cannot be read: {reason(error)}") from error
+            text = error if isinstance(error, ValueError) else reason(error)
+            raise ValueError(f"images is {images}, which cannot be read: {text}") from error
     else:
         source = _folder(Path(images), labels, output)
     if not source.pictures:
@@ -61,13 +50,10 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
     return source
 
 
-def _left_out(names: Sequence[str], singular: str, plural: str) -> list[str]:
+def _left_out(what: str, names: Sequence[str]) -> list[str]:
     """A sentence that counts and names what was left out, if anything."""
-    if not names:
-        return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    subject = f"1 {singular} was" if len(names) == 1 else f"{len(names)} {plural} were"
-    return [f"{subject} left out: {', '.join(names[:_NAMED])}{more}."]
+    return [f"Left out, {what}: {len(names)} ({', '.join(names[:_NAMED])}{more})."] if names else []
 
 
 def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
@@ -87,7 +73,7 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             images.append(file)
         elif labels is None or file != labels:
             others.append(file.relative_to(root).as_posix())
-    notes = _left_out(others, "file that is no picture by its name", "files that are no pictures by their names")
+    notes = _left_out("files that are no pictures by their names", others)
     names = [file.relative_to(root).as_posix() for file in images]
     pairs = list(zip(names, images, strict=True))
     if labels is not None:
@@ -164,7 +150,7 @@ def _voc(root: Path, year: str) -> Source:
             raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
         pictures.append(Picture(file.name, file, labels, instances, (size[0], size[1]) if all(size) else None))
-    notes = _left_out(missing, "annotation of a missing picture", "annotations of missing pictures")
+    notes = _left_out("annotated pictures that are missing", missing)
     return Source(pictures, _VOC_CATEGORIES, of_objects=True, notes=notes)
 
 
@@ -221,8 +207,8 @@ def _coco(file: Path) -> Source:
         pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, size))
     if missing and not pictures:
         raise ValueError(f"{missing[0]} is neither in {folders[0]} nor in {folders[1]}, and nor is any other picture")
-    notes = _left_out(missing, "annotated picture that is missing", "annotated pictures that are missing")
-    notes += _left_out(strays, "annotation of a picture not listed", "annotations of pictures not listed")
+    notes = _left_out("annotated pictures that are missing", missing)
+    notes += _left_out("annotations of pictures that are not listed", strays)
     return Source(pictures, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
 
 

@@ -20,17 +20,10 @@ _COLUMNS = (
 
 
 def pairwise_tests(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compares each two methods.
+    """Compares each two methods in each measure; the values have a row for each picture and a column for each method.
 
-    Args:
-        values (dict): For each measure the values, a row for each picture and a column for each method.
-
-    Returns:
-        *pandas.DataFrame* with a row for each measure and pair with pictures in common: the mean difference and its
-        95 % interval by Student's t, see ``interval``; the matched-pairs rank-biserial correlation as the effect size;
-        the p value of Wilcoxon's signed-rank test, and that value adjusted for the number of pairs of the measure by
-        Benjamini and Yekutieli; and the method that is significantly better, if any: the adjusted p value is below
-        0.05, and the mean and the ranks agree in their direction.
+    A method is significantly better where the adjusted p value is below 0.05 and the mean and the ranks agree in their
+    direction; see ``report`` for the columns.
     """
     rows = []
     for measure, table in values.items():
@@ -96,16 +89,9 @@ def signed_rank_p_value(differences: np.ndarray) -> float:
 
 
 def significance_marks(means: "pd.Series[float]", pairs: pd.DataFrame, higher: bool) -> dict[str, str]:
-    """Compares each method with the best one.
+    """Compares each method with the "best" mean of a measure, by the paired tests of that measure.
 
-    Args:
-        means (Series): The mean of a measure for each method.
-        pairs (DataFrame): The paired tests of that measure.
-        higher (bool): Whether higher is better.
-
-    Returns:
-        *dict* of "best" for the best mean, "worse" for those that are significantly worse, "equal" for those that are
-        not, and "untested" for those that have no picture in common with it.
+    The others are "worse" where they are significantly worse, else "equal", or "untested" without common pictures.
     """
     means = means.dropna()
     if not len(means):

@@ -1,4 +1,4 @@
-"""The files that one takes away."""
+"""Files to download."""
 
 import re
 import zipfile

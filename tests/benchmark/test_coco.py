@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from captum_fusion.benchmark._sources import find_pictures
-from tests.benchmark.conftest import bench, records, save_picture
+from tests.benchmark.conftest import bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
 
 MODEL = "tests.benchmark.test_coco:two_things"
@@ -106,8 +106,8 @@ def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str,
     source = find_pictures(write(tmp_path, content))
     assert len(source.pictures) == 3
     assert source.notes == [
-        "1 annotated picture that is missing was left out: d.jpg.",
-        "1 annotation of a picture not listed was left out: annotation 158.",
+        "Left out, annotated pictures that are missing: 1 (d.jpg).",
+        "Left out, annotations of pictures that are not listed: 1 (annotation 158).",
     ]
 
 
@@ -133,10 +133,7 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     assert "2 of 3 pictures, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
     assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
     classifier = loading.load_classifier("any:thing")
-    from PIL import Image
-
-    with Image.open(tmp_path / "val2017" / "a.jpg") as picture:
-        scores = classifier.scores(classifier.preprocessing.normalize(classifier.preprocessing.crop(picture)))[0]
+    scores = classifier.scores(preprocessed(classifier, tmp_path / "val2017" / "a.jpg"))[0]
     assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))
     assert record["pointing_game"] == 1
     content["annotations"] = content["annotations"][1:]

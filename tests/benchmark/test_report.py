@@ -2,10 +2,8 @@
 
 import base64
 import io
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +17,7 @@ from captum_fusion.benchmark import NothingExplainedError, Settings, report, run
 from captum_fusion.benchmark._charts import crop_seen
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
-from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records
+from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records, write_records
 from tests.conftest import SmallNet
 
 
@@ -58,11 +56,6 @@ class NanNet(SmallNet):
 
 def net(kind: str) -> str:
     return f"tests.benchmark.test_report:{kind}"
-
-
-def write(folder: Path, lines: list[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) -> None:
@@ -171,7 +164,7 @@ def test_a_name_that_is_not_utf_8_and_hostile_texts_lose_no_report(
     ).read_text(encoding="utf-8")
     assert "(caf?.jpg)" in capsys.readouterr().out
     lines = [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "|<b>:cat:\n.jpg", error="[red]|\n$x$")]
-    write(tmp_path / "hostile", lines)
+    write_records(tmp_path / "hostile", lines)
     result = write_report(tmp_path / "hostile")
     assert r"| 1 | [red]\| $x$ | \|&lt;b>:cat: .jpg |" in result.markdown()
     for encoding, arrow in (("utf-8", "↓"), ("cp1252", "?")):
@@ -189,7 +182,7 @@ def test_the_table_is_whole_at_any_width(tmp_path: Path, width: int) -> None:
     names = ["grad-cam", "fusion(integrated-gradients,guided-grad-cam):released"]
     metrics = {"confidence_drop": 0.18, "confidence_increase": 1, "insertion": 0.5, "deletion": 0.2}
     lines = [made_up(name, f"{i}.jpg", **metrics) for name in names for i in range(3)]
-    write(tmp_path, [*lines, made_up("grad-cam", "4.jpg") | {"error": "[out] of luck"}])
+    write_records(tmp_path, [*lines, made_up("grad-cam", "4.jpg") | {"error": "[out] of luck"}])
     file = io.StringIO()
     write_report(tmp_path).show(Console(file=file, width=width))
     shown = file.getvalue()
@@ -208,7 +201,7 @@ def test_the_table_is_whole_at_any_width(tmp_path: Path, width: int) -> None:
 
 
 def test_the_order_is_that_in_which_methods_came(tmp_path: Path) -> None:
-    write(tmp_path, [made_up(name, "0.jpg", confidence_drop=0.1) for name in ("score-cam", "a", "grad-cam")])
+    write_records(tmp_path, [made_up(name, "0.jpg", confidence_drop=0.1) for name in ("score-cam", "a", "grad-cam")])
     assert report(tmp_path)["method"].tolist() == ["score-cam", "a", "grad-cam"]
 
 
@@ -219,7 +212,7 @@ def test_a_folder_without_records(tmp_path: Path) -> None:
 
 
 def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
-    write(tmp_path, [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "1.jpg", confidence_drop=0.3)])
+    write_records(tmp_path, [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "1.jpg", confidence_drop=0.3)])
     writer = tmp_path / "records-00000.jsonl"
     content = writer.read_bytes()
     writer.write_bytes(b"{]\n" + content + b"{]\n" * 7)

@@ -34,7 +34,7 @@ from captum_fusion.metrics import (
     insertion,
     road,
 )
-from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, records
+from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, preprocessed, records
 from tests.conftest import forked
 
 MEASURED = ["seconds", "seconds_standard_error"]
@@ -45,55 +45,46 @@ def deterministic(folder: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) -> None:
-    bench(pictures, tmp_path / "out", **OPTIONS)
-    found = {(record["image"], record["method"]): record for record in records(tmp_path / "out")}
-    assert len(found) == 10
+def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> None:
+    metrics = ["confidence_drop", "confidence_increase", "insertion", "deletion", "adcc", "road"]
+    methods = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam, "fusion-cam": LayerFusionCam}
+    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics, "methods": list(methods)}, limit=2)
     classifier = load_classifier(MODEL)
     model, layer = classifier.model, classifier.model.relu
-    for file in sorted(pictures.iterdir()):
-        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(file)))
+    by_key = {(record["image"], record["method"]): record for record in records(folder)}
+    assert len(by_key) == 6
+    for (image, name), record in by_key.items():
+        inputs = preprocessed(classifier, pictures / image)
         target = int(model(inputs).argmax())
-        for method, algorithm in (("grad-cam", LayerGradCam), ("fusion-cam", LayerFusionCam)):
-            attributions = algorithm(model, layer).attribute(inputs, target=target)
-            record = found[file.name, method]
-            assert (record["target"], record["requested"]) == (target, "predicted")
-            for metric, options in (
-                (confidence_drop, {}),
-                (confidence_increase, {}),
-                (insertion, {"steps": 5}),
-                (deletion, {"steps": 5}),
-            ):
-                expected = metric(model, inputs, attributions, target=target, **options).item()
-                assert record[metric.__name__] == pytest.approx(expected, abs=1e-6)
-
-
-ADDED: dict[str, Any] = {"metrics": ["confidence_increase", "adcc", "road"], "methods": ["grad-cam", "score-cam"]}
-
-
-@pytest.mark.usefixtures("no_charts")
-def test_records_hold_what_the_metrics_for_methods_and_orders_give(pictures: Path, tmp_path: Path) -> None:
-    bench(pictures, tmp_path / "out", **OPTIONS | ADDED, limit=1)
-    classifier = load_classifier(MODEL)
-    model, layer = classifier.model, classifier.model.relu
-    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(pictures / "0.jpg")))
-    target = int(model(inputs).argmax())
-    for record in records(tmp_path / "out"):
-        method = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam}[record["method"]](model, layer)
+        assert (record["target"], record["requested"]) == (target, "predicted")
+        method: Any = methods[name](model, layer)
         attributions = method.attribute(inputs, target=target)
+        masked = (model, inputs, attributions)
         expected = {
-            "confidence_drop": confidence_drop(model, inputs, attributions, target=target),
-            "confidence_increase": confidence_increase(model, inputs, attributions, target=target),
+            "confidence_drop": confidence_drop(*masked, target=target),
+            "confidence_increase": confidence_increase(*masked, target=target),
+            "insertion": insertion(*masked, target=target, steps=5),
+            "deletion": deletion(*masked, target=target, steps=5),
             "coherency": coherency(method, inputs, attributions, target=target),
             "complexity": complexity(attributions, (224, 224)),
             "adcc": adcc(model, method, inputs, attributions, target=target),
-            "road": road(model, inputs, attributions, target=target),
-            "road_most": road(model, inputs, attributions, target=target, order="most"),
-            "road_least": road(model, inputs, attributions, target=target, order="least"),
+            "road": road(*masked, target=target),
+            "road_most": road(*masked, target=target, order="most"),
+            "road_least": road(*masked, target=target, order="least"),
         }
-        for name, value in expected.items():
-            assert record[name] == pytest.approx(value.item(), abs=1e-6)
-        assert "insertion" not in record
+        assert {name: record[name] for name in expected} == {
+            name: pytest.approx(value.item(), abs=1e-6) for name, value in expected.items()
+        }
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_metric_that_was_not_asked_for_is_not_recorded_and_a_fusion_takes_the_time_of_its_components(
+    pictures: Path, tmp_path: Path
+) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK | {"methods": ["score-cam", "fusion-cam"], "limit": 1})
+    score_cam, fusion_cam = records(folder)
+    assert "insertion" not in score_cam
+    assert fusion_cam["seconds"] > score_cam["seconds"] > 0
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from PIL import Image
 from torch import nn
 
 from captum_fusion._app.models.classifier import Classifier
@@ -15,13 +14,20 @@ from captum_fusion._app.models.loading import load_classifier
 from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.benchmark._sources import classes_of_labels, find_pictures
 from captum_fusion.metrics import pointing_game
-from tests.benchmark.conftest import MODEL, bench, records, save_picture
+from tests.benchmark.conftest import QUICK, bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
 
 
 def voc_net() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=20)
+
+
+VOC = QUICK | {
+    "models": ["tests.benchmark.test_sources:voc_net"],
+    "metrics": ["pointing_game"],
+    "labels_by_order": True,
+}
 
 
 def imagenet_net() -> nn.Module:
@@ -56,12 +62,7 @@ def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_
     folder = bench(
         f"voc2007:{voc}",
         tmp_path / "out",
-        models=["tests.benchmark.test_sources:voc_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["pointing_game", "energy_pointing_game"],
-        labels_by_order=True,
-        target="label",
+        **VOC | {"metrics": ["pointing_game", "energy_pointing_game"], "target": "label"},
     )
     found = records(folder)
     # In the order of VOC's names, aeroplane first: car 6, chair 8, dog 11.
@@ -76,22 +77,13 @@ def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_
     # 300 by 240 pixels become 320 by 256, of which 224 by 224 are seen: 48 are cut off to the left, 16 above.
     box = torch.tensor([[100 * 256 / 240 - 48, 100 * 256 / 240 - 16, 200 * 256 / 240 - 48, 200 * 256 / 240 - 16]])
     classifier = load_classifier("tests.benchmark.test_sources:voc_net")
-    picture = Image.open(voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
-    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+    inputs = preprocessed(classifier, voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
     attributions = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, target=11)
     assert found[1]["pointing_game"] == pointing_game(attributions, [box], (224, 224)).item()
 
 
 def test_a_class_that_is_not_in_the_picture_has_no_pointing_game(voc: Path, tmp_path: Path) -> None:
-    folder = bench(
-        f"voc2007:{voc}",
-        tmp_path / "out",
-        models=["tests.benchmark.test_sources:voc_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["pointing_game"],
-        labels_by_order=True,
-    )
+    folder = bench(f"voc2007:{voc}", tmp_path / "out", **VOC)
     for record in records(folder):
         present = {"000005.jpg": {8, 11}, "000007.jpg": {6}}[record["image"]]
         assert (record["pointing_game"] is None) == (record["target"] not in present)
@@ -123,15 +115,8 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
         "n01440764/ILSVRC2012_val_00000000.JPEG",
         "n01443537/ILSVRC2012_val_00000001.JPEG",
     ]
-    folder = bench(
-        f"imagenet:{root}",
-        tmp_path / "out",
-        models=["tests.benchmark.test_sources:imagenet_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["confidence_drop"],
-        target="label",
-    )
+    options = QUICK | {"models": ["tests.benchmark.test_sources:imagenet_net"], "target": "label"}
+    folder = bench(f"imagenet:{root}", tmp_path / "out", **options)
     assert [record["target"] for record in records(folder)] == [0, 1]
 
 
@@ -145,7 +130,7 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     source = find_pictures(str(root))
     assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
-    assert source.notes == ["2 files that are no pictures by their names were left out: dog/.hidden, dog/notes.txt."]
+    assert source.notes == ["Left out, files that are no pictures by their names: 2 (dog/.hidden, dog/notes.txt)."]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
         find_pictures(str(root))
@@ -169,17 +154,8 @@ def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Pat
     torch.manual_seed(7)
     tuned = SmallNet()
     torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
-    folder = bench(
-        tmp_path / "leaves",
-        tmp_path / "out",
-        models=[MODEL],
-        layers=["relu"],
-        weights=[str(tmp_path / "tuned.pt")],
-        methods=["grad-cam"],
-        metrics=["confidence_drop"],
-        target="label",
-        labels_by_order=True,
-    )
+    options = QUICK | {"weights": [str(tmp_path / "tuned.pt")], "target": "label", "labels_by_order": True}
+    folder = bench(tmp_path / "leaves", tmp_path / "out", **options)
     assert [(record["image"], record["target"]) for record in records(folder)] == [
         (f"{name}/{file}", index)
         for index, name in enumerate(["healthy", "rust", "scab"])

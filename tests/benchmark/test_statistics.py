@@ -1,6 +1,5 @@
 """Significance, its correction and its signs, against independent computations and records of known truth."""
 
-import json
 from fractions import Fraction
 from itertools import combinations, product
 from pathlib import Path
@@ -14,7 +13,7 @@ from captum_fusion.benchmark import _report, report
 from captum_fusion.benchmark._charts import measures_chart
 from captum_fusion.benchmark._records import read_records
 from captum_fusion.benchmark._statistics import interval, rank_biserial, signed_rank_p_value
-from tests.benchmark.conftest import made_up
+from tests.benchmark.conftest import made_up, write_records
 
 
 def by_enumeration(differences: list[int]) -> float:
@@ -104,7 +103,7 @@ def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
         for index, value in enumerate(values)
     ]
     lines += [made_up("e", f"other {index}.jpg", confidence_drop=0.6) for index in range(12)]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
 
     pairs = pd.read_csv(tmp_path / "pairs.csv")
@@ -152,7 +151,7 @@ def test_marks_pairs_and_charts_follow_one_rule_in_the_direction_of_the_mean(tmp
         for method, values in drops.items()
         for i, value in enumerate(values)
     ]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
     pairs = pd.read_csv(tmp_path / "pairs.csv", keep_default_na=False).set_index(["first", "second"])
     assert float(pairs.loc[("a", "b"), "p_value"]) < 1e-6
@@ -170,14 +169,12 @@ def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
     # Seven pictures, all better: p = 2 / 128 = 0.0156, significant for one pair. Of 15 pairs that are all like this,
     # each is 0.0156 (1 + 1/2 + ... + 1/15) = 0.0518.
     def explained(methods: str) -> str:
-        for writer in tmp_path.glob("records-*"):
-            writer.unlink()
         lines = [
             made_up(method, f"{index}.jpg", confidence_drop=0.1 + (0.3 + index / 100) * device)
             for device, method in enumerate(methods)
             for index in range(7)
         ]
-        (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_records(tmp_path, lines)
         report(tmp_path)
         return (tmp_path / "summary.md").read_text()
 
@@ -187,7 +184,7 @@ def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
 
 def test_equal_values_do_not_differ(tmp_path: Path) -> None:
     lines = [made_up(method, f"{i}.jpg", confidence_increase=i % 2) for method in "ab" for i in range(9)]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
     assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]
     assert "| b | 9 | 0 | 44.4 ± 17.6 ≈ |" in (tmp_path / "summary.md").read_text()
@@ -200,6 +197,6 @@ def test_rounding_is_no_difference(tmp_path: Path) -> None:
         for method in "ab"
         for i in range(9)
     ]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
     assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]

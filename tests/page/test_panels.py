@@ -60,7 +60,7 @@ def test_an_empty_map_says_so(picture: ClassifiedImage) -> None:
     explanation = picture.explain(1, ["grad-cam"])
     explanation.maps["grad-cam"] = torch.zeros(1, 1, 24, 24)
     (row,) = json.loads(views.maps(explanation, [1], {1: explanation}, ["grad-cam"]))["rows"]
-    assert row["panels"][0]["note"] == "empty: nothing speaks for the class"
+    assert row["panels"][0]["note"] == "empty: no positive evidence for the class"
 
 
 def test_the_five_most_probable_classes_and_those_chosen_beside_them(photograph_of_ten: ClassifiedImage) -> None:
