@@ -292,7 +292,14 @@ def union_cam(
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:
-    evidence = upsample(np.maximum(layer_map, 0), size)
+    return as_mask(upsample(np.maximum(layer_map, 0), size))
+
+
+def region_component(layer_map: Array, size: tuple[int, ...]) -> Array:
+    return as_mask(np.maximum(upsample(layer_map, size), 0))
+
+
+def as_mask(evidence: Array) -> Array:
     scaled = normalize(evidence)
     # What is positive everywhere and the same keeps everything.
     return np.ones_like(scaled) if not scaled.any() and evidence.min() > 0 else scaled
