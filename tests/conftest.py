@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the networks and inputs of the fixtures are."""
+    """The device of the fixtures' networks and inputs."""
     return torch.device("cpu")
 
 

@@ -44,7 +44,7 @@ def callables() -> Iterator[tuple[str, Any, Any]]:
 
 
 def documented(docstring: str) -> dict[str, list[str]]:
-    """What is said of each argument, by its name."""
+    """The description of each argument, by its name."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
     entries: dict[str, list[str]] = {}
     if section is not None:
