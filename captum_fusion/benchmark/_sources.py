@@ -75,19 +75,20 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             others.append(file.relative_to(root).as_posix())
     notes = _left_out("files that are no pictures by their names", others)
     names = [file.relative_to(root).as_posix() for file in images]
-    pairs = list(zip(names, images, strict=True))
+    indices: dict[str, int] = {}
+    categories = None
     if labels is not None:
         indices = _labels(labels)
         for name in names:
             if name not in indices:
                 raise ValueError(f"{labels} has no label for {name}.{close_names(name, indices)}")
-        return Source([Picture(name, file, (indices[name],)) for name, file in pairs], notes=notes)
-    if not images or any("/" not in name for name in names):
-        return Source([Picture(name, file) for name, file in pairs], notes=notes)
-    categories = sorted({name.split("/")[0] for name in names})
-    indices = {category: index for index, category in enumerate(categories)}
-    pictures = [Picture(name, file, (indices[name.split("/")[0]],)) for name, file in pairs]
-    return Source(pictures, tuple(categories), notes=notes)
+    elif all("/" in name for name in names):
+        categories = tuple(sorted({name.split("/")[0] for name in names}))
+        indices = {name: categories.index(name.split("/")[0]) for name in names}
+    pictures = [
+        Picture(name, file, (indices[name],) if indices else ()) for name, file in zip(names, images, strict=True)
+    ]
+    return Source(pictures, categories, notes=notes)
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import captum_fusion.explain
-from captum_fusion import LayerFusionCam, LayerUnionCam
-from captum_fusion import Progress, Stopped, progress_to
+from captum_fusion import LayerFusionCam, LayerUnionCam, Progress, Stopped, progress_to
 from captum_fusion.explain import ClassifiedImage, Explainer, explain
 from captum_fusion.metrics import saliency_map
 from tests.conftest import SmallNet
