@@ -318,9 +318,6 @@ def test_interrupted(photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captum_fusion.benchmark.run", interrupt)
-    assert run(["benchmark", "--images", ".", "-o", str(photograph.parent / "new")]) == 130
-    assert lines_of(capsys) == ["captum-fusion: interrupted; run it again to resume"]
     monkeypatch.setattr(Explainer, "open", interrupt)
     assert run(["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]) == 130
     assert lines_of(capsys) == ["captum-fusion: interrupted"]
