@@ -162,7 +162,15 @@ def test_a_callable_is_imported_without_another_path(tmp_path: Path, monkeypatch
 def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: Image.Image) -> None:
     methods = ["fusion-cam", "fusion-cam:released", "union-cam"]
     explanation = explain(
-        photograph, model=net, target=1, methods=methods, percentile=60, weighting="normalized", size=24, mean=MEAN, std=STD
+        photograph,
+        model=net,
+        target=1,
+        methods=methods,
+        percentile=60,
+        weighting="normalized",
+        size=24,
+        mean=MEAN,
+        std=STD,
     )
     assert (explanation.percentile, explanation.weighting, explanation.tolerance) == (60, "normalized", 0)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
@@ -176,7 +184,9 @@ def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: I
     for name, values in zip(methods, expected, strict=True):
         torch.testing.assert_close(explanation.maps[name], values[:, :1])
     plain = explain(photograph, model=net, target=1, size=24, mean=MEAN, std=STD, weighting="normalized")
-    torch.testing.assert_close(plain.maps["Fusion-CAM"], fusion_cam.attribute(inputs, target=1, weighting="normalized")[:, :1])
+    torch.testing.assert_close(
+        plain.maps["Fusion-CAM"], fusion_cam.attribute(inputs, target=1, weighting="normalized")[:, :1]
+    )
 
 
 def test_only_what_is_not_known_is_computed(photograph: Image.Image) -> None:
