@@ -50,7 +50,7 @@ def probability(model: nn.Module, target: int) -> Score:
 
 
 def rounding(masked: float, blank: float, scale: float) -> float:
-    """What rounding may make of equal probabilities: the error of the logits, which grows with the largest number."""
+    """The largest difference that rounding makes between equal probabilities; it grows with the largest logit."""
     eps = float(np.finfo(np.float64).eps)
     return min(eps * max(100, 10 * scale), eps**0.5) * max(abs(masked), abs(blank))
 
@@ -68,7 +68,7 @@ def is_sure(masked: float, blank: float, scale: float = 1.0) -> bool:
 def activations_and_gradients(
     model: nn.Module, layer: nn.Module, x: Tensor, target: int, others: list[float] | None = None
 ) -> tuple[Array, Array]:
-    """Of the target's score, or of the sum of all scores by their weights."""
+    """The layer's value and gradients of the target's score, or of the weighted sum of all scores."""
     kept = []
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:

@@ -259,8 +259,8 @@ def test_union_cam(case: Case, percentile: float) -> None:
     for attribution, x, target, activations, gradients, logit, probability, blank, scale, _ in examples(
         case, attributions
     ):
-        scores = straight_line.score_cam(activations, logit, x, blank)
-        region = straight_line.region_component(scores, tuple(x.shape[2:]))
+        score_cam = straight_line.score_cam(activations, logit, x, blank)
+        region = straight_line.region_component(score_cam, tuple(x.shape[2:]))
         expected, unsure = straight_line.union_cam(
             activations, gradients, region, probability, x, blank, percentile, scale
         )
