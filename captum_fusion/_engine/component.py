@@ -1,6 +1,6 @@
 """Attributions as components of a fusion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from inspect import Parameter, signature
 from typing import Any
@@ -13,6 +13,7 @@ from captum_fusion._engine.captum import ForwardFunc, eager
 from captum_fusion._engine.forward_pass import isolated, sole_user
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
+from captum_fusion.arguments import check_tolerance
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
@@ -31,14 +32,26 @@ def check_component(name: str, method: object, forward_func: ForwardFunc | None)
         )
 
 
+def check_region_tolerance(tolerance: float, region_method: Attribution | None) -> None:
+    """Refuses a tolerance that would have no effect, since the region method has its own."""
+    check_tolerance(tolerance)
+    if tolerance and region_method is not None:
+        raise ValueError(
+            f"tolerance is {tolerance!r}, but it belongs to the default region method; expected it in that of "
+            f"{type(region_method).__name__}, such as LayerScoreCam(model, layer, tolerance={tolerance!r})"
+        )
+
+
 def component_map(
     scorer: MaskedScorer,
     name: str,
     method: Attribution,
     further: Mapping[str, object] | None = None,
     attributions: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    to_map: Callable[..., Tensor] = saliency_map,
 ) -> Tensor:
-    r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))).
+    r"""G or R: the map of a component's attributions.
 
     Args:
         scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
@@ -47,6 +60,7 @@ def component_map(
         further (Mapping or None): Arguments that the component has to take. Default: None
         attributions (Tensor, tuple or None): The component's attributions where they are there already.
             Default: None, which means that the component computes them
+        to_map (Callable): ``region_map`` for R. Default: ``saliency_map``
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
@@ -66,7 +80,7 @@ def component_map(
             f"{source} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
             "expected as many examples and as many spatial axes"
         )
-    return saliency_map(attributions.to(scorer.call.device), scorer.size, interpolate_mode=scorer.call.interpolate_mode)
+    return to_map(attributions.to(scorer.call.device), scorer.size, interpolate_mode=scorer.call.interpolate_mode)
 
 
 def _attributions(

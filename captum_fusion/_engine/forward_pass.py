@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +36,7 @@ class ForwardPass:
     layer_runs: int
     """The number of runs of the layer; its value is that of the last one."""
     live_bytes: int
-    """The most memory that the outputs of the modules took at once."""
+    """The most memory that the outputs of the modules took at once, where it was measured."""
     state: StateGuard
 
     @cached_property
@@ -76,6 +76,7 @@ def forward_pass(
     *,
     gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
+    measure_memory: bool = False,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
@@ -87,7 +88,11 @@ def forward_pass(
         if outer is not None and gradients_of is None and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            unmasked = _run(call, state, gradients_of, grad_kwargs)
+            # A hook on every module is what a single pass of a tiny network does not need.
+            with _memory(call.tensors) if measure_memory else nullcontext() as memory:
+                unmasked = _run(call, state, gradients_of, grad_kwargs)
+            if memory:
+                unmasked = replace(unmasked, live_bytes=memory.most)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -116,7 +121,7 @@ def _run(
     values: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with eager(), state.tracking(call.forward_func) as draws, _memory(inputs) as memory:
+    with eager(), state.tracking(call.forward_func):
         if call.layer is None:
             with torch.no_grad():
                 run_forward(observed, inputs, arguments)
@@ -138,8 +143,7 @@ def _run(
             if len(values) != 1:
                 raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
-    if draws.any:
-        state.warn_of_chance()
+    state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
     return ForwardPass(
         call=call,
@@ -148,7 +152,7 @@ def _run(
         layer_value=value,
         layer_gradients=gradient,
         layer_runs=len(runs),
-        live_bytes=memory.most,
+        live_bytes=0,
         state=state,
     )
 

@@ -312,7 +312,8 @@ def masked_scorer(
     call.check_rows()
     if positions != ():
         call.check_maskable()
-    with forward_pass(call, gradients_of=call.explained if with_gradients else None) as unmasked:
+    gradients_of = call.explained if with_gradients else None
+    with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
 
 

@@ -112,6 +112,17 @@ def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
     assert len(warnings) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_random_numbers_are_noticed_beside_other_threads_and_alone(
+    threads: int, net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        LayerScoreCam(lambda x: nn.functional.dropout(net(x)), net.features).attribute(images, target=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_warning_in_evaluation_mode(images: Tensor) -> None:
     model = TrainingNet().eval().to(images.device)
