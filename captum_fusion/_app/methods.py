@@ -152,7 +152,7 @@ def parse_method(text: str, weighting: Weighting = DEFAULT_WEIGHTING) -> Method:
     Args:
         text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
             followed by ":raw" or another of its weightings.
-        weighting (str, optional): The weighting of a fusion that names none. Default: "normalized"
+        weighting (str, optional): The weighting of a fusion that names none. Default: "raw"
 
     Returns:
         *Method*.

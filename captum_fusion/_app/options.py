@@ -20,7 +20,7 @@ DEFAULT_MODEL = "efficientnet-lite0"
 DEFAULT_ALPHA = 0.8
 """The opacity of a map over the photograph where it is 1, in [0, 1]."""
 
-DEFAULT_WEIGHTING: Weighting = "normalized"
+DEFAULT_WEIGHTING: Weighting = "raw"
 """The weighting of a fusion that names none."""
 
 

@@ -64,7 +64,7 @@ def test_explain_writes_a_picture_and_the_maps(
         mask = torch.from_numpy(saved["Fusion-CAM"])
     assert mask.shape == (24, 24)
     assert (metadata["target"], metadata["layer"]) == (2, "relu")
-    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "normalized", 0)
+    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "raw", 0)
     # The probability kept is that of the masked picture.
     with torch.no_grad():
         pixels = torch.from_numpy(np.load(maps)["pixels"])
@@ -287,7 +287,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "https://example.org/cat.jpg"], "cat.jpg is a URL. URLs are not supported; pass a local file"),
         (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
         (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
-        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "normalized", "raw", "released"'),
+        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "raw", "released", "normalized"'),
         (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
         (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "2 targets are given; expected one"),
         (
