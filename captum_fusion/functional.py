@@ -31,6 +31,12 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def as_float(values: Tensor) -> Tensor:
     """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
 
+    Args:
+        values (Tensor): Numbers of any dtype.
+
+    Returns:
+        *Tensor* of the values' shape.
+
     Examples::
 
         >>> as_float(torch.tensor([1, 2]))
@@ -420,7 +426,8 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
         tensor([[1.2500]])
     """
     gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
-    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
+    terms = torch.linalg.vector_norm(activations.detach(), ord=1, dim=2)
+    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), terms)
 
 
 def grad_cam_weights(gradients: Tensor) -> Tensor:
