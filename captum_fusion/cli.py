@@ -223,7 +223,7 @@ def _launch(
             warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        report_error("interrupted" + ("; run it again to resume" if tokens[:1] == ("benchmark",) else ""))
+        report_error("interrupted")
         return INTERRUPTED
     except Exception as error:
         if verbose:

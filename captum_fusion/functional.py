@@ -426,7 +426,8 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
         tensor([[1.2500]])
     """
     gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
-    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
+    terms = torch.linalg.vector_norm(activations.detach(), ord=1, dim=2)
+    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), terms)
 
 
 def grad_cam_weights(gradients: Tensor) -> Tensor:

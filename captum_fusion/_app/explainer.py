@@ -172,7 +172,7 @@ class ClassifiedImage:
             target (int or str, optional): Default: None
             methods (list[str], optional): Default: the stages of Fusion-CAM
             percentile (float, optional): Default: 10.0
-            weighting (str, optional): Default: "normalized"
+            weighting (str, optional): Default: "raw"
             tolerance (float, optional): Default: 0.0
             show_progress (bool, optional): Default: False
         """

@@ -130,6 +130,11 @@ class Settings(ModelSelection):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list of these")
             if not getattr(self, name) and name not in ("layers", "weights"):
                 raise ValueError(f"{name} is empty; expected at least one")
+        # Imports torch, for which --help need not wait.
+        from captum_fusion._app.models.torchvision import check_name
+
+        for model in self.models:
+            check_name(model)
         self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]

@@ -179,16 +179,17 @@ class ModelCall:
                 'dimension 1. For one score per example give activation="sigmoid" if it is a logit, or activation=None '
                 "if it is a probability or any other score."
             )
-        choice = "no target was" if self.target is None else f"target {self.target!r} was"
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{choice} given, which does not fit an output of shape {shape}: {error}") from error
+            raise ValueError(
+                f"{self._choice()} given, which does not fit an output of shape {shape}: {error}"
+            ) from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
-                f"{choice} given for an output of shape {shape}, which selects scores of shape {tuple(scores.shape)}; "
-                "expected a target that selects one score per example"
+                f"{self._choice()} given for an output of shape {shape}, which selects scores of shape "
+                f"{tuple(scores.shape)}; expected a target that selects one score per example"
             )
         finite = scores.isfinite()
         if not finite.all():
@@ -198,6 +199,9 @@ class ModelCall:
                 "Expected finite scores: check the inputs and the model."
             )
         return scores.reshape(-1).to(self.device)
+
+    def _choice(self) -> str:
+        return "no target was" if self.target is None else f"target {self.target!r} was"
 
 
 def _wrap(output: object) -> str:

@@ -124,7 +124,7 @@ def _run(
     with eager(), state.tracking(call.forward_func):
         if call.layer is None:
             with torch.no_grad():
-                run_forward(observed, inputs, arguments)
+                run_forward(observed, inputs, None, arguments)
         else:
             devices = call.device_ids or getattr(call.forward_func, "device_ids", None)
             side = call.attribute_to_layer_input
@@ -132,10 +132,16 @@ def _run(
                 with sole_user(call.layer), _checked(call.layer, side, runs):
                     if gradients_of is not None:
                         gradients, values = layer_gradients(
-                            observed, call.layer, inputs, None, arguments, devices, side, grad_kwargs
+                            observed,
+                            call.layer,
+                            inputs,
+                            additional_forward_args=arguments,
+                            device_ids=devices,
+                            attribute_to_layer_input=side,
+                            grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
                         )
                     else:
-                        values = layer_value(observed, call.layer, inputs, arguments, devices, side)
+                        values = layer_value(observed, inputs, call.layer, arguments, devices, side)
             except AssertionError:
                 if not passed or runs:
                     raise

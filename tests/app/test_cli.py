@@ -64,7 +64,7 @@ def test_explain_writes_a_picture_and_the_maps(
         mask = torch.from_numpy(saved["Fusion-CAM"])
     assert mask.shape == (24, 24)
     assert (metadata["target"], metadata["layer"]) == (2, "relu")
-    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "normalized", 0)
+    assert (metadata["percentile"], metadata["weighting"], metadata["tolerance"]) == (10, "raw", 0)
     # The probability kept is that of the masked picture.
     with torch.no_grad():
         pixels = torch.from_numpy(np.load(maps)["pixels"])
@@ -247,7 +247,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "https://example.org/cat.jpg"], "cat.jpg is a URL. URLs are not supported; pass a local file"),
         (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
         (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
-        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "normalized", "raw", "released"'),
+        (["explain", "--weighting", "rwa"], '--weighting. Choose from: "raw", "released", "normalized"'),
         (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
         (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "2 targets are given; expected one"),
         (
@@ -318,9 +318,6 @@ def test_interrupted(photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captum_fusion.benchmark.run", interrupt)
-    assert run(["benchmark", "--images", ".", "-o", str(photograph.parent / "new")]) == 130
-    assert lines_of(capsys) == ["captum-fusion: interrupted; run it again to resume"]
     monkeypatch.setattr(Explainer, "open", interrupt)
     assert run(["explain", str(photograph), *SMALL, "--output", str(photograph.parent / "out.png")]) == 130
     assert lines_of(capsys) == ["captum-fusion: interrupted"]
@@ -708,7 +705,7 @@ def test_settings_reach_the_maps(photograph: Path, tmp_path: Path) -> None:
     for name, options in {
         "default": [],
         "percentile": ["--percentile", "60"],
-        "weighting": ["--weighting", "raw"],
+        "weighting": ["--weighting", "released"],
         "tolerance": ["--tolerance", "0.5"],
     }.items():
         file = tmp_path / f"{name}.npz"
