@@ -38,7 +38,7 @@ def write(output: Path, results: Path) -> None:
 
 def sentences(values: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     """Says what ran, and the verdicts of each claim."""
-    pictures = values.groupby("collection")["picture"].nunique()
+    pictures = values[values["collection"].isin(CLAIMS[0].runs)].groupby("collection")["picture"].nunique()
     ran = ", ".join(f"{count} pictures of {collection}" for collection, count in pictures.items())
     lines = [f"{values['model'].nunique()} networks explained {ran}; Fusion-CAM ran as `{OURS}`."]
     for title, rows in compared.groupby("claim", sort=False):
@@ -102,7 +102,7 @@ def mean_values(values: pd.DataFrame) -> pd.DataFrame:
 
 def means_table(run: str, means: pd.DataFrame) -> str:
     """Formats the means of a run, a line for each network and method, the number of pictures where it differs."""
-    cells = means.apply(_mean_cell, axis=1)
+    cells = means.apply(_mean_cell, axis=1, most=means["pictures"].max())
     table = means.assign(cell=cells).pivot_table("cell", ["model", "method"], "measure", "first", sort=False)
     columns = [name for name in MEASURES if name in table]
     arrows = [f"{name} {'↑' if MEASURES[name].higher else '↓'}" for name in columns]
@@ -113,10 +113,10 @@ def means_table(run: str, means: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _mean_cell(row: "pd.Series[float]") -> str:
-    measure = str(row["measure"])
-    mean, low, high = (number(measure, row[name]) for name in ("mean", "low", "high"))
-    return mean if measure == "seconds" else f"{mean} ({low} to {high}), n {row['pictures']}"
+def _mean_cell(row: "pd.Series[float]", most: int) -> str:
+    mean, low, high = (number(str(row["measure"]), row[name]) for name in ("mean", "low", "high"))
+    fewer = "" if row["pictures"] == most else f", n {row['pictures']}"
+    return mean if row["measure"] == "seconds" else f"{mean} ({low} to {high}){fewer}"
 
 
 def draw(compared: pd.DataFrame) -> Figure:

@@ -266,8 +266,8 @@ Small convolutional networks learn the classes, one for each of {len(seeds)} see
 - Without a deciding shape, the answer to a picture that was right turns to "none": {turned}.
 
 Each network explains {seeds["pictures"].iloc[0]} pictures that it classifies correctly, at its last layer (8 x 8) and
-at an earlier one (16 x 16). The table has the mean over the pictures: its mean and standard deviation over the seeds.
-Every method has its default settings; Fusion-CAM's weighting is "{values["weighting"].iloc[0]}".
+at an earlier one (16 x 16). A measure is averaged over the pictures; the table has its mean and standard deviation
+over the seeds. Every method has its default settings; Fusion-CAM's weighting is "{values["weighting"].iloc[0]}".
 
 - Energy inside is the share of a map's sum inside the deciding pixels.
 - Rank correlation is Spearman's, over all pixels.

@@ -32,10 +32,10 @@ def as_float(values: Tensor) -> Tensor:
     """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
 
     Args:
-        values (Tensor): Numbers of any dtype.
+        values (Tensor): Values of any type and shape.
 
     Returns:
-        *Tensor* of the values' shape.
+        *Tensor* of the same shape, float32 or float64.
 
     Examples::
 

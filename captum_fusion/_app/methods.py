@@ -130,8 +130,6 @@ class Method:
             method = _CLASSES[name]
             parameters = signature(method).parameters
             options: dict[str, Any] = {"activation": activation, "tolerance": tolerance}
-            if "region_method" in parameters:
-                options["region_method"] = build(_SCORE_CAM)
             options = {option: value for option, value in options.items() if option in parameters}
             # A compiled model may have no truth value.
             forward_func = model if compiled is None or method not in _OURS else compiled

@@ -21,7 +21,7 @@ DEFAULT_ALPHA = 0.8
 """The opacity of a map over the photograph where it is 1, in [0, 1]."""
 
 DEFAULT_WEIGHTING: Weighting = "raw"
-"""The weighting of a fusion that names none."""
+"""The weighting of a fusion that names none, as in ``LayerFusionCam``."""
 
 
 def _whole_number(_: object, tokens: "Sequence[Token]") -> int:

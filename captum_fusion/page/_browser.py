@@ -46,7 +46,7 @@ class Tab:
         self.settings: Any = None
         """The values of the controls at the latest action."""
         self.view: View | None = None
-        """What the tab shows; None while something runs, and after a stop."""
+        """The view on display; None while something runs, and after a stop."""
         self.listed: ClassifiedImage | None = None
         """The picture whose classes the tab offers."""
         self._photograph: Photograph | None = None
