@@ -50,13 +50,14 @@ def test_holm_multiplies_the_least_by_their_number_and_never_falls() -> None:
 
 def test_networks_on_the_same_pictures_are_one_sample() -> None:
     rows = [
-        {"model": model, "picture": picture, "method": method, "average drop": drop}
+        {"model": model, "picture": picture, "method": method, "average drop": drop, "insertion": drop}
         for model, drops in {"a": (10, 20), "b": (30, 60)}.items()
         for picture in ("1", "2")
         for method, drop in zip((OURS, "grad-cam"), drops, strict=True)
     ]
-    # The means of 10 and 30 are positive, since a lower drop is better.
-    assert differences(pd.DataFrame(rows), "average drop", OURS, "grad-cam").to_dict() == {"1": 20, "2": 20}
+    # The mean of 10 and 30 is positive for the drop, where lower is better, and negative for insertion.
+    for measure, mean in (("average drop", 20), ("insertion", -20)):
+        assert differences(pd.DataFrame(rows), measure, OURS, "grad-cam").to_dict() == {"1": mean, "2": mean}
 
 
 def test_an_outline_belongs_to_the_object_whose_box_it_fits(tmp_path: Path) -> None:

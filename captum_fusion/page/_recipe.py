@@ -14,7 +14,7 @@ def recipe(shown: View, overlay: float) -> str:
     """
     first = shown.explanations[0]
     *imports, image = shown.python
-    model = ", ".join(f"{name}={value!r}" for name, value in shown.model.items() if value is not None)
+    model = ", ".join(f"{name}={value!r}" for name, value in shown.model.arguments.items() if value is not None)
     settings = f"percentile={first.percentile!r}, weighting={first.weighting!r}, tolerance={first.tolerance!r}"
     # A line break would end the comment and begin code.
     names = printable(" and ".join(explanation.category for explanation in shown.explanations))
