@@ -1,5 +1,8 @@
 """Arguments that several methods take, refused before any forward pass."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch.nn import Module
 
@@ -62,3 +65,29 @@ def check_gradients_allowed(name: str) -> None:
             f"{name} needs gradients, which torch.inference_mode() forbids. Call it outside; inside torch.no_grad() "
             "it works."
         )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
+
+    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
+    apart = all(hasattr(backend, "fp32_precision") for backend in backends)
+    before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]
+
+    def set_precisions(precisions: list[str]) -> None:
+        if not apart:
+            torch.set_float32_matmul_precision(precisions[0])
+        for backend, precision in zip(backends if apart else (), precisions, strict=apart):
+            backend.fp32_precision = precision
+
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        set_precisions(["ieee"] * 2 if apart else ["highest"])
+        stack.callback(set_precisions, before)
+        yield
