@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn import Module
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion.arguments import ACTIVATIONS, WEIGHTINGS, Activation
 from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
@@ -91,3 +94,16 @@ def full_precision() -> Iterator[None]:
         set_precisions(["ieee"] * 2 if apart else ["highest"])
         stack.callback(set_precisions, before)
         yield
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes as x1, y1, x2, y2, whatever their format: plain tensors are read so, and ``BoundingBoxes`` know theirs.
+
+    Rows and slices of ``BoundingBoxes`` are plain tensors, so this comes before anything else.
+    """
+    if not isinstance(boxes, BoundingBoxes):
+        return boxes
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"The boxes have the format {boxes.format}; expected boxes without a rotation")
+    converted: Tensor = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
+    return converted.as_subclass(Tensor)

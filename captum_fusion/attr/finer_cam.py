@@ -25,7 +25,7 @@ class LayerFinerCam(GradientCam):
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
     along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are
-    compared.
+    compared. A class at minus infinity is ruled out, so that it is none of them.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
@@ -113,10 +113,16 @@ class _FinerCall(ModelCall):
         targets: Any = self.given_target
         if isinstance(targets, Tensor):
             targets = targets.flatten().tolist() * (self.examples // targets.numel())
-        scores, others = [], []
+        differences = []
         for example, target in enumerate(targets if isinstance(targets, list) else [targets] * self.examples):
             chosen, *place = target if isinstance(target, tuple) else (target,)
             classes = output[example][(slice(None), *place)]
-            scores.append(classes[chosen])
-            others.append(classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)])
-        return finer_scores(torch.stack(scores), torch.stack(others), self._strength, self._references)
+            others = classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)]
+            others = others[others != -torch.inf]
+            if not others.isfinite().all() or not len(others):
+                raise ValueError(
+                    f"Of the other classes of example {example}, {len(others)} are not ruled out by a score of minus "
+                    f"infinity, and {int(others.isfinite().sum())} have a finite score; expected one or more, all finite"
+                )
+            differences.append(finer_scores(classes[chosen, None], others[None], self._strength, self._references))
+        return torch.cat(differences)
