@@ -47,7 +47,8 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
         *Callable* that gives scores of shape (N, K), whose ``target`` is a class.
 
     Raises:
-        ValueError: If the region is empty or holds negative weights, or, when the model runs, if it has other axes than the scores.
+        ValueError: If the region is empty or holds negative weights, or, when the model runs, if it has other axes than
+            the scores.
 
     Examples::
 

@@ -121,8 +121,8 @@ class _FinerCall(ModelCall):
             others = others[others != -torch.inf]
             if not others.isfinite().all() or not len(others):
                 raise ValueError(
-                    f"Of the other classes of example {example}, {len(others)} are not ruled out by a score of minus "
-                    f"infinity, and {int(others.isfinite().sum())} have a finite score; expected one or more, all finite"
+                    f"{int(others.isfinite().sum())} classes beside the target of example {example} have a finite "
+                    f"score and {int((~others.isfinite()).sum())} are NaN or infinity; expected one or more, all finite"
                 )
             differences.append(finer_scores(classes[chosen, None], others[None], self._strength, self._references))
         return torch.cat(differences)

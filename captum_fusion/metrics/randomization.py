@@ -43,8 +43,8 @@ def weight_randomization(
     A module is randomized by its own ``reset_parameters``, or, where it has none that can be called without arguments,
     by a normal distribution with the mean and the standard deviation of each parameter. So are the parameters from
     which hooks or parametrizations make a module's weights (``weight_norm``, ``spectral_norm``, pruning). A warning
-    names the modules whose weights are as before, such as scales that still have their initial value of 1. The model's parameters, buffers and the random state are as they
-    were afterwards, also after an error.
+    names the modules whose weights are as before, such as scales that still have their initial value of 1. The model's
+    parameters, buffers and the random state are as they were afterwards, also after an error.
 
     More details can be found in the paper: https://arxiv.org/abs/1810.03292
 
@@ -121,7 +121,9 @@ def weight_randomization(
                 if all(torch.equal(value, before[weight]) for weight, value in _weights(part).items()):
                     unchanged.append(name)
     if unchanged:
-        warn(f"Randomization left the weights of {', '.join(map(repr, unchanged))} as they were: it tells nothing there")
+        warn(
+            f"Randomization left the weights of {', '.join(map(repr, unchanged))} as they were: it tells nothing there"
+        )
     return correlations
 
 
