@@ -121,7 +121,8 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         scores = detection["scores"][chosen]
         if not len(scores):
             # The sum of nothing is 0 with the graph of the detections, so that its gradients are 0.
-            return scores.sum().to(inputs)
+            none: Tensor = scores.sum().to(inputs)
+            return none
         box = wanted
         if _mirrored.get():
             x1, y1, x2, y2 = wanted[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ def full_precision() -> Iterator[None]:
 
     A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    torch_backends: Any = torch.backends
+    backends = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
     # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
     apart = all(hasattr(backend, "fp32_precision") for backend in backends)
     before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]

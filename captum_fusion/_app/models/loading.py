@@ -27,7 +27,7 @@ from captum_fusion._app.names import close_names, reason, words
 from captum_fusion._app.options import DEFAULT_MODEL
 from captum_fusion._engine.feature_map import FeatureMap, feature_maps, last_feature_map
 from captum_fusion._engine.outputs import scores_in
-from captum_fusion._engine.spatial_view import Grid
+from captum_fusion._engine.token_grid import Grid
 from captum_fusion.arguments import Activation
 
 # Networks whose ImageNet weights come with packages, and their input sizes.
