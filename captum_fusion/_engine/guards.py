@@ -78,7 +78,7 @@ def full_precision() -> Iterator[None]:
     A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
     """
     torch_backends: Any = torch.backends
-    backends = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
+    backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
     # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
     apart = all(hasattr(backend, "fp32_precision") for backend in backends)
     before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]

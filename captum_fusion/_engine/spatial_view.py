@@ -157,7 +157,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
             perturb(images, grid, cells)
             module(*args, **kwargs)
         maps = view.recorded
-    except Exception:  # noqa: BLE001
+    except Exception:
         # A model that takes one size of batch only may fail in any way: nothing can be said of it.
         return
     finally:
