@@ -27,8 +27,8 @@ from benchmarks.evidence_coco import convert
 from benchmarks.evidence_report import RESULTS, write
 from benchmarks.evidence_runs import GROUPS, PERCENTILES
 from benchmarks.evidence_variants import STEPS, VARIANTS, measure, missing
-from captum_fusion._app.atomic_files import write_whole
 from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.output_files import write_whole
 from captum_fusion.benchmark import Settings, run
 from captum_fusion.benchmark._plan import variants_of
 from captum_fusion.benchmark._records import read_records

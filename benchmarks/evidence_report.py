@@ -6,8 +6,8 @@ from pathlib import Path
 from benchmarks.evidence_charts import charts
 from benchmarks.evidence_runs import Runs
 from benchmarks.evidence_tables import comparisons, tables
-from captum_fusion._app.atomic_files import write_whole
 from captum_fusion._app.drawing import rendered
+from captum_fusion._app.output_files import write_whole
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "evidence"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerFinerCam, LayerFusionCam, LayerScoreCam
 from captum_fusion._app.images import open_photograph
-from captum_fusion._app.methods import KnownAttribution
-from captum_fusion._app.models.loading import choose_layer, load_classifier
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark._dataset import Picture
 from captum_fusion.benchmark._sources import find_pictures
 from captum_fusion.functional import normalize
@@ -120,9 +120,9 @@ def maps(model: nn.Module, compiled: Any, layer: nn.Module, inputs: Tensor, targ
         (UNDENOISED, grad_cam, 0.0),
         (WITH_FINER, finer_cam, 10.0),
     ):
-        known = KnownAttribution(compiled, layer, region)
-        fusion_cam = LayerFusionCam(compiled, layer, gradient_method=method, region_method=known)
-        fused[name] = fusion_cam.attribute(inputs, target, percentile=percentile)[:, :1]
+        fusion_cam = LayerFusionCam(compiled, layer, gradient_method=method)
+        values = fusion_cam.attribute(inputs, target, percentile=percentile, region_attributions=region)
+        fused[name] = values[:, :1]
     return (
         fused
         | {REGION: region, FINER: saliency_map(finer_cam.attribute(inputs, target), size)}

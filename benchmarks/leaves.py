@@ -49,9 +49,11 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 from torchvision.transforms import v2
 
-from captum_fusion._app.atomic_files import write_whole
-from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion._app.options import DEFAULT_MODEL
+from captum_fusion._app.output_files import write_whole
 
 ALIKE, NEIGHBOURS_ALIKE, TOO_ALIKE = 0.65, 0.2, 0.5
 TESTED = 27  # Photographs of each disease at most.

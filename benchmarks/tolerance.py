@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion._app.models.loading import Preprocessing
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion._engine.masking import scoring
 from captum_fusion._engine.surrogate import Surrogate, relu_minmax
 from captum_fusion.attr.score_cam import ChannelRows, _channel_scores

@@ -8,13 +8,17 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is public when it is asked for, so that the command starts, and can be stopped, at once."""
+    """Imports a public name on its first use, so that ``captum-fusion --help`` need not wait for torch."""
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}._public"), name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        public = import_module(f"{__name__}._public")
+    except AttributeError as error:
+        # As an AttributeError, "from captum_fusion import ..." would report it as a missing name.
+        raise ImportError(f"captum_fusion cannot be imported: {error}") from error
+    if name != "__all__" and name not in public.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(public, name)
 
 
 def __dir__() -> list[str]:

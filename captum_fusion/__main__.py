@@ -6,7 +6,7 @@ from captum_fusion._app.messages import format_error, report_error
 
 
 def main() -> None:
-    """Runs the command, or says which extra it needs."""
+    """Runs the command, or reports the extra that it needs."""
     try:
         from captum_fusion.cli import run
 

@@ -1,19 +1,19 @@
 """The public names of the package."""
 
 from captum_fusion import attr
-from captum_fusion._engine.feature_map import FeatureMap, last_feature_map
+from captum_fusion._engine.feature_map import FeatureMap, feature_maps, last_feature_map
+from captum_fusion._engine.progress import Progress, Stopped, progress_to, tell
 from captum_fusion._engine.spatial_view import spatial_view
 from captum_fusion.attr import *  # noqa: F403
-from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
-from captum_fusion.attr.fused_attributions import FusedAttributions
-from captum_fusion.attr.fusion_cam import FusionCamStages
 
 __all__ = [
-    "AugmentationTunnel",
     "FeatureMap",
-    "FusedAttributions",
-    "FusionCamStages",
+    "Progress",
+    "Stopped",
+    "feature_maps",
     "last_feature_map",
+    "progress_to",
     "spatial_view",
+    "tell",
 ]
 __all__ += attr.__all__

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._engine.precision import as_float
-from captum_fusion.arguments import Weighting
+from captum_fusion.arguments import InterpolateMode, Weighting
 
-# Differences of up to so many units in the last place are taken for rounding.
+# Differences of up to so many units in the last place are taken for rounding: a network's value is a sum of many terms,
+# and their order, which follows from the batch, changes it by some dozens of units.
 _ROUNDING = 100
 
 # How exactly the equations of imputed pixels are solved, in relation to what they begin with.
@@ -25,9 +25,18 @@ _IMPUTED = 1e-5
 MapFusion = Literal["mean", "maximum", "product"]
 MAP_FUSIONS: tuple[MapFusion, ...] = get_args(MapFusion)
 
-InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]
-INTERPOLATE_MODES: tuple[InterpolateMode, ...] = get_args(InterpolateMode)
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def as_float(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
+
+    Examples::
+
+        >>> as_float(torch.tensor([1, 2]))
+        tensor([1., 2.])
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:
@@ -59,9 +68,9 @@ def normalize(maps: Tensor) -> Tensor:
     lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
-    rounding = _ROUNDING * torch.finfo(maps.dtype).eps * torch.maximum(lowest.abs(), highest.abs()) / 2
+    noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
     shifted = maps / 2 - _like(lowest / 2, maps)
-    return torch.where(_like(span > rounding, maps), shifted / _like(span, maps), 0)
+    return torch.where(_like(span > noise, maps), shifted / _like(span, maps), 0)
 
 
 def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilinear") -> Tensor:
@@ -133,30 +142,62 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
     return normalize(torch.where(maps >= threshold, maps, 0))
 
 
-def contribution(kept: Tensor, without: Tensor) -> Tensor:
-    """c: how much of the target's probability a map keeps when it masks the input.
+def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """The size up to which a difference of two values of a network is taken for rounding.
+
+    Two inputs that score the same may score differently by rounding, and by other amounts in another batch; a choice or
+    a quotient must not hang on that. The error of a probability is in proportion to the probability and to the absolute
+    error of the logits, which grows with the largest number that the network handles::
+
+        r = min(eps max(100, 10 scale), sqrt(eps)) |value|
+
+    Args:
+        values (Tensor): The larger one of the two, in absolute value.
+        scale (Tensor or float, optional): The largest absolute value in the network's inputs and outputs, of the shape
+            of the values. Default: 1.0
+
+    Returns:
+        *Tensor* of the values' shape.
+
+    Examples::
+
+        >>> rounding(torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([1.0, 1e6])) < 1e-12
+        tensor([ True, False])
+    """
+    values = as_float(values)
+    eps = torch.finfo(values.dtype).eps
+    if isinstance(scale, Tensor):
+        share: Tensor = (10 * eps * scale).clamp(min=_ROUNDING * eps, max=eps**0.5)
+        return share * values.abs()
+    return values.abs().mul(min(eps * max(10 * scale, _ROUNDING), eps**0.5))
+
+
+def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """c: how much a map, used as a mask, adds to the target's probability.
 
     In symbols, for a map m and the baseline b::
 
         c(m) = P(m x + (1 - m) b) - P(b)
 
     Args:
-        kept (Tensor): P(m x + (1 - m) b), shape (N,).
-        without (Tensor): P(b), shape (N,).
+        masked (Tensor): P(m x + (1 - m) b), shape (N,).
+        baseline (Tensor): P(b), shape (N,).
+        scale (Tensor or float, optional): The largest absolute value in the network's inputs and outputs, see
+            ``rounding``. Default: 1.0
 
     Returns:
-        *Tensor* of shape (N,), negative where the map hurts the class. A difference that is no larger than what
-        rounding alone makes (100 units in the last place) is 0, since weights divide contributions by each other.
+        *Tensor* of shape (N,), negative where the map hurts the class. A difference within ``rounding`` is 0, since
+        weights divide contributions by each other.
 
     Examples::
 
         >>> contribution(torch.tensor([0.75, 0.25, 0.1]), torch.tensor([0.5, 0.5, 0.1000001]))
         tensor([ 0.2500, -0.2500,  0.0000])
     """
-    kept, without = as_float(kept), as_float(without)
-    rounding = _ROUNDING * torch.finfo(kept.dtype).eps * torch.maximum(kept.abs(), without.abs())
-    difference = kept - without
-    return torch.where(difference.abs() > rounding, difference, 0)
+    masked, baseline = as_float(masked), as_float(baseline)
+    difference = masked - baseline
+    larger = torch.maximum(masked.abs(), baseline.abs())
+    return torch.where(difference.abs() > rounding(larger, scale), difference, 0)
 
 
 def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "normalized") -> tuple[Tensor, Tensor]:
@@ -496,8 +537,8 @@ def principal_component(channels: Tensor) -> Tensor:
     channels = as_float(channels)
     values = channels.flatten(2)
     points = values - values.mean(dim=2, keepdim=True)
-    rounding = _ROUNDING * torch.finfo(points.dtype).eps * values.abs().amax(dim=2, keepdim=True)
-    points = torch.where(points.abs().amax(dim=2, keepdim=True) > rounding, points, 0)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    points = torch.where(points.abs().amax(dim=2, keepdim=True) > noise, points, 0)
     # In relation to the largest one, so that no square overflows or vanishes.
     scale = _or_one(points.detach().abs().amax(dim=(1, 2), keepdim=True))
     scaled = points / scale
@@ -835,5 +876,5 @@ def _or_one(values: Tensor) -> Tensor:
 
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
     """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
-    zero = divisor.abs() <= _ROUNDING * torch.finfo(divisor.dtype).eps * terms
+    zero = divisor.abs() <= rounding(terms)
     return torch.where(zero, 0, numerator / torch.where(zero, 1, divisor))

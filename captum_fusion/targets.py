@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from captum_fusion._engine.guards import corners
 from captum_fusion._engine.outputs import scores_in
 
-__all__ = ["box_score", "region_scores"]
+__all__ = ["box_score", "region_scores", "scores_in"]
 
 _mirrored: ContextVar[bool] = ContextVar("_mirrored", default=False)
 

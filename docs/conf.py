@@ -1,7 +1,6 @@
-"""Sphinx settings of the site.
+"""Sphinx configuration: ``sphinx-build -c docs . docs/_build/html``.
 
-The project's folder is the source, so that links between pages, tutorials and results are the same here and in a
-checkout: ``sphinx-build -c docs . docs/_build/html``.
+The source is the project's root, so that links between pages, tutorials and results work on the site and in a checkout.
 """
 
 import sys
@@ -38,13 +37,13 @@ include_patterns = [
 ]
 exclude_patterns = [".*", "build", "docs/_*", "**/.ipynb_checkpoints"]
 
-# Docstrings tell the types, in Captum's words; signatures tell the order and the defaults.
+# Docstrings state types in Captum's words; signatures show the order and the defaults.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {
     "members": True,
-    # What bases bring is shown, but not what Captum's and Python's do, nor the steps that a new method overrides.
+    # Members of our own bases, but not of Captum's or Python's, nor the steps that a new method overrides.
     "inherited-members": "Attribution,LayerAttribution,GradientAttribution,PerturbationAttribution,BaseException,tuple",
     "exclude-members": "attribute_future,channel_maps,channel_weights,compute_convergence_delta,multiplies_by_inputs,"
     "sampled_masks",
@@ -52,20 +51,19 @@ autodoc_default_options = {
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# Our own names lead somewhere; docstrings tell types in words, of which not all are names.
+# Every own name has to resolve. Types in docstrings are words, and not all of them are names.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!captum_fusion).*")]
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 4
-# Tutorials are shown as they were executed last.
-# The tables behind the results are reached from the page of the results.
+# The page of the results links its tables, which are in no table of contents.
 suppress_warnings = ["myst.header", "toc.not_included"]
+# The site shows the outputs that the notebooks were saved with.
 nb_execution_mode = "off"
 copybutton_exclude = ".linenos, .gp, .go"
 
-# The second inventory of each is for building without a network: it holds the names that the pages use. Captum has none
-# of its own.
+# The second inventory of each serves builds without a network. Captum publishes none.
 intersphinx_mapping = {
     "captum": ("https://captum.ai/api/", "docs/inventories/captum.inv"),
     "numpy": ("https://numpy.org/doc/stable/", (None, "docs/inventories/numpy.inv")),
@@ -80,12 +78,12 @@ html_show_copyright = False
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-# Leads from the top of the site to its start page.
+# Redirects from the top of the site to its start page.
 html_extra_path = ["_top"]
 
 
 def setup(app: Sphinx) -> None:
-    """Leaves out the empty line after an example, by which doctest tells its end."""
+    """Removes the empty line after an example, which ends it for doctest."""
 
     def trim(_: Sphinx, doctree: nodes.document) -> None:
         for block in doctree.findall(nodes.literal_block):

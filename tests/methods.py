@@ -1,4 +1,4 @@
-"""Every attribution class that is registered, so that a new one is tested without a change here."""
+"""The attribution classes that tests run for: all that are registered, or one for each path through the engine."""
 
 from functools import cache
 from inspect import signature
@@ -12,33 +12,81 @@ from captum_fusion import attr
 
 
 class LayerSSCam(attr.LayerSSCam):
-    """With few samples, as the small networks of the tests need no more."""
+    """SS-CAM with few samples, since the small networks of the tests need no more."""
 
     def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids, samples=2)
 
 
 class LayerISCam(attr.LayerISCam):
-    """Likewise."""
+    """IS-CAM with few samples."""
 
     def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids, samples=2)
 
 
+class LayerScoreCamWithinTolerance(attr.LayerScoreCam):
+    """Score-CAM that infers some of its scores."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(forward_func, layer, device_ids, tolerance=0.1)
+
+
+class Rise(attr.Rise):
+    """RISE with few masks, which has no layer."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:  # noqa: ARG002
+        super().__init__(forward_func, samples=5)
+
+
+class FusedAttributions(attr.FusedAttributions):
+    """The mean of a gradient method's map and a masked one's."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__([m(forward_func, layer, device_ids) for m in (attr.LayerXGradCam, attr.LayerScoreCam)])
+
+
+class AugmentationTunnel(attr.AugmentationTunnel):
+    """The mean of a gradient method over an image, its mirror image, and both at other contrasts."""
+
+    def __init__(self, forward_func: Any, layer: Any, device_ids: list[int] | None = None) -> None:
+        super().__init__(attr.LayerXGradCam(forward_func, layer, device_ids))
+
+
 METHODS: list[type[LayerAttribution]] = [
     method
-    for method in (globals().get(name, getattr(attr, name)) for name in attr.__all__)
-    if isinstance(method, type) and issubclass(method, LayerAttribution)
+    for method in (globals().get(method.__name__, method) for method in attr.METHODS)
+    if issubclass(method, LayerAttribution)
 ]
 
-
-def accepted(attribution: Attribution, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the attribution takes: no baselines where nothing is masked."""
-    return {name: value for name, value in arguments.items() if name in signature(attribution.attribute).parameters}
+# What cuts across methods is tested on one method for each path: gradients that weight channels, and pixels; no
+# gradients; another function than the target's score; masks of channels, some of them inferred, or sampled; channels
+# left out; masks of groups; a choice between two maps; and two maps fused.
+LAYER_PATHS: list[type[LayerAttribution]] = [
+    attr.LayerGradCamPlusPlus,
+    attr.LayerHiResCam,
+    attr.LayerEigenCam,
+    attr.LayerFinerCam,
+    attr.LayerScoreCam,
+    LayerScoreCamWithinTolerance,
+    LayerSSCam,
+    attr.LayerAblationCam,
+    attr.LayerGroupCam,
+    attr.LayerUnionCam,
+    attr.LayerFusionCam,
+]
+# These have no layer of their own.
+PATHS: list[Any] = [*LAYER_PATHS, Rise, FusedAttributions, AugmentationTunnel]
 
 
 def takes(algorithm: type[Attribution], argument: str) -> bool:
     return argument in signature(algorithm.attribute).parameters
+
+
+def accepted(attribution: Attribution, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the attribution, or the one inside a tunnel, takes: no baselines where nothing is masked."""
+    method = getattr(attribution, "attribution_method", attribution)
+    return {name: value for name, value in arguments.items() if takes(type(method), name)}
 
 
 def keeps_the_graph(algorithm: type[Attribution]) -> bool:
@@ -48,7 +96,7 @@ def keeps_the_graph(algorithm: type[Attribution]) -> bool:
 
 @cache
 def has_input_shape(algorithm: type[Attribution]) -> bool:
-    """Whether the attribution has the input's shape, found by running it once on three channels."""
+    """Whether the attribution has the input's shape, as one run on three channels shows."""
     layer = nn.Identity()
 
     def forward(x: Tensor) -> Tensor:
@@ -66,7 +114,7 @@ def at_input_size(attributions: Tensor, inputs: Tensor) -> Tensor:
 
 
 class _InputShaped:
-    """The methods whose attributions have the input's shape, found when asked for and not when tests are collected."""
+    """The methods whose attributions have the input's shape, determined when they are run, not at collection."""
 
     def __contains__(self, algorithm: object) -> bool:
         return algorithm in METHODS and has_input_shape(algorithm)

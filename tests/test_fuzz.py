@@ -1,4 +1,4 @@
-"""Random networks, inputs and targets. `pytest --hypothesis-profile=thorough tests/test_fuzz.py` draws 30,000."""
+"""Random networks, inputs and targets; with ``--hypothesis-profile=fuzz``, others in each run."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -28,10 +28,6 @@ from captum_fusion import (
     Rise,
 )
 from tests import straight_line
-
-# The comparison methods get fewer examples, but as many as all others where a profile asks for more than the default.
-DRAWN = settings.default.max_examples
-FEWER = settings(max_examples=100 if DRAWN <= 300 else DRAWN)
 
 CLASSES = 3
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -149,7 +145,6 @@ def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: st
         (LayerEigenGradCam, straight_line.eigen_grad_cam),
     ],
 )
-@FEWER
 @given(case=cases())
 def test_gradient_cams(
     algorithm: type[LayerAttribution],
@@ -173,7 +168,6 @@ def test_gradient_cams(
         torch.testing.assert_close(alone[0], attribution)
 
 
-@FEWER
 @given(cases(), st.data())
 def test_group_cam(case: tuple[nn.Sequential, Tensor, list[int]], data: st.DataObject) -> None:
     network, inputs, targets = case
@@ -199,7 +193,6 @@ def test_group_cam(case: tuple[nn.Sequential, Tensor, list[int]], data: st.DataO
         torch.testing.assert_close(group_cam.attribute(x, target=target)[0], attribution)
 
 
-@FEWER
 @given(cases(), st.sampled_from([0.0, 10.0, 37.5, 99.0]))
 def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: float) -> None:
     network, inputs, targets = case
@@ -231,7 +224,6 @@ def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: fl
         torch.testing.assert_close(union_cam.attribute(x, target=target, percentile=percentile)[0], attribution)
 
 
-@FEWER
 @given(cases())
 def test_ablation_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
     network, inputs, targets = case
@@ -248,7 +240,6 @@ def test_ablation_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
         np.testing.assert_allclose(alone[0], attribution, atol=1e-7 * max(1, scale), rtol=1e-5)
 
 
-@FEWER
 @given(cases(), st.integers(1, 3))
 def test_is_cam(case: tuple[nn.Sequential, Tensor, list[int]], samples: int) -> None:
     network, inputs, targets = case
@@ -261,7 +252,6 @@ def test_is_cam(case: tuple[nn.Sequential, Tensor, list[int]], samples: int) -> 
         np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
 
 
-@FEWER
 @given(cases(), st.floats(0, 2), st.integers(1, 3))
 def test_finer_cam(case: tuple[nn.Sequential, Tensor, list[int]], strength: float, references: int) -> None:
     network, inputs, targets = case
@@ -283,7 +273,6 @@ def test_finer_cam(case: tuple[nn.Sequential, Tensor, list[int]], strength: floa
         np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
 
 
-@FEWER
 @given(cases(), st.integers(1, 8), st.integers(1, 4))
 def test_rise(case: tuple[nn.Sequential, Tensor, list[int]], samples: int, grid: int) -> None:
     """Maps are finite, bounded by the mean of the masks over p, and the same alone as in a batch."""

@@ -92,9 +92,9 @@ def test_torchcam_agrees_on_insertion_and_deletion(net: SmallNet, random_images:
     arguments = {"target": TARGETS, "steps": 20, "baselines": 0}
     for name, metric in (("insertion", insertion), ("deletion", deletion)):
         ours = metric(net, random_images, attributions, **arguments).mean().item()
-        found = next(value for key, value in theirs.items() if name in key)
+        peer = next(value for key, value in theirs.items() if name in key)
         # Rounding may order pixels of nearly the same importance differently.
-        assert ours == pytest.approx(found, abs=1e-3)
+        assert ours == pytest.approx(peer, abs=1e-3)
 
 
 def test_quantus_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None:
@@ -137,26 +137,12 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
         (LayerLayerCam, "LayerCAM"),
         (LayerHiResCam, "HiResCAM"),
         (LayerGradCamElementWise, "GradCAMElementWise"),
+        (LayerEigenCam, "EigenCAM"),
+        (LayerEigenGradCam, "EigenGradCAM"),
     ],
 )
 def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -> None:
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    model, layer, images, _, _ = cases.case("resnet18")
-    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
-    ours = algorithm.interpolate(ours, images.shape[2:], "bilinear")
-    with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
-        theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
-    for example in range(len(images)):
-        assert correlation(ours[example].numpy(), theirs[example]) > 0.999
-
-
-@pytest.mark.parametrize(("algorithm", "peer"), [(LayerEigenCam, "EigenCAM"), (LayerEigenGradCam, "EigenGradCAM")])
-def test_pytorch_grad_cam_agrees_on_components_but_for_their_signs(
-    algorithm: type[LayerAttribution], peer: str
-) -> None:
-    """It leaves the sign to the decomposition, which has none."""
+    """On principal components but for their signs: it leaves these to the decomposition, which has none."""
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -165,7 +151,8 @@ def test_pytorch_grad_cam_agrees_on_components_but_for_their_signs(
     with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
         theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
     for example in range(len(images)):
-        maps = [algorithm.interpolate(map_.relu(), images.shape[2:], "bilinear")[example] for map_ in (ours, -ours)]
+        signs = (1, -1) if "Eigen" in peer else (1,)
+        maps = [algorithm.interpolate((sign * ours).relu(), images.shape[2:], "bilinear")[example] for sign in signs]
         assert max(correlation(map_.numpy(), theirs[example]) for map_ in maps) > 0.999
 
 
@@ -206,25 +193,14 @@ def test_torchcam_agrees_on_finer_cam(method: type[LayerAttribution] | None, pee
 
 
 @torchcam_runs
-def test_torchcam_agrees_on_layer_cam() -> None:
-    import torchcam.methods
-
-    model, layer, images, _, _ = cases.case("resnet18")
-    ours = LayerLayerCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
-    with torchcam.methods.LayerCAM(model, layer) as extractor:
-        theirs = extractor(cases.TARGETS, model(images))[0]
-    for example in range(len(images)):
-        assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999
-
-
-@torchcam_runs
-def test_torchcam_agrees_on_x_grad_cam() -> None:
+@pytest.mark.parametrize(("algorithm", "peer"), [(LayerLayerCam, "LayerCAM"), (LayerXGradCam, "XGradCAM")])
+def test_torchcam_agrees(algorithm: type[LayerAttribution], peer: str) -> None:
     """On Grad-CAM++ it does not: its division by the denominator works on a copy, so that alpha stays g^2."""
     import torchcam.methods
 
     model, layer, images, _, _ = cases.case("resnet18")
-    ours = LayerXGradCam(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
-    with torchcam.methods.XGradCAM(model, layer) as extractor:
+    ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
+    with getattr(torchcam.methods, peer)(model, layer) as extractor:
         theirs = extractor(cases.TARGETS, model(images))[0]
     for example in range(len(images)):
         assert correlation(ours[example].numpy(), theirs[example].numpy()) > 0.999

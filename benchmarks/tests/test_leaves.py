@@ -12,7 +12,8 @@ from torch import nn
 
 from benchmarks import leaves
 from benchmarks.leaves import Network, Photograph, find, share, split, vgg
-from captum_fusion._app.models.loading import Preprocessing, load_classifier
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 
 
 def photographs_of(count: int) -> tuple[list[Photograph], np.ndarray]:

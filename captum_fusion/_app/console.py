@@ -1,56 +1,78 @@
-"""Where the command prints."""
+"""Output and progress of the command."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
-from captum_fusion._engine.progress import Progress, progress_to
+from captum_fusion import Progress, progress_to
+from captum_fusion._app.messages import printable, report_error
+
+_SECONDS_PER_LINE = 30
 
 
 class Output(Console):
-    """Standard output, whose reader may leave when it has seen enough."""
+    """Standard output, of plain text: names from outside may look like markup or like emoji."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text from outside without control characters, wherever it is printed: in a line, a title or a cell."""
+        return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> None:
-        """Goes on without the reader, rather than end the process as rich does."""
+        """Goes on without a reader that has left, rather than end the process as rich does."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextmanager
-def progress_bar(of: str) -> Iterator[Callable[[str], None]]:
-    """Shows on standard error, where that is a terminal, what is at work and how far its masked passes are.
+class ProgressDisplay:
+    """The progress of the command on standard error: a bar on a terminal, else a line every half minute."""
 
-    Args:
-        of (str): What stands before it.
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._due = monotonic() + _SECONDS_PER_LINE
 
-    Yields:
-        A function that is told what begins.
-    """
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    shown = console.is_terminal
-    with Bar(*columns, console=console, transient=True, disable=not shown, redirect_stdout=False) as bar:
-        now, task = "", bar.add_task(of, total=None)
+    @contextmanager
+    def bar(self, prefix: str) -> Iterator[Callable[[str], None]]:
+        """Shows the current step and the progress of its masked passes.
 
-        def begin(what: str) -> None:
-            nonlocal now, task
-            now = f"{of}{what}"
-            bar.remove_task(task)
-            task = bar.add_task(now, total=None)
+        Args:
+            prefix (str): The text before each step.
 
-        def move(progress: Progress) -> None:
-            description = f"{now}, {progress.note}" if progress.note else now
-            bar.update(task, description=description, completed=progress.done, total=progress.total)
+        Yields:
+            A function that takes the name of the next step.
+        """
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        terminal = self._console.is_terminal
+        with Bar(*columns, console=self._console, transient=True, disable=not terminal, redirect_stdout=False) as bar:
+            step, task = prefix, bar.add_task(prefix, total=None)
 
-        with progress_to(move):
-            yield begin
+            def begin(name: str) -> None:
+                nonlocal step, task
+                step = f"{printable(prefix)}{name}"
+                bar.remove_task(task)
+                task = bar.add_task(step, total=None)
+
+            def move(progress: Progress) -> None:
+                description = f"{step}, {progress.note}" if progress.note else step
+                bar.update(task, description=description, completed=progress.done, total=progress.total)
+                if not terminal and monotonic() >= self._due:
+                    self._due = monotonic() + _SECONDS_PER_LINE
+                    report_error(f"{description}, {progress.done} of {progress.total}")
+
+            with progress_to(move):
+                yield begin

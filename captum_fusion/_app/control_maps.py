@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model's reasons: what a metric gives to them, it gives for nothing."""
+"""Control maps, which know nothing of the model: the baseline of every metric."""
 
 import hashlib
 from typing import Any
@@ -7,18 +7,15 @@ import torch
 from captum.attr import Attribution, LayerActivation, LayerAttribution
 from torch import Tensor
 
-from captum_fusion._engine.captum import logged
-
-# A quarter of each side: about as much of the picture as an object in its middle takes.
+# The standard deviation, as a share of each side: about the size of an object in the middle.
 _WIDTH = 0.25
 
 
 class LayerRandomMap(LayerAttribution):
     """Independent uniform values in the layer's size, seeded by the input, so that each picture has its own map."""
 
-    @logged
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # noqa: ARG002
-        """Attributes, whatever the target."""
+        """Computes the maps, whatever the target."""
         shape = LayerActivation(self.forward_func, self.layer).attribute(inputs).shape[2:]
         maps = []
         for row in inputs.detach():
@@ -29,13 +26,12 @@ class LayerRandomMap(LayerAttribution):
 
 
 class CentredGaussian(Attribution):
-    """A Gaussian in the middle of the input, a quarter of each side wide: where photographers put their objects."""
+    """A Gaussian in the middle of the input, a quarter of each side wide: most photographs show their object there."""
 
-    @logged
     def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # noqa: ARG002
-        """Attributes, whatever the target."""
+        """Computes the maps, whatever the target."""
         exponent = torch.zeros((), device=inputs.device)
         for side in inputs.shape[2:]:
-            place = (torch.arange(side, device=inputs.device) + 0.5) / side - 0.5
-            exponent = exponent.unsqueeze(-1) - (place / _WIDTH) ** 2 / 2
+            offset = (torch.arange(side, device=inputs.device) + 0.5) / side - 0.5
+            exponent = exponent.unsqueeze(-1) - (offset / _WIDTH) ** 2 / 2
         return exponent.exp().expand(len(inputs), 1, *exponent.shape)

@@ -1,6 +1,8 @@
 """Draws maps over the photograph."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from math import ceil
 from pathlib import Path
@@ -8,21 +10,26 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from PIL import Image
 
-from captum_fusion._app.names import close_names, one_line
+from captum_fusion._app.explanation import Explanation
+from captum_fusion._app.messages import close_names, one_line, printable
 from captum_fusion._app.options import DEFAULT_ALPHA
-from captum_fusion.explain import Explanation
 
 COLOURS = "turbo"
 """The colour map of all maps."""
-_CAPTION = "P: probability of the class for the photograph, and for what each map leaves of it"
+_CAPTION = "P: probability of the class for the photograph, and for the photograph masked by each map"
 _LETTERS = 30
+_MOST_LINES = 3
 _PANEL_INCHES = 2.4
-_DPI = 170
+_DPI = 140
 
 
 def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA) -> bytes:
@@ -46,19 +53,34 @@ def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAU
         _draw_block(block, explanation, alpha)
     colours = ScalarMappable(cmap=_on_grey(alpha))
     figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.01, aspect=16 * lines, ticks=(0, 0.5, 1), label="map")
-    figure.supxlabel(fill(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
-    return rendered(figure, suffix)
+    figure.supxlabel(_wrapped(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
+    content = rendered(figure, suffix)
+    return _palettized(content) if suffix.lower() == ".png" else content
+
+
+def _palettized(content: bytes) -> bytes:
+    """A picture of photographs with 256 colours, dithered: a third of the size, for what is shown and not measured."""
+    with Image.open(BytesIO(content)) as image:
+        picture = image.convert("RGB")
+    colours = picture.reduce(4).quantize(255, method=Image.Quantize.MEDIANCUT)
+    # Pure white for the ground; Pillow looks up colours too coarsely to find it.
+    colours.putpalette([*(colours.getpalette() or [])[: 255 * 3], 255, 255, 255])
+    palettized = picture.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG)
+    palettized.paste(255, mask=picture.convert("L").point([0] * 255 + [255]))
+    output = BytesIO()
+    palettized.save(output, "PNG")
+    return output.getvalue()
 
 
 def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> None:
     """Draws the photograph and the maps of a class."""
     photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
     axes[0].imshow(photograph, interpolation="bicubic")
-    axes[0].set_title(f"{fill(explanation.category, _LETTERS)}\nP = {explanation.probability:.2f}", size="medium")
+    axes[0].set_title(f"{_wrapped(explanation.category)}\nP = {explanation.probability:.2f}", size="medium")
     for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
         overlay(axis, photograph, values[0, 0].numpy(), alpha)
-        kept = f"P = {explanation.kept[name]:.2f}" if values.any() else "an empty map"
-        axis.set_title(f"{fill(name, _LETTERS)}\n{kept}", size="medium")
+        masked = f"P = {explanation.masked_probabilities[name]:.2f}" if values.any() else "an empty map"
+        axis.set_title(f"{_wrapped(name)}\n{masked}", size="medium")
 
 
 def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:
@@ -84,11 +106,47 @@ def _on_grey(alpha: float) -> ListedColormap:
     return ListedColormap(covered * colormaps[COLOURS](values[:, 0])[:, :3] + (1 - covered) * 0.5)
 
 
+def _wrapped(text: str, width: int = _LETTERS) -> str:
+    """A text in a few lines, shortened where it is longer."""
+    return fill(text, width, max_lines=_MOST_LINES, placeholder=" …")
+
+
 def rendered(figure: Figure, suffix: str) -> bytes:
-    """A figure as the content of a file with this ending."""
+    """A figure as the content of a file with this ending; ``$`` in its texts is no mathematics, but itself."""
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    families = _families({letter for text in texts for letter in text.get_text()})
+    for text in texts:
+        text.set(parse_math=False, fontfamily=families)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
     content = BytesIO()
-    figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(content, format=suffix.removeprefix("."), dpi=_DPI, bbox_inches="tight")
     return content.getvalue()
+
+
+def _families(letters: set[str]) -> list[str]:
+    """The font families that draw these letters: the default one, and others for what it lacks."""
+    families = [*rcParams["font.family"]]
+    missing = {ord(letter) for letter in letters if letter.isprintable()} - _characters(
+        findfont(FontProperties(family=families))
+    )
+    for font in fontManager.ttflist if missing else ():
+        # Matplotlib's font of last resort has a box for every character.
+        if missing & _characters(font.fname) and not font.name.startswith("Last Resort"):
+            families.append(font.name)
+            missing -= _characters(font.fname)
+    if missing:
+        warnings.warn(f"No font here draws {''.join(map(chr, sorted(missing)))}; they are shown as boxes", stacklevel=2)
+    return families
+
+
+@cache
+def _characters(file: str) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(file).get_charmap())
+    except RuntimeError:  # A font of bitmaps, as some for emoji.
+        return frozenset()
 
 
 def check_picture(file: Path) -> None:

@@ -1,44 +1,45 @@
-"""What a model sees in a picture, and why."""
+"""Predictions of a model for a picture, and explanations of them."""
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from captum_fusion._app.models.loading import Frame
-from captum_fusion._engine.feature_map import FeatureMap
+from captum_fusion import FeatureMap, FusionCamStages
+from captum_fusion._app.models.classifier import category_name
+from captum_fusion._app.models.preprocessing import Frame
 from captum_fusion.arguments import Weighting
-from captum_fusion.attr.fusion_cam import FusionCamStages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model sees in a picture."""
+    """The prediction of a model for a picture."""
 
     image: str
     """The picture's file, or what it is."""
     model: str
     """The name of the model."""
     weights: str
-    """Where its weights come from: "default", "none" for random ones, or a file."""
+    """The source of its weights: "default", "none" for random ones, or a file."""
     layer: str
     """The dotted name of the layer that is explained."""
     feature_map: FeatureMap
     """The layer, and how its output is a feature map."""
     categories: tuple[str, ...] | None
-    """The names of all classes, where they are known."""
+    """The names of all classes, or None if the model has none."""
     probabilities: Tensor
-    """What the model predicts for each class, shape (K,)."""
+    """The probability of each class, shape (K,)."""
     pixels: Tensor
     r"""The picture as the model sees it, (1, 3, \*S) in [0, 1]."""
     frame: Frame
-    """Where these pixels lie in the upright picture, in its own pixels: x1, y1, x2, y2."""
+    """The place of these pixels in the upright picture, in its own pixels: x1, y1, x2, y2."""
     notes: tuple[str, ...]
-    """What a reader of the maps ought to know, such as how the picture's values were brought to 8 bits."""
+    """Remarks for a reader of the maps, such as how the picture's values were brought to 8 bits."""
 
     def category_of(self, index: int) -> str:
         """The name of a class, or its index where there are no names."""
-        return self.categories[index] if self.categories else str(index)
+        return category_name(self.categories, index)
 
     def top(self, count: int = 5) -> list[tuple[int, str, float]]:
         """The most probable classes: index, name and probability."""
@@ -51,9 +52,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation(Prediction):
-    r"""Why a model sees a class in a picture, by one or more methods.
+    r"""Maps of the evidence for a class in a picture, by one or more methods.
 
-    ``maps`` and ``kept`` go by the names of the methods, or of the stages of Fusion-CAM where no method was chosen.
+    The keys of ``maps`` and ``masked_probabilities`` are the names of the methods, or of the stages of Fusion-CAM where
+    no method was chosen.
     """
 
     target: int
@@ -61,13 +63,13 @@ class Explanation(Prediction):
     percentile: float
     """The percentile of the denoising step."""
     weighting: Weighting
-    """How fusions that name no other weighting weigh their maps."""
+    """The weighting of fusions that name none."""
     tolerance: float
-    """How far Score-CAM may be from the exact map."""
+    """The largest error of Score-CAM's map."""
     maps: dict[str, Tensor]
     r"""The maps, (1, 1, \*S) in [0, 1]. A map without evidence for the class is all zeros."""
-    kept: dict[str, float]
-    """The probability of the target that remains when each map masks the picture."""
+    masked_probabilities: dict[str, float]
+    """The probability of the target when each map masks the picture."""
     stages: dict[str, FusionCamStages]
     """The stages of each fusion, with what each contributes."""
 
@@ -81,9 +83,15 @@ class Explanation(Prediction):
         """The name of the target, or its index where there are no names."""
         return self.category_of(self.target)
 
+    @property
+    def kept(self) -> dict[str, float]:
+        """The former name of ``masked_probabilities``, for one release."""
+        warnings.warn("kept is now masked_probabilities", DeprecationWarning, stacklevel=2)
+        return self.masked_probabilities
+
 
 class Curve(NamedTuple):
-    """How the probability of a class changes with the share of the pixels that is restored or removed."""
+    """The probability of a class over the share of the pixels that is restored or removed."""
 
     area: float
     """The area under the curve, in [0, 1]."""
@@ -94,9 +102,9 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What happens when pixels are restored, or removed, in the order of a map."""
+    """The probability of a class as pixels are restored, or removed, in the order of a map."""
 
     insertion: Curve
-    """Restored, beginning with the blurred picture; more area is better."""
+    """Restored, from the blurred picture on; more area is better."""
     deletion: Curve
     """Removed; less area is better."""

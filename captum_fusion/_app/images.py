@@ -1,28 +1,45 @@
 """Photographs from files, as 8-bit RGB whatever their type."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
-_SIGNED = 2
+# TIFF's tags, and the sample format of signed integers.
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+_HEIF = {".heic", ".heif"}
+_ORIENTATION = 0x0112
+# The transpositions that turn a picture of each EXIF orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Kinds of untrusted pictures that are read without running another program, as PostScript is, and their largest size.
+_SAFE_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+_MOST_PIXELS = 50_000_000
 
-
-# What a stranger's picture may be: kinds that are read without running another program, as PostScript is, and so large.
-_STRANGERS_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
-_STRANGERS_PIXELS = 50_000_000
+SAMPLE_NAME = "espresso_and_cat"
+_SAMPLE_SIDE = 448
+# The parts of the photographs that the sample shows.
+_COFFEE, _CHELSEA = (90, 20, 530, 240), (0, 40, 451, 265)
 
 
 class PictureError(ValueError):
-    """A picture that cannot be explained, whatever else is asked; the message begins with its name."""
+    """A picture that cannot be explained, whatever the other arguments; the message begins with its name."""
 
 
 class Photograph(NamedTuple):
-    """A picture in RGB, and what had to be done to it, empty if nothing."""
+    """A picture in RGB, and a note on how it was converted, empty if it was not."""
 
     image: Image.Image
     note: str = ""
@@ -43,32 +60,65 @@ def open_photograph(file: Path, stranger: bool = False) -> Photograph:
     name = file.name if stranger else str(file)
     Image.init()
     # Releases of Pillow differ in what they read.
-    kinds = sorted(_STRANGERS_KINDS & Image.OPEN.keys()) if stranger else None
-    with _opened(file, name, kinds) as image:
+    kinds = sorted(_SAFE_KINDS & Image.OPEN.keys()) if stranger else None
+    with _open(file, name, kinds) as image:
         width, height = image.size
-        if stranger and width * height > _STRANGERS_PIXELS:
-            raise ValueError(f"it has {width} x {height} pixels; expected at most {_STRANGERS_PIXELS / 1e6:g} million")
+        if stranger and width * height > _MOST_PIXELS:
+            raise ValueError(f"it has {width} x {height} pixels; expected at most {_MOST_PIXELS / 1e6:g} million")
         return as_rgb(image)._replace(name=name)
 
 
-def check_photograph(file: Path) -> None:
-    """Refuses what does not begin as a picture does, without reading it whole.
+def find_photographs(folder: Path) -> list[Path]:
+    """The pictures in a folder, by their names.
 
     Raises:
-        OSError: As ``open_photograph``, and so does the other.
-        PictureError: Likewise.
+        ValueError: If there is none.
+    """
+    suffixes = {*Image.registered_extensions(), *_HEIF}
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
+    if not files:
+        raise ValueError(f"{folder} is a folder without pictures")
+    return files
+
+
+def check_photograph(file: Path) -> None:
+    """Refuses a file that does not begin as a picture does, without reading all of it.
+
+    Raises:
+        OSError: If there is no such file, or if it may not be read.
+        PictureError: If it is no picture.
     """
     if not file.exists() and set(file.name) & set("*?["):
         raise FileNotFoundError(f"No file matches {file}")
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder; expected pictures, such as {file}/*.jpg")
-    with _opened(file, str(file)):
+    with _open(file, str(file)):
         pass
 
 
-@contextmanager
-def _opened(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
+def sample_photograph() -> Photograph:
+    """Two photographs, a cup of espresso above a cat: two objects, of which each method explains either.
+
+    Raises:
+        ValueError: If the package that brings them is not installed.
+    """
     try:
+        from skimage import data
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"The sample photographs need the package {error.name}: pip install 'captum-fusion[demo]', or name a "
+            "picture"
+        ) from error
+    both = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE))
+    for position, (values, part) in enumerate(((data.coffee(), _COFFEE), (data.chelsea(), _CHELSEA))):
+        half = Image.fromarray(values).resize((_SAMPLE_SIDE, _SAMPLE_SIDE // 2), box=part)
+        both.paste(half, (0, position * _SAMPLE_SIDE // 2))
+    return Photograph(both, name=SAMPLE_NAME)
+
+
+@contextmanager
+def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
+    try:
+        if file.suffix.lower() in _HEIF and kinds is None:
+            _register_heif()
         with Image.open(file, formats=kinds) as image:
             yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -79,6 +129,13 @@ def _opened(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[I
         raise PictureError(f"{name} cannot be read: {error}") from error
 
 
+def _register_heif() -> None:
+    try:
+        import_module("pillow_heif").register_heif_opener()
+    except ModuleNotFoundError as error:
+        raise ValueError("it needs the package pillow-heif: pip install 'captum-fusion[heif]'") from error
+
+
 def as_rgb(image: Image.Image) -> Photograph:
     """A picture upright and in RGB: values of more than 8 bits scaled by their type's range, transparency on white.
 
@@ -86,27 +143,45 @@ def as_rgb(image: Image.Image) -> Photograph:
         ValueError: If floating-point values are not in [0, 1], or if integers are negative.
     """
     notes = []
+    # Phones store a second, smaller picture beside the photograph, which is no frame.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        notes.append(f"only frame {image.tell() + 1} of several is used")
+    upright = _upright(image, notes)
     if image.mode.startswith("I") or image.mode == "F":
-        upright = ImageOps.exif_transpose(image)
         values, top, kind = _numbers(image, np.asarray(upright))
         low, high = float(values.min()), float(values.max())
         if not 0 <= low <= high <= top:
             raise ValueError(f"its {kind} values reach from {low:g} to {high:g}; expected values in [0, {top:g}]")
-        image = Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+        upright = Image.fromarray((values * (255 / top)).round().astype(np.uint8))
         notes.append(f"{kind} values are scaled from [0, {top:g}]")
     elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        layered = ImageOps.exif_transpose(image).convert("RGBA")
+        layered = upright.convert("RGBA")
         if layered.getchannel("A").getextrema() != (255, 255):
             notes.append("transparent parts are shown on white")
-        white = Image.new("RGBA", layered.size, "white")
-        image = Image.alpha_composite(white, layered)
-    else:
-        image = ImageOps.exif_transpose(image)
-    return Photograph(image.convert("RGB"), "; ".join(notes))
+        upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    rgb = upright.convert("RGB")
+    # Its orientation is none of the upright picture's.
+    rgb.info.clear()
+    return Photograph(rgb, "; ".join(notes))
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The picture, turned by its EXIF orientation."""
+    image.load()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # The reader of broken EXIF blocks raises nearly everything; the pixels may be whole.
+        notes.append("its EXIF block is broken and ignored")
+        return image
+    # A broken block may hold a list.
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _numbers(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, float, str]:
-    """The values of a picture of one channel, the top of their type's range, and what the type is called."""
+    """The values of a picture of one channel, the top of their type's range, and the type's name."""
     if image.mode == "F":
         return values.astype(np.float64), 1, "floating-point"
     # Pillow reads 16 bits into 32 for some kinds of files.

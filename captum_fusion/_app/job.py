@@ -1,52 +1,53 @@
-"""Explains files: one model, many pictures, what it sees in them written and said."""
+"""The work of the command ``explain``: one model, many pictures, each drawn, saved and reported."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from captum_fusion._app.archive import archive
-from captum_fusion._app.console import Output, progress_bar
+from captum_fusion._app.console import Output, ProgressDisplay
 from captum_fusion._app.drawing import drawn
+from captum_fusion._app.explainer import Explainer, checked_methods
+from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.images import PictureError, check_photograph
 from captum_fusion._app.messages import format_error, report_error
-from captum_fusion._app.methods import parse_method
-from captum_fusion._app.output_files import OutputFiles, write_at
-from captum_fusion._engine.guards import check_percentile, check_tolerance
+from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_whole
 from captum_fusion.arguments import Weighting
-from captum_fusion.explain import Explainer, Explanation
 
 
 @dataclass(kw_only=True)
 class Job:
-    """What is done with each picture, and what has become of them.
+    """Pictures to explain by one model, and the outcome.
 
-    One of several pictures that cannot be explained is told, and costs none of the others.
+    Of several pictures, one that cannot be explained is reported, and costs none of the others.
     """
 
-    places: Sequence[OutputFiles]
+    outputs: Sequence[OutputFiles]
+    predictions: Path | None
+    """The file for the most probable classes."""
+    top: int
     targets: Sequence[str]
     methods: Sequence[str]
     percentile: float
     weighting: Weighting
     tolerance: float
     alpha: float
-    done: int = field(default=0, init=False)
-    """How many pictures were explained."""
-    lost: list[OutputFiles] = field(default_factory=list, init=False)
-    """Those that could not be."""
+    explained: int = field(default=0, init=False)
+    """The number of pictures that were explained."""
+    failed: list[OutputFiles] = field(default_factory=list, init=False)
+    """The pictures that could not be."""
 
     def check(self) -> None:
-        """Refuses what names nothing or is outside its range."""
-        check_percentile(self.percentile)
-        check_tolerance(self.tolerance)
+        """Refuses unknown names and values outside their range."""
+        checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
-        for method in self.methods:
-            parse_method(method, self.weighting)
-        if len(self.targets) > 1 and any(place.maps for place in self.places):
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}; expected at least 1")
+        if len(self.targets) > 1 and any(output.maps for output in self.outputs):
             raise ValueError(f"{len(self.targets)} targets are given; expected one where the maps are saved")
 
     def run(self, load: Callable[[], Explainer]) -> None:
@@ -56,58 +57,65 @@ class Job:
             load (Callable): Loads the model, once there is a picture that can be read.
 
         Raises:
-            Exception: What is wrong with the only picture, or with none in particular.
+            Exception: The error of the only picture, or one that is the fault of no picture in particular.
         """
-        console = Output(soft_wrap=True, highlight=False, markup=False)
-        readable = [place for place in self.places if self._begins(place)]
+        console, progress = Output(soft_wrap=True), ProgressDisplay()
+        readable = [output for output in self.outputs if self._is_readable(output)]
         explainer = None
-        for number, place in enumerate(readable, start=1):
-            explainer = explainer or load()
-            try:
-                with progress_bar("" if self._alone else f"{number}/{len(readable)} {place.image}: ") as begin:
-                    explanations = self._explained(explainer, place.image, begin)
-                write_at(place.picture, drawn(explanations, place.picture.suffix, self.alpha))
-                if place.maps is not None:
-                    write_at(place.maps, archive(explanations[0]))
-            except Exception as error:
-                self._lose(place, error)
-                continue
-            self.done += 1
-            _say(console, place, explanations, self._alone)
-        if not self._alone:
-            without = f"; not {', '.join(str(place.image) for place in self.lost)}" if self.lost else ""
-            console.print(f"{self.done} of {len(self.places)} pictures explained{without}")
+        rows: list[dict[str, Any]] = []
+        try:
+            for number, output in enumerate(readable, start=1):
+                explainer = explainer or load()
+                prefix = "" if self._is_single else f"{number}/{len(readable)} {output.image}: "
+                try:
+                    with progress.bar(prefix) as begin:
+                        explanations = self._explain(explainer, output.image, begin)
+                    write_whole(output.picture, drawn(explanations, output.picture.suffix, self.alpha))
+                    if output.maps is not None:
+                        write_whole(output.maps, archive(explanations[0]))
+                except Exception as error:
+                    self._fail(output, error)
+                    continue
+                self.explained += 1
+                rows += prediction_rows(explanations[0], self.top)
+                self._print_result(console, output, explanations)
+        finally:
+            if self.predictions is not None and rows:
+                write_whole(self.predictions, prediction_table(rows, self.predictions.suffix))
+        if not self._is_single:
+            without = f"; not {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
+            console.print(f"{self.explained} of {len(self.outputs)} pictures explained{without}")
 
     @property
-    def _alone(self) -> bool:
-        return len(self.places) == 1
+    def _is_single(self) -> bool:
+        return len(self.outputs) == 1
 
-    def _begins(self, place: OutputFiles) -> bool:
-        """Whether a picture's file is there and begins as a picture does."""
+    def _is_readable(self, output: OutputFiles) -> bool:
+        """Whether a picture's file exists and begins as a picture does."""
         try:
-            if place.image is not None:
-                check_photograph(place.image)
+            if output.image is not None:
+                check_photograph(output.image)
         except (OSError, PictureError) as error:
-            self._lose(place, error)
+            self._fail(output, error)
             return False
         return True
 
-    def _lose(self, place: OutputFiles, error: Exception) -> None:
-        """Tells that a picture cannot be explained, or raises the error where that is not this picture's fault."""
+    def _fail(self, output: OutputFiles, error: Exception) -> None:
+        """Reports a picture that cannot be explained, or raises the error where it is not this picture's fault."""
         named = isinstance(error, (OSError, PictureError))
-        # What no picture has survived yet is the fault of none of them, unless it says so.
-        if self._alone or not (named or self.done):
+        # An error before any picture was explained is the fault of none of them, unless it names one.
+        if self._is_single or not (named or self.explained):
             raise error
-        report_error(format_error(error) if named else f"{place.image}: {format_error(error)}")
-        self.lost.append(place)
+        report_error(format_error(error) if named else f"{output.image}: {format_error(error)}")
+        self.failed.append(output)
 
-    def _explained(self, explainer: Explainer, image: Path | None, begin: Callable[[str], None]) -> list[Explanation]:
+    def _explain(self, explainer: Explainer, path: Path | None, begin: Callable[[str], None]) -> list[Explanation]:
         """An explanation for each target."""
         begin("the prediction")
-        picture = explainer.open(image)
-        classes = len(picture.prediction.probabilities)
+        image = explainer.open(path)
+        classes = len(image.prediction.probabilities)
         explain = partial(
-            picture.explain,
+            image.explain,
             percentile=self.percentile,
             weighting=self.weighting,
             tolerance=self.tolerance,
@@ -118,7 +126,7 @@ class Job:
         ]
         explanations = []
         for target in targets or [None]:
-            # One by one, so that each is announced; what is there already is remembered.
+            # One by one, so that the progress names each; the maps are cached.
             for method in self.methods:
                 begin(method)
                 explain(target, [method])
@@ -127,30 +135,30 @@ class Job:
             explanations.append(explain(target, self.methods))
         return explanations
 
+    def _print_result(self, console: Output, output: OutputFiles, explanations: Sequence[Explanation]) -> None:
+        """Prints what was explained, in one line if there are several pictures."""
+        first = explanations[0]
+        if self._is_single:
+            predictions = Table("index", "category", "probability", title=f"{first.model} predicts")
+            for index, category, probability in first.top(self.top):
+                predictions.add_row(str(index), category, f"{probability:.1%}")
+            console.print(predictions)
+            for each in explanations:
+                console.print(f"Explaining {each.target} {each.category} by the layer {first.feature_map}")
+        else:
+            classes = ", ".join(f"{each.category} {each.probability:.1%}" for each in explanations)
+            console.print(f"{first.image}: {classes}; explained in {output.picture}")
+        for note in dict.fromkeys(note for each in explanations for note in each.notes):
+            console.print(note)
+        if self._is_single:
+            for label, file in (("Maps", output.maps), ("Predictions", self.predictions), ("Picture", output.picture)):
+                if file is not None:
+                    console.print(f"{label}: {file}")
 
-def _say(console: Output, place: OutputFiles, explanations: Sequence[Explanation], alone: bool) -> None:
-    """Says what was explained, in a line where there are other pictures; after the files are written."""
-    first = explanations[0]
-    if alone:
-        console.print(_top(first))
-        for explanation in explanations:
-            console.print(f"Explaining {explanation.target} {explanation.category} by the layer {first.feature_map}")
-    else:
-        classes = ", ".join(f"{each.category} {each.probability:.1%}" for each in explanations)
-        console.print(f"{first.image}: {classes}; explained in {place.picture}")
-    for note in dict.fromkeys(note for explanation in explanations for note in explanation.notes):
-        console.print(note)
-    if alone:
-        if place.maps is not None:
-            console.print(f"Maps: {place.maps}")
-        console.print(f"Picture: {place.picture}")
 
-
-def _top(explanation: Explanation) -> Table:
-    table = Table(title=f"{explanation.model} predicts")
-    table.add_column("index", justify="right")
-    table.add_column("category")
-    table.add_column("probability", justify="right")
-    for index, category, probability in explanation.top():
-        table.add_row(str(index), category, f"{probability:.1%}")
-    return table
+def print_layers(explainer: Explainer) -> None:
+    """Prints the layers that can be explained, in the order in which they run."""
+    table = Table("layer", "channels", "size", "gives")
+    for layer in explainer.layers():
+        table.add_row(layer.name, str(layer.shape[0]), "x".join(map(str, layer.shape[1:])), layer.form)
+    Output().print(table)

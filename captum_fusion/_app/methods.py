@@ -1,13 +1,11 @@
 """Methods by name, for the command and the benchmark."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import getdoc, signature
-from time import perf_counter
 from typing import Any
 
-import torch
 from captum.attr import (
     Attribution,
     Deconvolution,
@@ -15,63 +13,20 @@ from captum.attr import (
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
-    LayerAttribution,
     LayerGradCam,
     LayerGradientXActivation,
-    PerturbationAttribution,
     Saliency,
 )
-from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion import attr
 from captum_fusion._app.control_maps import CentredGaussian, LayerRandomMap
-from captum_fusion._app.names import close_names, one_line
-from captum_fusion._engine.captum import ForwardFunc, logged
+from captum_fusion._app.messages import close_names, one_line
+from captum_fusion._app.options import DEFAULT_WEIGHTING
 from captum_fusion.arguments import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 
-
-class RememberedScoreCam(LayerAttribution, PerturbationAttribution):
-    """Score-CAM that is computed once for all methods that are fused from it.
-
-    ``saved`` counts the seconds that the repeated calls would have taken.
-    """
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, tolerance: float) -> None:
-        super().__init__(forward_func, layer)
-        self.tolerance = tolerance
-        self.saved = 0.0
-        self._kept: tuple[Tensor, Tensor, Tensor, float] | None = None
-
-    @logged
-    def attribute(self, inputs: Tensor, target: Any) -> Tensor:
-        """Attributes as ``LayerScoreCam`` does, at once where inputs and target are those of the last call."""
-        if self._kept is not None:
-            last_inputs, last_target, attributions, seconds = self._kept
-            # A list of targets may come back from a fusion as a tensor.
-            if torch.equal(inputs, last_inputs) and torch.equal(torch.as_tensor(target).cpu(), last_target):
-                self.saved += seconds
-                return attributions
-        start = perf_counter()
-        score_cam = LayerScoreCam(self.forward_func, self.layer, tolerance=self.tolerance)
-        attributions = score_cam.attribute(inputs, target)
-        self._kept = (inputs.clone(), torch.as_tensor(target).cpu(), attributions, perf_counter() - start)
-        return attributions
-
-
-class KnownAttribution(LayerAttribution):
-    """An attribution whose result is known, to be fused."""
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, attributions: Tensor) -> None:
-        super().__init__(forward_func, layer)
-        self._attributions = attributions
-
-    @logged
-    def attribute(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
-        """Gives what is known."""
-        return self._attributions
-
+ForwardFunc = Callable[..., Any]
 
 _CAPTUMS: tuple[type[Attribution], ...] = (
     LayerGradCam,
@@ -83,8 +38,7 @@ _CAPTUMS: tuple[type[Attribution], ...] = (
     GuidedBackprop,
     Deconvolution,
 )
-# What captum_fusion.attr lists is known here as well.
-_OURS = tuple(getattr(attr, name) for name in attr.__all__)
+_OURS = attr.METHODS
 
 
 def _name(method: type[Attribution]) -> str:
@@ -93,32 +47,8 @@ def _name(method: type[Attribution]) -> str:
     return "-".join(words).lower().replace("-plus-plus", "++")
 
 
-# What the benchmark judges for comparison, and what explains nothing.
 _CONTROLS: tuple[type[Attribution], ...] = (LayerRandomMap, CentredGaussian)
 _CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS, *_CONTROLS)}
-
-
-def _build(
-    name: str,
-    model: Module,
-    layer: Module,
-    parts: Mapping[str, Attribution],
-    activation: Activation,
-    compiled: ForwardFunc | None,
-    tolerance: float,
-) -> Attribution:
-    """The attribution of this name for a model and a layer, unless it is there already among the parts.
-
-    Ours have the compiled model do the masked passes; Captum's set hooks, which compiled code passes over.
-    """
-    if name in parts:
-        return parts[name]
-    method = _CLASSES[name]
-    parameters = signature(method).parameters
-    options = {"region_method": parts.get(_SCORE_CAM), "activation": activation, "tolerance": tolerance}
-    given = {option: value for option, value in options.items() if option in parameters}
-    forward_func = compiled if compiled is not None and method in _OURS else model
-    return method(forward_func, *([layer] if "layer" in parameters else []), **given)
 
 
 CONTROLS = tuple(map(_name, _CONTROLS))
@@ -126,7 +56,7 @@ METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
 
 
 def summary(name: str) -> str:
-    """What a method computes: the first sentence of its class's docstring."""
+    """The first sentence of the docstring of a method's class."""
     first = one_line((getdoc(_CLASSES[name]) or "").partition("\n\n")[0])
     return first.partition(". ")[0].removesuffix(".") + "."
 
@@ -135,15 +65,15 @@ _SCORE_CAM = _name(LayerScoreCam)
 
 
 def _loosely(name: str) -> str:
-    """What remains of a name when case and separators do not count: "Grad-CAM-plus-plus" is "gradcam++"."""
+    """A name without case and separators: "Grad-CAM-plus-plus" is "gradcam++"."""
     return re.sub(r"[\s_-]", "", name.lower()).replace("plusplus", "++")
 
 
 _BY_LOOSE_NAME = {_loosely(name): name for name in _CLASSES}
 
 
-def _known(text: str) -> str | None:
-    """The method of a name, or of the name of its class, which begins with "Layer"."""
+def _find(text: str) -> str | None:
+    """The name of the method that is meant by a text, which may be the name of its class."""
     loose = _loosely(text)
     return _BY_LOOSE_NAME.get(loose) or _BY_LOOSE_NAME.get(loose.removeprefix("layer"))
 
@@ -157,7 +87,7 @@ class Method:
 
     name: str
     components: tuple[str, str] | None = None
-    weighting: Weighting = "normalized"
+    weighting: Weighting = DEFAULT_WEIGHTING
 
     @property
     def has_percentile(self) -> bool:
@@ -177,31 +107,46 @@ class Method:
             return self.components
         return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
 
+    @property
+    def part_arguments(self) -> tuple[str, ...]:
+        """The arguments of ``attribute`` that take the attributions of the parts."""
+        return ("gradient_attributions", "region_attributions")[-len(self.parts) :] if self.parts else ()
+
     def build(
         self,
         model: Module,
         layer: Module,
-        parts: Mapping[str, Attribution],
         activation: Activation = "softmax",
         compiled: ForwardFunc | None = None,
         tolerance: float = 0.0,
     ) -> Attribution:
-        """The attribution of a model and a layer, made of the parts that are there already and of others made anew.
+        """The attribution of a model and a layer.
 
-        ``compiled`` is what ``torch.compile`` made of the model, to do the masked passes.
+        ``compiled`` is the model after ``torch.compile``, for the masked passes of our methods; Captum's set hooks,
+        which compiled code ignores.
         """
-        how = (model, layer, parts, activation, compiled, tolerance)
+
+        def build(name: str) -> Attribution:
+            method = _CLASSES[name]
+            parameters = signature(method).parameters
+            options: dict[str, Any] = {"activation": activation, "tolerance": tolerance}
+            if "region_method" in parameters:
+                options["region_method"] = build(_SCORE_CAM)
+            options = {option: value for option, value in options.items() if option in parameters}
+            # A compiled model may have no truth value.
+            forward_func = model if compiled is None or method not in _OURS else compiled
+            return method(forward_func, *([layer] if "layer" in parameters else []), **options)
+
         if self.components is None:
-            return _build(self.name, *how)
-        gradient, region = (_build(component, *how) for component in self.components)
-        # A compiled model may have no truth value.
+            return build(self.name)
+        gradient, region = map(build, self.components)
         forward_func = model if compiled is None else compiled
         return LayerFusionCam(
             forward_func, layer, activation=activation, gradient_method=gradient, region_method=region
         )
 
 
-def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
+def parse_method(text: str, weighting: Weighting = DEFAULT_WEIGHTING) -> Method:
     """A method from its name, in which case and separators do not count: "Grad-CAM" and "gradcam" are "grad-cam".
 
     Args:
@@ -217,10 +162,10 @@ def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     """
     parts = _FUSION.fullmatch("".join(text.split()))
     plain, gradient, region, named = parts.groups() if parts else (text, None, None, None)
-    name = None if plain is None else _known(plain)
+    name = None if plain is None else _find(plain)
     if plain is not None and (name is None or (named is not None and name != "fusion-cam")):
         raise ValueError(
-            f"There is no method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
+            f"Unknown method {text!r}.{close_names(text.lower(), _CLASSES)} Expected some of {', '.join(METHODS)}, "
             f"the controls {' and '.join(CONTROLS)}, fusion(gradient,region) of two of them, or a fusion with a "
             "weighting such as fusion-cam:raw"
         )
@@ -235,12 +180,12 @@ def parse_method(text: str, weighting: Weighting = "normalized") -> Method:
     for known in WEIGHTINGS:
         if known == named.lower():
             return Method(f"{name}:{known}", components, known)
-    raise ValueError(f"There is no weighting {named!r}.{close_names(named, WEIGHTINGS)}")
+    raise ValueError(f"Unknown weighting {named!r}.{close_names(named, WEIGHTINGS)}")
 
 
 def _component(text: str) -> str:
-    name = _known(text)
+    name = _find(text)
     if name is None or name == "fusion-cam":
         known = [known for known in METHODS if known != "fusion-cam"]
-        raise ValueError(f"There is no method {text!r} to fuse.{close_names(text.lower(), known)}")
+        raise ValueError(f"Unknown method {text!r} to fuse.{close_names(text.lower(), known)}")
     return name

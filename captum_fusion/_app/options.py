@@ -1,31 +1,122 @@
-"""What is chosen by name, and its defaults: known without torch, for which ``--help`` need not wait."""
+"""Options by name, with their defaults and prose. Nothing here imports torch: ``--help`` need not wait for it."""
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-# The pointing games and the instances need boxes or masks of objects.
-LOCALIZATION = (
-    "pointing_game",
-    "energy_pointing_game",
-    "mask_pointing_game",
-    "mask_energy_pointing_game",
-    "instances_reached",
-)
-METRICS = (
-    "confidence_drop",
-    "confidence_increase",
-    "insertion",
-    "deletion",
-    "coherency",
-    "complexity",
-    "adcc",
-    "road",
-    *LOCALIZATION,
-)
-Target = Literal["predicted", "label", "best-label"]
-Precision = Literal["float32", "bfloat16", "float16"]
+from captum_fusion.arguments import Activation, Weighting
+
+if TYPE_CHECKING:
+    from cyclopts import Parameter, Token
+else:
+    try:
+        from cyclopts import Parameter
+    except ModuleNotFoundError:  # Python alone needs no command line.
+        Parameter = dict
 
 DEFAULT_MODEL = "efficientnet-lite0"
 """The network whose ImageNet weights the demo extra brings."""
 
 DEFAULT_ALPHA = 0.8
-"""How much of the photograph a map covers where it is 1, in [0, 1]."""
+"""The opacity of a map over the photograph where it is 1, in [0, 1]."""
+
+DEFAULT_WEIGHTING: Weighting = "normalized"
+"""The weighting of a fusion that names none."""
+
+
+def _whole_number(_: object, tokens: "Sequence[Token]") -> int:
+    """A whole number; the command line's own reading would round fractions."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"expected a whole number, not {tokens[0].value!r}") from None
+
+
+IntOption = Annotated[int, Parameter(converter=_whole_number)]
+ListOption = Parameter(consume_multiple=True)
+
+
+class ModelOptions(TypedDict, total=False):
+    """The options of a model: its weights, the layer to explain, and how pictures become inputs and scores.
+
+    Args:
+        weights: A file with a state dict, or "none" for seeded random weights (a dry run that needs no network).
+            Without it, the default weights of the model.
+        layer: The dotted name of the layer to explain, which may give tokens or a channels-last map. Without it, the
+            last layer with spatial resolution that feeds the whole output.
+        grid: The rows and columns of the layer's tokens, where they do not follow from the input.
+        size: Input size in pixels. Without it, that of the model's weights, else 224.
+        mean: Mean of each channel, one value for a model of grey pictures. Without it, that of the model's weights,
+            else ImageNet's.
+        std: Standard deviation of each channel, as for mean.
+        activation: How scores become probabilities: softmax, or sigmoid for a binary or multi-label classifier. Without
+            it, what a model of Hugging Face declares, else softmax.
+        classes: A file with the name of a class in each line, or a JSON file with a list of the names or with their
+            indices by name. Without it, the names that come with the model.
+        device: The device to compute on. Without it, cuda if there is one, else cpu.
+    """
+
+    weights: str | None
+    layer: Annotated[str | None, Parameter(alias="-l")]
+    grid: tuple[IntOption, IntOption] | None
+    size: IntOption | None
+    mean: Annotated[tuple[float, ...] | None, ListOption]
+    std: Annotated[tuple[float, ...] | None, ListOption]
+    activation: Activation | None
+    classes: str | None
+    device: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSelection:
+    """One or more classifiers, each with its weights and its layer, and the options that they share.
+
+    Args:
+        models: One or more classifiers, named as for explain.
+        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
+            it, the default weights.
+        layers: The dotted name of a layer for each model, or one for all. Without it, the last layer with spatial
+            resolution that feeds the whole output.
+        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
+        size: Input size in pixels. Without it, that of each model's weights, else 224.
+        mean: Mean of each channel, one value for models of grey pictures. Without it, that of each model's weights,
+            else ImageNet's.
+        std: Standard deviation of each channel, as for mean.
+        activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers. Without
+            it, what a model of Hugging Face declares, else softmax.
+        classes: A file with the names of the classes, as for explain.
+        device: The device to compute on. Without it, cuda if there is one, else cpu.
+    """
+
+    models: Annotated[Sequence[str], ListOption, Parameter(name="--model", alias="-m")] = (DEFAULT_MODEL,)
+    weights: Annotated[Sequence[str], ListOption] = ()
+    layers: Annotated[Sequence[str], ListOption, Parameter(name="--layer", alias="-l")] = ()
+    grid: tuple[IntOption, IntOption] | None = None
+    size: IntOption | None = None
+    mean: Annotated[tuple[float, ...] | None, ListOption] = None
+    std: Annotated[tuple[float, ...] | None, ListOption] = None
+    activation: Activation | None = None
+    classes: str | None = None
+    device: str | None = None
+
+    def each(self) -> list[dict[str, Any]]:
+        """The arguments of ``Explainer`` for each model."""
+        names = ("grid", "size", "mean", "std", "activation", "classes", "device")
+        shared = {name: getattr(self, name) for name in names}
+        return [
+            {"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in self.subjects()
+        ]
+
+    def subjects(self) -> list[tuple[str, str | None, str | None]]:
+        """Each model with its weights and its layer, None where these are the default."""
+        weights, layers = self._per_model("weights"), self._per_model("layers")
+        return list(zip(self.models, weights, layers, strict=True))
+
+    def _per_model(self, name: str) -> list[str | None]:
+        """The values for the models: one for each, one for all, or None for all."""
+        values, count = [str(value) for value in getattr(self, name)], len(self.models)
+        if len(values) not in (0, 1, count):
+            raise ValueError(
+                f"{len(values)} {name} were given for {count} models; expected one for each, one for all, or none"
+            )
+        return [*values] * (count if len(values) == 1 else 1) if values else [None] * count

@@ -1,13 +1,22 @@
-"""Where what is made of pictures is written: files named after them, none lost by another."""
+"""Output paths, one per image, without collisions, and what is written there, atomically."""
 
+import csv
+import io
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from captum_fusion._app.atomic_files import check_writable, write_whole
-from captum_fusion._app.sample import NAME
+import numpy as np
+
+from captum_fusion._app.explanation import Explanation, Prediction
+from captum_fusion._app.images import SAMPLE_NAME
+
+_TEMP_FILE = re.compile(r"\..+\.\d+\.draft")
 
 
 class OutputFiles(NamedTuple):
@@ -19,35 +28,45 @@ class OutputFiles(NamedTuple):
 
 
 def plan_outputs(
-    images: Sequence[Path], output: Path, save_npz: Path | None, inputs: Mapping[str, Path], *, force: bool
+    images: Sequence[Path],
+    output: Path,
+    save_npz: Path | None,
+    save_predictions: Path | None,
+    inputs: Mapping[str, Path],
+    *,
+    force: bool,
 ) -> list[OutputFiles]:
-    """The places of all pictures, each once, or of the sample where there are none.
+    """The output files of all pictures, each once, or of the sample where there are none.
 
     Args:
         images (Sequence[Path]): The pictures.
         output (Path): The file to draw to, or a folder for files named after the pictures.
-        save_npz (Path or None): The file for the maps, or a folder, likewise.
-        inputs (Mapping[str, Path]): What else is read, by what it is.
+        save_npz (Path or None): The file for the maps, or a folder for files named after the pictures.
+        save_predictions (Path or None): The file for the predictions of all pictures.
+        inputs (Mapping[str, Path]): The other files that are read, by their option.
         force (bool): Whether to overwrite files.
 
     Raises:
         ValueError: If a file cannot be written, would overwrite what is read or, without ``force``, any other file.
     """
-    each: dict[Path, Path] = {}
+    unique: dict[Path, Path] = {}
     for image in images:
-        each.setdefault(image.absolute(), image)
-    once = list(each.values())
-    explained: list[Path | None] = [*once] or [None]
+        unique.setdefault(image.absolute(), image)
+    once = list(unique.values())
     options = {"--output": (output, ".png"), "--save-npz": (save_npz, ".npz")}
     written = {
-        option: _files(option, place, once or [Path(NAME)], suffix)
-        for option, (place, suffix) in options.items()
-        if place is not None
+        option: _files(option, path, once or [Path(SAMPLE_NAME)], suffix)
+        for option, (path, suffix) in options.items()
+        if path is not None
     }
+    if save_predictions is not None:
+        if save_predictions.suffix.lower() not in (".csv", ".json"):
+            raise ValueError(f"--save-predictions is {save_predictions}; expected a file ending in .csv or .json")
+        written["--save-predictions"] = _files("--save-predictions", save_predictions, [Path()], "")
     read = {_identity(image): "the picture" for image in once if image.exists()}
     read |= {_identity(file): name for name, file in inputs.items() if file.exists()}
     taken: dict[Path, str] = {}
-    there = []
+    existing = []
     for option, files in written.items():
         for file in files:
             if file.resolve() in taken:
@@ -56,38 +75,100 @@ def plan_outputs(
             if file.is_file():
                 if _identity(file) in read:
                     raise ValueError(f"{option} {file} would overwrite {read[_identity(file)]}; expected another file")
-                there.append(file)
-    if there and not force:
-        more = f", and so do {len(there) - 1} more files" if len(there) > 1 else ""
-        raise ValueError(f"{there[0]} exists{more}; expected another place, or --force to overwrite")
-    pictures = written["--output"]
-    nowhere: list[Path | None] = [None] * len(pictures)
-    maps = written.get("--save-npz", nowhere)
-    return [OutputFiles(*each) for each in zip(explained, pictures, maps, strict=True)]
+                existing.append(file)
+    if existing and not force:
+        more = f", and so do {len(existing) - 1} more files" if len(existing) > 1 else ""
+        raise ValueError(f"{existing[0]} already exists{more}; choose another --output or pass --force")
+    explained: list[Path | None] = [*once] or [None]
+    without: list[Path | None] = [None] * len(explained)
+    rows = zip(explained, written["--output"], written.get("--save-npz", without), strict=True)
+    return [OutputFiles(*row) for row in rows]
 
 
-def write_at(file: Path, content: bytes) -> None:
-    """Writes a file, and makes its folder if that is not there yet."""
+def archive(explanation: Explanation) -> bytes:
+    """The maps and their metadata, as the content of a .npz file."""
+    metadata = {
+        "image": explanation.image,
+        "model": explanation.model,
+        "weights": explanation.weights,
+        "layer": explanation.layer,
+        "target": explanation.target,
+        "category": explanation.category,
+        "percentile": explanation.percentile,
+        "weighting": explanation.weighting,
+        "tolerance": explanation.tolerance,
+        "probability": explanation.probability,
+        "probability_kept": explanation.masked_probabilities,
+        "version": version("captum-fusion"),
+    }
+    arrays: dict[str, Any] = {name: values[0, 0].numpy() for name, values in explanation.maps.items()}
+    content = io.BytesIO()
+    np.savez_compressed(content, metadata=json.dumps(metadata), pixels=explanation.pixels[0].numpy(), **arrays)
+    return content.getvalue()
+
+
+def prediction_rows(prediction: Prediction, count: int) -> list[dict[str, Any]]:
+    """The most probable classes of a picture, a row each."""
+    return [
+        {"image": prediction.image, "rank": rank, "index": index, "category": category, "probability": probability}
+        for rank, (index, category, probability) in enumerate(prediction.top(count), start=1)
+    ]
+
+
+def prediction_table(rows: Sequence[dict[str, Any]], suffix: str) -> str:
+    """Rows of predictions as the content of a .csv or .json file."""
+    if suffix.lower() == ".json":
+        return json.dumps(rows, indent=1)
+    content = io.StringIO()
+    writer = csv.DictWriter(content, ("image", "rank", "index", "category", "probability"), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue()
+
+
+def write_whole(file: Path, content: bytes | str) -> None:
+    """Writes a file atomically, beside it first and then renamed into place; makes its folder if there is none."""
+    # A name that is not UTF-8 holds surrogates.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    if file.exists() and not file.is_file():
+        # A pipe or a device, which cannot be replaced.
+        file.write_bytes(data)
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, content)
+    target = file.resolve()
+    # A name with an addition may be too long for the file system.
+    draft = target.with_name(f".{target.name[:50]}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _files(option: str, place: Path, images: Sequence[Path], suffix: str) -> list[Path]:
-    """The file for each picture: the place itself, or where that is or shall be a folder, one of the picture's name."""
-    if place.is_dir() or not (place.suffix or place.exists()):
-        existing = next(folder for folder in (place, *place.parents) if folder.exists())
-        if not existing.is_dir():
-            raise ValueError(f"{option} is {place}, but {existing} is no folder")
-        if not os.access(existing, os.W_OK):
-            raise ValueError(f"{place} cannot be written: permission denied")
-        files = [place / f"{name}{suffix}" for name in _names(images)]
+def stale_temp_files(folder: Path) -> list[Path]:
+    """The drafts of files whose writer was killed."""
+    return [file for file in folder.glob(".*.*") if _TEMP_FILE.fullmatch(file.name)]
+
+
+def _files(option: str, path: Path, images: Sequence[Path], suffix: str) -> list[Path]:
+    """The file for each picture: the path itself, or where that is or shall be a folder, one of the picture's name."""
+    if path.is_dir() or not (path.suffix or path.exists()):
+        files = [path / f"{name}{suffix}" for name in _names(images)]
     elif len(images) > 1:
-        raise ValueError(f"{option} is {place} for {len(images)} pictures; expected a folder")
+        raise ValueError(f"{option} is {path} for {len(images)} pictures; expected a folder")
     else:
-        files = [place]
+        files = [path]
     for file in files:
-        if file.parent.exists() or file == place:
-            check_writable(file)
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder; expected the name of a file to write")
+        existing = next(parent for parent in (file, *file.parents) if parent.exists())
+        if existing not in (file, path) and not existing.is_dir():
+            raise ValueError(f"{option} is {path}, but {existing} is no folder")
+        if not os.access(existing, os.W_OK):
+            raise ValueError(f"{path} cannot be written: permission denied")
     return files
 
 

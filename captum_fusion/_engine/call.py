@@ -1,70 +1,116 @@
-"""What the user asked, taken apart and checked without running anything."""
+"""The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, is_compiled, select_targets
-from captum_fusion._engine.guards import check_activation
-from captum_fusion._engine.precision import as_float
-from captum_fusion.arguments import Activation
-from captum_fusion.functional import gaussian_blur
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, select_targets
+from captum_fusion._engine.guards import check_forward_func, check_interpolate_mode, check_perturbations_per_eval
+from captum_fusion.arguments import Activation, InterpolateMode, check_activation
+from captum_fusion.functional import as_float, gaussian_blur
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ModelCall:
-    r"""The arguments that every ``attribute`` and every metric takes.
+    """The arguments of an ``attribute`` or a metric, under Captum's names; what follows from them is computed once.
 
-    Args:
-        forward_func (Callable): As for any Captum attribution.
-        inputs (Tensor or tuple[Tensor, ...]): As given to ``attribute``.
-        target (int, tuple, Tensor, list or None): As given to ``attribute``.
-        additional_forward_args (Any): As given to ``attribute``.
-        activation (str or None): "softmax" over dimension 1 or "sigmoid" of the output before the target is selected,
-            or None for the raw output. Default: None
-        baselines (Tensor, number, tuple or None): As given to ``attribute``. Default: None
-        blur (tuple[int, float] or None): The kernel size and sigma of the Gaussian that blurs an input with spatial
-            axes where no baseline is given. Default: None, which means 0 there
+    Nothing is run. ``blur`` is the kernel size and sigma of the Gaussian that makes the baseline of an input with
+    spatial axes where none is given; without it that baseline is 0.
     """
 
-    def __init__(
-        self,
-        forward_func: ForwardFunc,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object,
-        activation: Activation | None = None,
-        baselines: BaselineType = None,
-        blur: tuple[int, float] | None = None,
-    ) -> None:
-        check_activation(activation)
-        if is_compiled(forward_func) and not hasattr(torch.compiler, "set_stance"):
-            raise ValueError(
-                f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
-                "2.6 or later, or the model before torch.compile"
-            )
-        self.forward_func = forward_func
-        self.is_tuple = isinstance(inputs, tuple)
-        self.inputs = checked_inputs(inputs)
-        self.examples = len(self.inputs[0])
-        self.device = self.inputs[0].device
-        given = additional_forward_args
-        self.additional_forward_args: tuple[Any, ...] = (
-            () if given is None else given if isinstance(given, tuple) else (given,)
-        )
-        self.given_target = target
-        self.target = target.to(self.device) if isinstance(target, Tensor) else target
+    forward_func: ForwardFunc
+    inputs: Tensor | tuple[Tensor, ...]
+    target: TargetType = None
+    additional_forward_args: object = None
+    activation: Activation | None = None
+    baselines: BaselineType = None
+    blur: tuple[int, float] | None = None
+    layer: Module | None = None
+    device_ids: list[int] | None = None
+    attribute_to_layer_input: bool = False
+    interpolate_mode: InterpolateMode = "bilinear"
+    perturbations_per_eval: int | None = None
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
+        check_interpolate_mode(self.interpolate_mode)
+        check_perturbations_per_eval(self.perturbations_per_eval)
+        check_forward_func(self.forward_func)
+        # Computing them checks them.
+        _ = self.tensors if self.baselines is None else self.baseline_tensors
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs as a tuple."""
+        return checked_inputs(self.inputs)
+
+    @cached_property
+    def examples(self) -> int:
+        """N, the number of examples."""
+        return len(self.tensors[0])
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of the first input, on which scores are collected."""
+        return self.tensors[0].device
+
+    @cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """The additional arguments as a tuple."""
+        further = self.additional_forward_args
+        return () if further is None else further if isinstance(further, tuple) else (further,)
+
+    @cached_property
+    def targets(self) -> TargetType:
+        """The target on the inputs' device; a list of integers is a tensor, which is selected without a loop."""
+        target = self.target
         if isinstance(target, list) and len(target) == self.examples > 1 and {type(index) for index in target} == {int}:
-            # Selected without a loop.
-            self.target = torch.tensor(target, device=self.device)
-        self.activation = activation
-        self.given_baselines = baselines
-        self.baselines = _checked_baselines(baselines, self.inputs, blur)
+            target = torch.tensor(target)
+        return target.to(self.device) if isinstance(target, Tensor) else target
+
+    @cached_property
+    def baseline_tensors(self) -> tuple[Tensor, ...]:
+        """The baseline of each input as a tensor with one row, or one row per example."""
+        values: tuple[Any, ...] = self.baselines if isinstance(self.baselines, tuple) else (self.baselines,)
+        if self.baselines is None:
+            values *= len(self.tensors)
+        if len(values) != len(self.tensors):
+            raise ValueError(
+                f"{len(values)} baselines were given for {len(self.tensors)} inputs; expected one for each"
+            )
+        return tuple(
+            _checked_baseline(position, value, tensor, self.blur)
+            for position, (value, tensor) in enumerate(zip(values, self.tensors, strict=True))
+        )
+
+    def in_form(self, tensors: tuple[Tensor, ...]) -> Any:
+        """One tensor for each input, in the form in which the inputs were given."""
+        return tensors if isinstance(self.inputs, tuple) else tensors[0]
+
+    def arguments_of(self, examples: Tensor) -> tuple[Any, ...]:
+        """The additional arguments of rows that repeat some of the examples."""
+        return tuple(
+            value[examples.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
+            for value in self.arguments
+        )
+
+    def check_maskable(self) -> None:
+        """Refuses inputs of which none can be masked."""
+        if not any(tensor.is_floating_point() for tensor in self.tensors):
+            raise TypeError(
+                f"inputs hold {[str(tensor.dtype) for tensor in self.tensors]} values, which cannot be masked; "
+                "expected floating-point values, scaled as the model needs them"
+            )
 
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
-        for position, value in enumerate(self.additional_forward_args):
+        for position, value in enumerate(self.arguments):
             if isinstance(value, Tensor) and value.dim() and len(value) != self.examples:
                 raise ValueError(
                     f"additional_forward_args[{position}] is a tensor of shape {tuple(value.shape)}; expected one row "
@@ -72,29 +118,22 @@ class ModelCall:
                     "forward_func."
                 )
 
-    def arguments(self, examples: Tensor) -> tuple[Any, ...]:
-        """The additional arguments of rows that repeat some of the examples."""
-        return tuple(
-            value[examples.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
-            for value in self.additional_forward_args
-        )
-
-    def alike(self) -> Tensor:
+    def same_but_targets(self) -> Tensor:
         """Runs of consecutive examples that differ in their targets at most, (runs, longest).
 
-        A shorter run has its first example again in the places that are left.
+        A shorter run repeats its first example in the remaining columns.
         """
-        rows = [tensor.detach() for tensor in self.inputs]
-        rows += [value for value in self.additional_forward_args if isinstance(value, Tensor) and value.dim()]
-        rows += [baseline for baseline in self.baselines if len(baseline) > 1]
+        rows = [tensor.detach() for tensor in self.tensors]
+        rows += [value for value in self.arguments if isinstance(value, Tensor) and value.dim()]
+        rows += [baseline for baseline in self.baseline_tensors if len(baseline) > 1]
         first = torch.ones(self.examples, dtype=torch.bool)
         first[1:] = torch.stack(
             [(value[1:] != value[:-1]).reshape(self.examples - 1, value[0].numel()).any(dim=1).cpu() for value in rows]
         ).any(dim=0)
         starts = first.nonzero()
         lengths = starts.diff(dim=0, append=torch.tensor([[self.examples]]))
-        places = torch.arange(int(lengths.max()))
-        return (starts + torch.where(places < lengths, places, 0)).to(self.device)
+        columns = torch.arange(int(lengths.max()))
+        return (starts + torch.where(columns < lengths, columns, 0)).to(self.device)
 
     def select(self, output: Tensor, examples: Tensor | None = None) -> Tensor:
         """The target's score in each row of an output, after the activation, float32 or wider, in memory of its own.
@@ -103,7 +142,7 @@ class ModelCall:
             output (Tensor): One row for each of the examples.
             examples (Tensor or None): The example that each row repeats. Default: None, which means all in order
         """
-        target = self.target
+        target = self.targets
         if examples is not None and isinstance(target, list):
             target = cast(TargetType, [target[example] for example in examples.tolist()])
         elif examples is not None and isinstance(target, Tensor) and target.numel() > 1:
@@ -118,14 +157,15 @@ class ModelCall:
         return select_targets(output, target).clone()
 
     def explained(self, output: Tensor) -> Tensor:
-        """What gradients are taken of: the target's score of each example, before any activation."""
-        return select_targets(output, self.target)
+        """The scores whose gradients are taken: the target's of each example, before any activation."""
+        return select_targets(output, self.targets)
 
     def checked_scores(self, output: object) -> Tensor:
         """The score of each example, from an output that is checked against the target."""
         if not isinstance(output, Tensor):
-            given = type(output).__name__
-            raise TypeError(f"forward_func returned {given}; expected a tensor of scores.{_wrap(output)}")
+            raise TypeError(
+                f"forward_func returned {type(output).__name__}; expected a tensor of scores.{_wrap(output)}"
+            )
         shape = tuple(output.shape)
         if not shape or shape[0] != self.examples:
             raise ValueError(
@@ -138,17 +178,16 @@ class ModelCall:
                 'dimension 1. For one score per example give activation="sigmoid" if it is a logit, or activation=None '
                 "if it is a probability or any other score."
             )
+        choice = "no target was" if self.target is None else f"target {self.target!r} was"
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"{self._chosen()} given, which does not fit an output of shape {shape}: {error}"
-            ) from error
+            raise ValueError(f"{choice} given, which does not fit an output of shape {shape}: {error}") from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
-                f"{self._chosen()} given for an output of shape {shape}, which selects scores of shape "
-                f"{tuple(scores.shape)}; expected a target that selects one score per example"
+                f"{choice} given for an output of shape {shape}, which selects scores of shape {tuple(scores.shape)}; "
+                "expected a target that selects one score per example"
             )
         not_finite = int((~scores.isfinite()).sum())
         if not_finite:
@@ -158,15 +197,12 @@ class ModelCall:
             )
         return scores.reshape(-1).to(self.device)
 
-    def _chosen(self) -> str:
-        return "no target was" if self.given_target is None else f"target {self.given_target!r} was"
-
 
 def _wrap(output: object) -> str:
     """How to wrap a forward function that returns something else than a tensor."""
     if isinstance(output, Mapping):
         names = [name for name, value in output.items() if isinstance(value, Tensor)]
-        name = next((known for known in ("logits", "out") if known in names), names[0] if names else "logits")
+        name = next((usual for usual in ("logits", "out") if usual in names), names[0] if names else "logits")
         part = f".{name}" if hasattr(output, name) else f"[{name!r}]"
     elif isinstance(output, (tuple, list)):
         part = "[0]"
@@ -188,27 +224,16 @@ def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _checked_baselines(
-    baselines: BaselineType, inputs: tuple[Tensor, ...], blur: tuple[int, float] | None
-) -> tuple[Tensor, ...]:
-    """The baseline of each input as a tensor with one row, or one row per example."""
-    given: Any = (None,) * len(inputs) if baselines is None else baselines
-    values = given if isinstance(given, tuple) else (given,)
-    if len(values) != len(inputs):
-        raise ValueError(f"{len(values)} baselines were given for {len(inputs)} inputs; expected one for each")
-    checked = []
-    for position, (value, tensor) in enumerate(zip(values, inputs, strict=True)):
-        if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
-            checked.append(gaussian_blur(tensor.detach(), *blur).to(tensor))
-        elif isinstance(value, Tensor) and value.dim():
-            if value.shape not in (tensor.shape, tensor[:1].shape):
-                raise ValueError(
-                    f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number, "
-                    f"{tuple(tensor.shape)} or {tuple(tensor[:1].shape)}"
-                )
-            checked.append(value.detach().to(tensor))
-        elif value is None or (isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)):
-            checked.append(torch.full_like(tensor[:1], 0 if value is None else float(value), requires_grad=False))
-        else:
-            raise TypeError(f"The baseline of input {position} is {value!r}; expected a number, a tensor or None")
-    return tuple(checked)
+def _checked_baseline(position: int, value: Any, tensor: Tensor, blur: tuple[int, float] | None) -> Tensor:
+    if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
+        return gaussian_blur(tensor.detach(), *blur).to(tensor)
+    if isinstance(value, Tensor) and value.dim():
+        if value.shape not in (tensor.shape, tensor[:1].shape):
+            raise ValueError(
+                f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number, "
+                f"{tuple(tensor.shape)} or {tuple(tensor[:1].shape)}"
+            )
+        return value.detach().to(tensor)
+    if value is None or (isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)):
+        return torch.full_like(tensor[:1], 0 if value is None else float(value), requires_grad=False)
+    raise TypeError(f"The baseline of input {position} is {value!r}; expected a number, a tensor or None")

@@ -1,7 +1,8 @@
 """Every use of Captum's internals, so that a Captum release touches one file."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -53,16 +54,34 @@ def logged(method: Method) -> Method:
     return cast(Method, log_usage(part_of_slo=True)(method))
 
 
-def eager() -> AbstractContextManager[object]:
+_eager_lock = threading.Lock()
+_eager_users: list[Any] = []
+
+
+@contextmanager
+def eager() -> Iterator[None]:
     """Runs compiled functions as they were written, since compiled code passes over the hooks that Captum sets.
 
-    Releases of torch before 2.6 cannot do that.
+    torch keeps one stance for the whole process: the first thread sets it and the last one restores it. Releases of
+    torch before 2.6 cannot do that.
     """
     set_stance = getattr(torch.compiler, "set_stance", None)
-    return cast(AbstractContextManager[object], set_stance("force_eager")) if set_stance else nullcontext()
+    if set_stance is None:
+        yield
+        return
+    with _eager_lock:
+        # Later ones hold the first one's stance.
+        _eager_users.append(_eager_users[0] if _eager_users else set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            stance = _eager_users.pop()
+            if not _eager_users:
+                stance.__exit__(None, None, None)
 
 
-def is_compiled(forward_func: ForwardFunc) -> bool:
+def is_compiled(forward_func: object) -> bool:
     """Whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
     in_place = getattr(forward_func, "_compiled_call_impl", None) is not None
     return in_place or hasattr(forward_func, "_orig_mod") or hasattr(forward_func, "_torchdynamo_orig_callable")

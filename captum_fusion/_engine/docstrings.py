@@ -85,6 +85,18 @@ ValueError: If the layer is not part of the model or has no such value, if batch
 TypeError: If an input that would be masked holds no floating-point values.
 RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of masked inputs, or if another
     thread runs the layer while it is recorded.""",
+    "metric_errors": """
+ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
+    per example, or if another argument is outside its range.
+TypeError: If an input that would be masked holds no floating-point values.
+RuntimeError: If scores are not finite.""",
+    "curve": """
+**area** or 3-element tuple of **area**, **fractions**, **probabilities**:
+
+- **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
+- **fractions** (*Tensor*, returned if return_curve=True): The changed share of the pixels, from 0 to 1, shape
+  (steps + 1,).
+- **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).""",
     "gradient_errors": """
 RuntimeError: If scores are not finite, if another thread runs the layer while it is recorded, or inside
     ``torch.inference_mode()``.""",

@@ -17,7 +17,7 @@ from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
-from captum_fusion._engine.state import in_turn, preserved
+from captum_fusion._engine.state import preserved
 from captum_fusion._engine.token_grid import Grid, TokenGridTracker
 
 Form = Literal["channels first", "channels last", "tokens"]
@@ -110,7 +110,7 @@ def last_feature_map(
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with in_turn(), eager(), state.tracking():
+        with eager(), state.tracking():
             runs, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
         scores = _scores(output)
         if not scores:
@@ -131,7 +131,7 @@ def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
         model (torch.nn.Module): A model, in evaluation mode.
         inputs (Tensor): Images, (N, 3, H, W).
     """
-    with preserved((inputs,)) as state, in_turn(), eager(), state.tracking(), torch.no_grad():
+    with preserved((inputs,)) as state, eager(), state.tracking(), torch.no_grad():
         runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
     return {
         run.name: run.feature_map if run.form and prod(run.grid) > 1 else run.description for run in _last_runs(runs)

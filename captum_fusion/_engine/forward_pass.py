@@ -1,11 +1,12 @@
-"""A model that has run once as it is: what it gave, what its layer gave, and what a row costs."""
+"""One unmasked forward pass: the output, the layer's value and gradients, and the memory of a row."""
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,44 +16,45 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
-from captum_fusion._engine.precision import as_float
-from captum_fusion._engine.state import StateGuard, in_turn, preserved
+from captum_fusion._engine.state import StateGuard, preserved
+from captum_fusion.functional import as_float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ForwardPass:
-    """What one unmasked forward pass tells; ``forward_pass`` makes one."""
+    """The results of one unmasked forward pass; ``forward_pass`` makes it."""
 
     call: ModelCall
-    layer: Module | None
-    attribute_to_layer_input: bool
     output: Tensor
-    """What ``forward_func`` returned."""
+    """The return value of ``forward_func``."""
     unmasked_scores: Tensor
-    """The target's score of each example as it is, (N,)."""
+    """The target's score of each example, (N,)."""
     layer_value: Tensor
-    r"""A, (N, C, \\*s), float32 or wider, with its graph where gradients were asked for."""
+    r"""A, (N, C, \*s), float32 or wider, with its graph where gradients were asked for."""
     layer_gradients: Tensor
-    r"""The gradients of the targets' scores with respect to A, (N, C, \\*s)."""
+    r"""The gradients of the targets' scores with respect to A, (N, C, \*s)."""
     layer_runs: int
-    """How often the layer ran; its value is that of the last run."""
+    """The number of runs of the layer; its value is that of the last one."""
     live_bytes: int
-    """The most memory that what the modules gave took at once."""
+    """The most memory that the outputs of the modules took at once."""
     state: StateGuard
 
-    def cloned_inputs(self) -> Any:
-        """The inputs as they were given, for a method that may change them in place."""
-        cloned_inputs = tuple(tensor.detach().clone() for tensor in self.call.inputs)
-        return cloned_inputs if self.call.is_tuple else cloned_inputs[0]
+    @cached_property
+    def scale(self) -> Tensor:
+        """The largest absolute value in the inputs and outputs of each example, (N,), for ``functional.rounding``."""
+        values = [tensor for tensor in (self.output, *self.call.tensors) if tensor.is_floating_point()]
+        # Infinite logits, of classes that are ruled out, say nothing of rounding.
+        rows = [value.detach().reshape(self.call.examples, -1).nan_to_num(0, 0, 0).abs() for value in values]
+        return torch.stack([row.amax(dim=1).to(self.unmasked_scores) for row in rows if row.numel()]).amax(dim=0)
 
-    def matches(self, call: ModelCall, layer: Module | None, attribute_to_layer_input: bool) -> bool:
+    def cloned_inputs(self) -> Any:
+        """The inputs in the caller's form, for a method that may change them in place."""
+        return self.call.in_form(tuple(tensor.detach().clone() for tensor in self.call.tensors))
+
+    def matches(self, call: ModelCall) -> bool:
         """Whether the forward pass of another call would be the same."""
-        return (
-            (self.call.forward_func, self.layer, self.attribute_to_layer_input)
-            == (call.forward_func, layer, attribute_to_layer_input)
-            and _same(self.call.inputs, call.inputs)
-            and _same(self.call.additional_forward_args, call.additional_forward_args)
-        )
+        mine, other = ((each.forward_func, each.layer, each.attribute_to_layer_input) for each in (self.call, call))
+        return mine == other and _same((*self.call.tensors, *self.call.arguments), (*call.tensors, *call.arguments))
 
 
 _current: ContextVar[ForwardPass | None] = ContextVar("_current", default=None)
@@ -60,7 +62,7 @@ _current: ContextVar[ForwardPass | None] = ContextVar("_current", default=None)
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Lets the methods inside run the model anew, since something else might have changed it in between."""
+    """Lets the methods inside run the model again, since something else might have changed it in between."""
     token = _current.set(None)
     try:
         yield
@@ -71,24 +73,21 @@ def isolated() -> Iterator[None]:
 @contextmanager
 def forward_pass(
     call: ModelCall,
-    layer: Module | None = None,
-    device_ids: list[int] | None = None,
-    attribute_to_layer_input: bool = False,
     *,
-    with_gradients: bool = False,
+    gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[ForwardPass]:
-    """Runs the model once as it is; on leaving, everything is as it was.
+    """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
-    A method inside another one's session, such as the components of a fusion, shares that forward pass if its own would
-    be the same.
+    A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
+    same.
     """
-    with preserved(call.inputs) as state:
+    with preserved(call.tensors) as state:
         outer = _current.get()
-        if outer is not None and not with_gradients and outer.matches(call, layer, attribute_to_layer_input):
+        if outer is not None and gradients_of is None and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            unmasked = _run(call, layer, device_ids, attribute_to_layer_input, with_gradients, grad_kwargs, state)
+            unmasked = _run(call, state, gradients_of, grad_kwargs)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -98,53 +97,59 @@ def forward_pass(
 
 def _run(
     call: ModelCall,
-    layer: Module | None,
-    device_ids: list[int] | None,
-    attribute_to_layer_input: bool,
-    with_gradients: bool,
-    grad_kwargs: Mapping[str, Any] | None,
     state: StateGuard,
+    gradients_of: Callable[[Tensor], Tensor] | None,
+    grad_kwargs: Mapping[str, Any] | None,
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
-        given = call.forward_func(*arguments)
-        scores, output, passed = call.checked_scores(given), given.detach().clone(), True
-        return call.explained(given) if with_gradients else given
+        result = call.forward_func(*arguments)
+        scores, output, passed = call.checked_scores(result), result.detach().clone(), True
+        return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
-    inputs = tuple(tensor.clone() for tensor in call.inputs)
-    arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in call.additional_forward_args)
-    given: tuple[Tensor, ...] = ()
+    inputs = tuple(tensor.clone() for tensor in call.tensors)
+    arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in call.arguments)
+    values: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with in_turn(), eager(), state.tracking() as draws, _memory(inputs) as memory:
-        if layer is None:
+    with eager(), state.tracking(call.forward_func) as draws, _memory(inputs) as memory:
+        if call.layer is None:
             with torch.no_grad():
                 run_forward(observed, inputs, arguments)
         else:
-            devices = device_ids or getattr(call.forward_func, "device_ids", None)
-            where = (arguments, devices, attribute_to_layer_input)
+            devices = call.device_ids or getattr(call.forward_func, "device_ids", None)
+            side = call.attribute_to_layer_input
             try:
-                with sole_user(layer), _checked(layer, attribute_to_layer_input, runs):
-                    if with_gradients:
-                        gradients, given = layer_gradients(observed, layer, inputs, None, *where, grad_kwargs)
+                with sole_user(call.layer), _checked(call.layer, side, runs):
+                    if gradients_of is not None:
+                        gradients, values = layer_gradients(
+                            observed, call.layer, inputs, None, arguments, devices, side, grad_kwargs
+                        )
                     else:
-                        given = layer_value(observed, layer, inputs, *where)
+                        values = layer_value(observed, call.layer, inputs, arguments, devices, side)
             except AssertionError:
                 if not passed or runs:
                     raise
-                raise _not_run(layer, call) from None
-            if len(given) != 1:
-                raise ValueError(f"The layer's {_side(attribute_to_layer_input)} has {len(given)} values; {_EXPECTED}")
-            _check_map(given[0], call, _side(attribute_to_layer_input))
+                raise _not_run(call.layer, call) from None
+            if len(values) != 1:
+                raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
+            _check_map(values[0], call, _side(side))
     if draws.any:
         state.warn_of_chance()
-    value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (given, gradients))
+    value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
     return ForwardPass(
-        call, layer, attribute_to_layer_input, output, scores, value, gradient, len(runs), memory.most, state
+        call=call,
+        output=output,
+        unmasked_scores=scores,
+        layer_value=value,
+        layer_gradients=gradient,
+        layer_runs=len(runs),
+        live_bytes=memory.most,
+        state=state,
     )
 
 
@@ -187,8 +192,8 @@ def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
     shape = tuple(value.shape)
     if not 3 <= value.dim() <= 5:
         raise ValueError(f"The layer's {side} has shape {shape}; {_EXPECTED}. {VIEW_HINT}")
-    if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.inputs):
-        shapes = [tuple(tensor.shape) for tensor in call.inputs]
+    if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.tensors):
+        shapes = [tuple(tensor.shape) for tensor in call.tensors]
         raise ValueError(
             f"The layer's {side} has shape {shape}, the inputs {shapes}; expected as many spatial axes. {VIEW_HINT}"
         )

@@ -1,4 +1,4 @@
-"""Arguments that several methods take, refused before any forward pass."""
+"""Arguments and circumstances that are refused before any forward pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,50 +10,36 @@ from torch.nn import Module
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
-from captum_fusion.arguments import ACTIVATIONS, WEIGHTINGS, Activation
-from captum_fusion.functional import INTERPOLATE_MODES, InterpolateMode
+from captum_fusion._engine.captum import is_compiled
+from captum_fusion.arguments import INTERPOLATE_MODES
 
 
-def check_activation(activation: Activation | None) -> None:
-    """Refuses an unknown activation."""
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; expected one of {ACTIVATIONS} or None")
+def check_forward_func(forward_func: object) -> None:
+    """Refuses a compiled model where torch cannot run its hooks: its layer would give no value."""
+    if is_compiled(forward_func) and not hasattr(torch.compiler, "set_stance"):
+        raise ValueError(
+            f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
+            "2.6 or later, or the model before torch.compile"
+        )
 
 
-def check_interpolate_mode(interpolate_mode: InterpolateMode) -> None:
-    """Refuses an unknown way to bring maps to the input's size, and what is no name, given by position."""
+def check_interpolate_mode(interpolate_mode: object) -> None:
+    """Refuses an unknown way to bring maps to the input's size, and an argument that is there by position."""
     if interpolate_mode not in INTERPOLATE_MODES:
         raise ValueError(f"interpolate_mode is {interpolate_mode!r}; expected one of {INTERPOLATE_MODES}")
 
 
-def check_layer(layer: object) -> None:
+def check_layer(layer: object) -> Module:
     """Refuses what is no layer, such as the None of a class whose layer is still to be set."""
     if not isinstance(layer, Module):
         raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
-
-
-def check_percentile(percentile: float) -> None:
-    """Refuses a percentile outside [0, 100)."""
-    if not 0 <= percentile < 100:
-        raise ValueError(f"percentile is {percentile}; expected a number in [0, 100)")
-
-
-def check_weighting(weighting: str) -> None:
-    """Refuses an unknown weighting."""
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting is {weighting!r}; expected one of {WEIGHTINGS}")
+    return layer
 
 
 def check_samples(samples: int) -> None:
     """Refuses a number of samples below 1."""
     if samples < 1:
         raise ValueError(f"samples is {samples}; expected at least 1")
-
-
-def check_tolerance(tolerance: float) -> None:
-    """Refuses a tolerance outside [0, 1), and what is no number."""
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance!r}; expected a number in [0, 1)")
 
 
 def check_perturbations_per_eval(perturbations_per_eval: int | None) -> None:
@@ -68,6 +54,15 @@ def check_gradients_allowed(name: str) -> None:
         raise RuntimeError(
             f"{name} needs gradients, which torch.inference_mode() forbids. Call it outside; inside torch.no_grad() "
             "it works."
+        )
+
+
+def check_maskable(tensor: Tensor, position: int) -> None:
+    """Refuses an input of integers: between a pixel value and its baseline there are none."""
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"Input {position} holds {tensor.dtype} values, which cannot be masked; expected floating-point values, "
+            "scaled as the model needs them"
         )
 
 

@@ -1,31 +1,20 @@
-"""The scores of masked rows."""
+"""Perturbed rows to scores, in bounded memory."""
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import log2
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall, checked_inputs
-from captum_fusion._engine.captum import (
-    BaselineType,
-    ForwardFunc,
-    ProgressBar,
-    TargetType,
-    is_compiled,
-    progress_bar,
-    run_forward,
-)
-from captum_fusion._engine.chunks import in_chunks, out_of_memory
+from captum_fusion._engine.captum import ProgressBar, is_compiled, progress_bar, run_forward
 from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
-from captum_fusion._engine.guards import check_interpolate_mode, check_perturbations_per_eval
-from captum_fusion._engine.state import in_turn, warn
-from captum_fusion.arguments import Activation
-from captum_fusion.functional import InterpolateMode, upsample
+from captum_fusion._engine.guards import check_maskable
+from captum_fusion._engine.state import warn
+from captum_fusion.functional import upsample
 
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
 Masks = Callable[[Tensor, int], Tensor]
@@ -37,54 +26,67 @@ Masks = Callable[[Tensor, int], Tensor]
 _LIVE_BYTES = {"cpu": 96 * 2**20}
 _LIVE_BYTES_ELSEWHERE = 512 * 2**20
 
-
 _FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
 
+class Perturbation:
+    """The change of the rows of a forward pass: in the inputs that it fills, or in the model while it runs."""
+
+    positions: tuple[int, ...] = ()
+    """The inputs that it fills; the others pass through."""
+
+    def fill(self, position: int, rows: Tensor, examples: Tensor, out: Tensor) -> None:
+        """Writes one input of these rows, each made from one example."""
+        raise NotImplementedError
+
+    def running(self, rows: Tensor, size: int) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Holds while the model runs: these rows are the first ones of ``size``, the others are as they are."""
+        return nullcontext()
+
+
+class Masking(Perturbation):
+    """mask(x, m) = m x + (1 - m) b, m broadcast over the channels of x, b the baseline."""
+
+    def __init__(self, call: ModelCall, positions: tuple[int, ...], masks: Masks) -> None:
+        self.call, self.positions, self.masks = call, positions, masks
+
+    def fill(self, position: int, rows: Tensor, examples: Tensor, out: Tensor) -> None:
+        """Masks one input."""
+        tensor, baseline = self.call.tensors[position].detach(), self.call.baseline_tensors[position]
+        # lerp(b, x, m) is m x + (1 - m) b. A value that all examples share is broadcast rather than repeated.
+        baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
+        torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor), out=out)
+
+
 class MaskedScorer:
-    r"""Scores masked inputs: mask(x, m) = m x + (1 - m) b, m broadcast over the channels of x, b the baseline.
+    """Scores perturbed rows of the inputs.
 
     Args:
-        opened (Session): The model that has run once.
-        masked (tuple[int, ...] or None): The positions of the inputs to mask, the others pass through. Default: None,
-            which means those with as many spatial axes as the layer
-        interpolate_mode (str): How maps are brought to the size of an input. Default: "bilinear"
-        perturbations_per_eval (int or None): Masks per example in one call of ``forward_func``. Default: None, which
-            takes as many rows as are fast on the device
+        unmasked (ForwardPass): The model that has run once.
+        positions (tuple[int, ...] or None): The inputs to mask. Default: None, which means those with as many spatial
+            axes as the layer
     """
 
-    def __init__(
-        self,
-        unmasked: ForwardPass,
-        masked: tuple[int, ...] | None = None,
-        interpolate_mode: InterpolateMode = "bilinear",
-        perturbations_per_eval: int | None = None,
-    ) -> None:
+    def __init__(self, unmasked: ForwardPass, positions: tuple[int, ...] | None = None) -> None:
         self.forward_pass = unmasked
         self.call = unmasked.call
-        self.inputs = tuple(tensor.detach() for tensor in self.call.inputs)
-        self.masked = _masked_positions(self.inputs, unmasked.layer_value) if masked is None else masked
-        self.interpolate_mode = interpolate_mode
-        self.perturbations_per_eval = perturbations_per_eval
+        self.inputs = tuple(tensor.detach() for tensor in self.call.tensors)
+        self.positions = _with_axes_of(unmasked.layer_value, self.inputs) if positions is None else positions
         self._compiled = is_compiled(self.call.forward_func)
         budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
-        self._rows = (perturbations_per_eval or 0) * self.call.examples or 2 ** max(
+        self._rows = (self.call.perturbations_per_eval or 0) * self.call.examples or 2 ** max(
             0, round(log2(budget * self.call.examples / unmasked.live_bytes))
         )
         # Convolutions on a CPU gain by it.
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
-        for position in self.masked:
-            if not self.inputs[position].is_floating_point():
-                raise TypeError(
-                    f"Input {position} holds {self.inputs[position].dtype} values, which cannot be masked; expected "
-                    "floating-point values, scaled as the model needs them"
-                )
+        for position in self.positions:
+            check_maskable(self.inputs[position], position)
 
     @property
     def size(self) -> tuple[int, ...]:
         """The spatial shape S of the first masked input."""
-        return self.size_of(self.masked[0])
+        return self.size_of(self.positions[0])
 
     def size_of(self, position: int) -> tuple[int, ...]:
         """The spatial shape of an input."""
@@ -92,16 +94,42 @@ class MaskedScorer:
 
     def upsample(self, maps: Tensor, position: int | None = None) -> Tensor:
         """U: maps at the size of an input, by default the first masked one."""
-        return upsample(maps, self.size if position is None else self.size_of(position), self.interpolate_mode)
+        size = self.size if position is None else self.size_of(position)
+        return upsample(maps, size, self.call.interpolate_mode)
 
-    def scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
-        """Scores one masked input for each row.
+    def as_attributions(self, maps: Tensor) -> Any:
+        r"""Maps of shape (N, 1, \*S) in the form of the inputs: each channel holds the map, unmasked inputs zeros."""
+        return self.call.in_form(
+            tuple(
+                self.upsample(maps, position).expand(tensor.shape).contiguous()
+                if position in self.positions
+                else torch.zeros_like(tensor, dtype=maps.dtype)
+                for position, tensor in enumerate(self.inputs)
+            )
+        )
+
+    def scores_of_maps(self, maps: Tensor) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
+        examples, columns = (part.flatten() for part in torch.ones(maps.shape[:2]).nonzero(as_tuple=True))
+        examples, columns = examples.to(maps.device), columns.to(maps.device)
+
+        def masks(rows: Tensor, position: int) -> Tensor:
+            return self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+
+        return self.masked_scores(examples, masks).reshape(maps.shape[:2])
+
+    def masked_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
+        """Scores one masked input for each row; see ``scores``."""
+        return self.scores(examples, Masking(self.call, self.positions, masks), progress)
+
+    def scores(self, examples: Tensor, perturbation: Perturbation, progress: str | ProgressBar | None = None) -> Tensor:
+        """Scores each row of a perturbation.
 
         Args:
-            examples (Tensor): The example that each row masks, shape (rows,), or several that differ in their targets
-                at most, (rows, targets): their masked input is scored once for all of their targets.
-            masks (Callable): Gives the masks of some rows for one of the inputs.
-            progress (str, ProgressBar or None): Shows a progress bar with this description, or moves one on.
+            examples (Tensor): The example that each row is made from, shape (rows,), or several that differ in their
+                targets at most, (rows, targets): the row is scored once for all of their targets.
+            perturbation (Perturbation): Makes the rows.
+            progress (str, ProgressBar or None): What a progress bar says, if the caller wants one, or a bar to move on.
                 Default: None
 
         Returns:
@@ -110,119 +138,122 @@ class MaskedScorer:
         Raises:
             RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
         """
-        total, shape = len(examples), examples.shape
-        examples = examples.reshape(total, -1).to(self.call.device)
-        # The first row is the first example as it is: where it scores otherwise than alone, scores depend on the other
-        # rows, on chance or on the memory format.
-        control = total > 1 and not self.forward_pass.state.batch_checked
-        if control:
-            examples = torch.cat([examples[:1], examples])
-        buffers: dict[int, Tensor] = {}
-
-        def score(start: int, stop: int, most: int) -> Tensor:
-            nonlocal buffers
-            if not buffers or len(next(iter(buffers.values()))) != most:
-                buffers = {}  # Before the new ones take memory.
-                buffers = self._buffers(most)
-            # Where a number of rows is asked for, and where another one would be compiled anew, every forward pass has
-            # the same: the last row is repeated.
-            last = start + most if self.perturbations_per_eval or self._compiled else stop
-            rows = torch.arange(start, last, device=self.call.device).clamp(max=stop - 1)
-            chunk = self._score_rows(examples[rows], rows, masks, control, buffers)[: stop - start]
-            if control and start == 0 and self._differs(chunk[0, 0], examples[0, 0]):
-                if self._channels_last:
-                    self._channels_last, buffers = False, {}
-                    return score(start, stop, most)
-                alone = self.forward_pass.unmasked_scores[examples[0, 0]]
-                self.forward_pass.state.warn_of_other_rows(float(alone), float(chunk[0, 0]))
-            self.forward_pass.state.batch_checked |= control
-            return chunk
-
-        bar = progress_bar(progress, len(examples)) if isinstance(progress, str) else progress
+        shape = examples.shape
+        examples = examples.reshape(len(examples), -1).to(self.call.device)
+        bar = progress if not isinstance(progress, str) else None
+        if isinstance(progress, str) and self.call.show_progress:
+            bar = progress_bar(progress, len(examples))
         try:
-            most = self._rows if self._compiled else min(self._rows, len(examples))
-            scores = in_chunks(score, len(examples), most, self.call.device, bar)
+            scores = self._in_chunks(examples, perturbation, bar)
         finally:
             if bar and bar is not progress:
                 bar.close()
         not_finite = int((~scores.isfinite()).any(dim=1).sum())
         if not_finite:
             raise RuntimeError(
-                f"forward_func gave scores that are not finite for {not_finite} of {total} masked inputs. "
+                f"forward_func gave scores that are not finite for {not_finite} of {len(scores)} masked inputs. "
                 "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
             )
-        if control:
-            examples, scores = examples[1:], scores[1:]
         self._check_saturation(scores.flatten(), examples.flatten())
         return scores.reshape(shape)
 
-    def scores_of_maps(self, maps: Tensor) -> Tensor:
-        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
-        examples, columns = (part.flatten() for part in torch.ones(maps.shape[:2]).nonzero(as_tuple=True))
-        examples, columns = examples.to(maps.device), columns.to(maps.device)
-        scores = self.scores(
-            examples, lambda rows, position: self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
-        )
-        return scores.reshape(maps.shape[:2])
+    def _in_chunks(self, examples: Tensor, perturbation: Perturbation, bar: ProgressBar | None) -> Tensor:
+        """The scores, (rows, targets), a chunk at a time, with half as many rows whenever memory runs out."""
+        heap = _reusable_heap() if self.call.device.type == "cpu" else None
+        # One row of the first pass is the first example as it is: where it scores otherwise than alone, scores depend
+        # on the other rows, on chance or on the memory format.
+        reference = len(examples) > 1 and not self.forward_pass.state.batch_checked
+        most = first_most = self._rows if self._compiled else min(self._rows, len(examples) + reference)
+        # Where a number of rows is asked for, and where another one would be compiled, every pass has the same.
+        fixed = self._compiled or self.call.perturbations_per_eval is not None
+        buffers: dict[int, Tensor] = {}
+        chunks: list[Tensor] = []
+        start = 0
+        while start < len(examples):
+            stop = min(start + most - reference, len(examples))
+            size = most if fixed else stop - start + reference
+            try:
+                chunk = self._score_rows(examples, perturbation, start, stop, size, buffers)
+            except (RuntimeError, MemoryError) as error:
+                if most == 1 or not _out_of_memory(error):
+                    raise
+                chunk = None
+            # Outside the handler, which keeps the failed forward pass alive.
+            if chunk is None:
+                buffers.clear()
+                if self.call.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if most == first_most:
+                    warn(
+                        f"Out of memory for {most} masked inputs in one forward pass; continuing with half as many, or "
+                        "fewer. Give a smaller perturbations_per_eval to avoid the failed attempts."
+                    )
+                most //= 2
+                continue
+            if reference and self._differs(chunk[stop - start, 0], examples[0, 0]):
+                if self._channels_last:
+                    self._channels_last = False
+                    buffers.clear()
+                    continue
+                alone = self.forward_pass.unmasked_scores[examples[0, 0]]
+                self.forward_pass.state.warn_of_other_rows(float(alone), float(chunk[stop - start, 0]))
+            self.forward_pass.state.batch_checked |= reference
+            reference = False
+            chunks.append(chunk[: stop - start])
+            if bar:
+                bar.update(stop - start)
+            start = stop
+        del heap
+        return torch.cat(chunks)
 
-    def as_attributions(self, maps: Tensor) -> Any:
-        r"""Maps of shape (N, 1, \*S) in the form of the inputs: each channel holds the map, unmasked inputs zeros."""
-        attributions = tuple(
-            self.upsample(maps, position).expand(tensor.shape).contiguous()
-            if position in self.masked
-            else torch.zeros_like(tensor, dtype=maps.dtype)
-            for position, tensor in enumerate(self.inputs)
-        )
-        return attributions if self.call.is_tuple else attributions[0]
+    @torch.no_grad()
+    def _score_rows(
+        self,
+        examples: Tensor,
+        perturbation: Perturbation,
+        start: int,
+        stop: int,
+        size: int,
+        buffers: dict[int, Tensor],
+    ) -> Tensor:
+        """The scores of the rows from start to stop, and of the first example as it is in the remaining ones."""
+        rows = torch.arange(start, stop, device=self.call.device)
+        chosen = torch.cat([examples[start:stop], examples[:1].expand(size - len(rows), -1)])
+        batch = []
+        for position, tensor in enumerate(self.inputs):
+            own = chosen[:, 0].to(tensor.device)
+            if position not in perturbation.positions:
+                batch.append(tensor[own])
+                continue
+            if position not in buffers:
+                # The same memory for every pass; the first one has the most rows.
+                buffers[position] = self._arranged(tensor.new_empty((size, *tensor.shape[1:])))
+            out = buffers[position][:size]
+            if len(rows):
+                perturbation.fill(position, rows, own[: len(rows)], out[: len(rows)])
+            out[len(rows) :] = tensor[own[len(rows) :]]
+            batch.append(out)
+        channels_last = self._channels_last
+        output = self._run(tuple(batch), chosen[:, 0], perturbation, rows)
+        if self._channels_last != channels_last:
+            buffers.clear()
+        if len(output) != size:
+            raise ValueError(
+                f"forward_func returned {len(output)} scores for {size} masked inputs; expected one for each, for "
+                f"any number of inputs. {_FIXED}"
+            )
+        scores = [self.call.select(output, scored).reshape(-1) for scored in chosen.unbind(dim=1)]
+        return torch.stack(scores, dim=1).to(self.call.device)
 
     def _arranged(self, tensor: Tensor) -> Tensor:
         return tensor.to(memory_format=torch.channels_last) if self._channels_last and tensor.dim() == 4 else tensor
 
-    def _buffers(self, rows: int) -> dict[int, Tensor]:
-        """Memory for the masked rows of each masked input, used again for every forward pass."""
-        return {
-            position: self._arranged(self.inputs[position].new_empty((rows, *self.inputs[position].shape[1:])))
-            for position in self.masked
-        }
-
-    @torch.no_grad()
-    def _score_rows(
-        self, examples: Tensor, rows: Tensor, masks: Masks, control: bool, buffers: dict[int, Tensor]
-    ) -> Tensor:
-        row_inputs = []
-        masked_examples = examples[:, 0]
-        for position, tensor in enumerate(self.inputs):
-            own = masked_examples.to(tensor.device)
-            if position not in self.masked:
-                row_inputs.append(tensor[own])
-                continue
-            if control and rows[0] == 0:
-                mask = masks(rows[1:] - 1, position).to(tensor)
-                mask = torch.cat([mask.new_ones(1, 1, *self.size_of(position)), mask])
-            else:
-                mask = masks(rows - int(control), position).to(tensor)
-            row_inputs.append(self._masked(position, own, mask, buffers[position][: len(rows)]))
-        output = self._run(tuple(row_inputs), masked_examples)
-        if len(output) != len(rows):
-            raise ValueError(
-                f"forward_func returned {len(output)} scores for {len(rows)} masked inputs; expected one for each, for "
-                f"any number of inputs. {_FIXED}"
-            )
-        scores = [self.call.select(output, scored).reshape(-1) for scored in examples.unbind(dim=1)]
-        return torch.stack(scores, dim=1).to(self.call.device)
-
-    def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-        """The masked rows of an input, in the memory that is given."""
-        tensor, baseline = self.inputs[position], self.call.baselines[position]
-        # lerp(b, x, m) is m x + (1 - m) b.
-        return torch.lerp(_rows(baseline, examples), _rows(tensor, examples), mask, out=out)
-
-    def _run(self, row_inputs: tuple[Tensor, ...], examples: Tensor) -> Tensor:
-        arguments = self.call.arguments(examples)
+    def _run(self, batch: tuple[Tensor, ...], examples: Tensor, perturbation: Perturbation, rows: Tensor) -> Tensor:
+        arguments = self.call.arguments_of(examples)
         try:
-            return self._pass(row_inputs, arguments)
+            return self._pass(batch, arguments, perturbation.running(rows, len(examples)))
         except (AssertionError, RuntimeError, ValueError) as error:
-            if out_of_memory(error):
+            if _out_of_memory(error):
                 raise
             if self._channels_last and re.search("view size|contiguous|stride", str(error)):
                 # Models that call view() on feature maps cannot take channels-last inputs.
@@ -234,15 +265,18 @@ class MaskedScorer:
                 ) from error
             else:
                 raise
-        return self._pass(tuple(part.contiguous() for part in row_inputs), arguments)
+        contiguous = tuple(part.contiguous() for part in batch)
+        return self._pass(contiguous, arguments, perturbation.running(rows, len(examples)))
 
-    def _pass(self, row_inputs: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> Tensor:
+    def _pass(
+        self, batch: tuple[Tensor, ...], arguments: tuple[Any, ...], running: AbstractContextManager[object]
+    ) -> Tensor:
         # The first one may run other modules than the unmasked pass, such as those for several rows.
         known = self._passed or self._compiled
-        tracking = nullcontext() if known else self.forward_pass.state.tracking()
+        tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
-        with in_turn(), tracking:
-            output: Tensor = run_forward(self.call.forward_func, row_inputs, arguments)
+        with running, tracking:
+            output: Tensor = run_forward(self.call.forward_func, batch, arguments)
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
@@ -254,13 +288,15 @@ class MaskedScorer:
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""
+        if not self.call.activation:
+            return
         unmasked = self.forward_pass.unmasked_scores
         extreme = (scores == unmasked[examples]) & ((unmasked == 0) | (unmasked == 1))[examples]
         none = torch.zeros_like(unmasked)
         rows, saturated = (
             none.index_add(0, examples, part.to(none.dtype)) for part in (torch.ones_like(extreme), extreme)
         )
-        if self.call.activation and ((rows > 1) & (rows == saturated)).any():
+        if ((rows > 1) & (rows == saturated)).any():
             warn(
                 f"The {self.call.activation} gives {float(unmasked[int((rows == saturated).int().argmax())]):g} for an "
                 "input as it is and for every mask, so that masks cannot be told apart. Where forward_func returns "
@@ -270,43 +306,18 @@ class MaskedScorer:
 
 @contextmanager
 def masked_scorer(
-    forward_func: ForwardFunc,
-    inputs: Tensor | tuple[Tensor, ...],
-    target: TargetType,
-    additional_forward_args: object,
-    *,
-    baselines: BaselineType,
-    activation: Activation | None,
-    layer: Module | None = None,
-    device_ids: list[int] | None = None,
-    attribute_to_layer_input: bool = False,
-    with_gradients: bool = False,
-    masked: tuple[int, ...] | None = None,
-    blur: tuple[int, float] | None = None,
-    interpolate_mode: InterpolateMode = "bilinear",
-    perturbations_per_eval: int | None = None,
+    call: ModelCall, *, with_gradients: bool = False, positions: tuple[int, ...] | None = None
 ) -> Iterator[MaskedScorer]:
-    """A call, its session and its scorer: everything is checked, and the model has run once."""
-    check_perturbations_per_eval(perturbations_per_eval)
-    check_interpolate_mode(interpolate_mode)
-    call = ModelCall(forward_func, inputs, target, additional_forward_args, activation, baselines, blur)
+    """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
-    if not any(tensor.is_floating_point() for tensor in call.inputs):
-        raise TypeError(
-            f"inputs hold {[str(tensor.dtype) for tensor in call.inputs]} values, which cannot be masked; expected "
-            "floating-point values, scaled as the model needs them"
-        )
-    with forward_pass(call, layer, device_ids, attribute_to_layer_input, with_gradients=with_gradients) as unmasked:
-        yield MaskedScorer(unmasked, masked, interpolate_mode, perturbations_per_eval)
-
-
-def _rows(values: Tensor, examples: Tensor) -> Tensor:
-    """The value of each row; one value for all is broadcast rather than repeated."""
-    return values if len(values) == 1 else values[examples]
+    if positions != ():
+        call.check_maskable()
+    with forward_pass(call, gradients_of=call.explained if with_gradients else None) as unmasked:
+        yield MaskedScorer(unmasked, positions)
 
 
 def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
-    """The positions of the inputs to mask where no layer tells: those with the first one's number of spatial axes."""
+    """The positions of the inputs to mask where no layer decides: those with the first one's number of spatial axes."""
     tensors = checked_inputs(inputs)
     axes = [tensor.dim() if tensor.is_floating_point() and 3 <= tensor.dim() <= 5 else 0 for tensor in tensors]
     first = next(filter(None, axes), 0)
@@ -319,7 +330,7 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
     return tuple(position for position, count in enumerate(axes) if count == first)
 
 
-def _masked_positions(inputs: tuple[Tensor, ...], layer_value: Tensor) -> tuple[int, ...]:
+def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
     positions = tuple(position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim())
     if not positions:
         raise ValueError(
@@ -327,3 +338,22 @@ def _masked_positions(inputs: tuple[Tensor, ...], layer_value: Tensor) -> tuple[
             f"{tuple(layer_value.shape)}; expected (N, C, *s) of both, with as many spatial axes. {VIEW_HINT}"
         )
     return positions
+
+
+def _reusable_heap() -> Tensor:
+    """Makes glibc keep the memory of freed activations for the next forward pass while the result is alive.
+
+    A forward pass frees every activation that it allocates. By default glibc returns most of that to the kernel and
+    takes it back, page by page, in the next pass: up to half of a forward pass's time. It keeps allocations of up to
+    32 MiB for reuse once one of that size has been freed, and it returns the end of its heap, never the middle: hence
+    one block that stays at the end. None of the blocks is written to, so none takes memory.
+    """
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)
+    return [torch.empty(2**25 - 2**14, dtype=torch.uint8) for _ in range(8)][-1]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
+        sign in str(error)
+        for sign in ("DefaultCPUAllocator", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+    )

@@ -1,14 +1,18 @@
-"""The scores in what a model returns."""
+"""Scores in the output of a model."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def scores_in(output: Any) -> Any:
-    """The scores of an output that holds more, or the output itself.
+    """Takes the scores out of a model's output.
 
-    They are ``logits`` or ``out`` in a dictionary or in a Hugging Face ``ModelOutput``, and the first entry of a tuple
-    or a list.
+    Args:
+        output (Any): A tensor; a dictionary or a Hugging Face ``ModelOutput`` with ``logits`` or ``out``; or a tuple or
+            a list, whose first entry holds the scores.
+
+    Returns:
+        *Tensor* of scores, or the output itself where it holds none of these.
     """
     if isinstance(output, Mapping):
         return next((scores_in(output[name]) for name in ("logits", "out") if name in output), output)

@@ -1,4 +1,4 @@
-"""Who hears of the progress of masked passes."""
+"""Progress of masked passes, told to a listener."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,13 +7,19 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far something is."""
+    """The progress of one method or metric.
+
+    Args:
+        description (str): The method or metric.
+        done (int): The number of finished passes or steps.
+        total (int): The number of all of them.
+        note (str, optional): Text that a progress bar shows after the numbers, such as the current error. Default: ""
+    """
 
     description: str
     done: int
     total: int
     note: str = ""
-    """What a progress bar shows after the numbers, such as the error so far."""
 
 
 Listener = Callable[[Progress], object]
@@ -21,14 +27,18 @@ _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 class Stopped(BaseException):
-    """What a listener raises to stop the work; no exception that handlers of failures would take for one."""
+    """Raised by a listener to stop the work; no handler of ``Exception`` takes it for a failure."""
 
 
 @contextmanager
 def progress_to(listener: Listener) -> Iterator[None]:
-    """Tells a listener, in place of drawing progress bars, between the passes that this thread makes inside.
+    """Reports progress to a listener instead of drawing progress bars.
 
-    What the listener raises ends the work there, with everything as it was before.
+    The listener is called between the passes that this thread makes inside the ``with`` with ``show_progress=True``. An
+    exception that it raises ends the work there, and everything is restored.
+
+    Args:
+        listener (Callable): Takes a ``Progress``.
     """
     token = _listener.set(listener)
     try:
@@ -38,7 +48,11 @@ def progress_to(listener: Listener) -> Iterator[None]:
 
 
 def tell(progress: Progress) -> None:
-    """Tells the listener, if there is one."""
+    """Reports progress to the listener, if there is one.
+
+    Args:
+        progress (Progress): The progress to report.
+    """
     listener = _listener.get()
     if listener is not None:
         listener(progress)

@@ -1,17 +1,12 @@
 """From any attribution to a map in [0, 1]."""
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._engine.call import checked_inputs
-from captum_fusion._engine.precision import as_float
-from captum_fusion.functional import InterpolateMode, normalize, upsample
-
-Sign = Literal["positive", "negative", "absolute_value", "all"]
-SIGNS: tuple[Sign, ...] = get_args(Sign)
+from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
+from captum_fusion.functional import as_float, normalize, upsample
 
 
 def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
@@ -77,10 +72,17 @@ def saliency_map(
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
 
 
+# Values of a map in [0, 1] within so many units in the last place are tied: an interpolation leaves such differences on
+# plateaus. More units would tie whole slopes of a large map.
+_TIED = 4
+
+
 def ranks(maps: Tensor) -> Tensor:
-    """The place of each pixel in the order of importance, 0 for the most important one; ties in row order."""
-    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1).reshape(maps.shape)
+    """The rank of each pixel by importance, 0 for the most important one; ties, within rounding, in row order."""
+    values, order = maps.flatten(1).sort(dim=1, descending=True, stable=True)
+    steps = values.diff(dim=1).neg() > _TIED * torch.finfo(values.dtype).eps
+    level = torch.zeros_like(order).scatter_(1, order[:, 1:], steps.cumsum(dim=1))
+    return level.argsort(dim=1, stable=True).argsort(dim=1).reshape(maps.shape)
 
 
 def saliency_maps(

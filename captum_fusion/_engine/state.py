@@ -1,10 +1,10 @@
-"""Preserves the model's buffers and the random state, and keeps threads apart."""
+"""Preserves the model's buffers and the random state."""
 
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any
@@ -20,25 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
-_passes = threading.RLock()
-_waiting = threading.local()
-_LONGEST_WAIT = 30.0
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """Lets the threads that explain a model take turns, since hooks on a layer see the passes of all of them.
-
-    It does not wait forever, as a lock of the caller's may be in the way: passes that mix are refused by
-    ``sole_user``. A thread that has waited in vain waits no more until it gets its turn again.
-    """
-    taken = _passes.acquire(timeout=0 if getattr(_waiting, "in_vain", False) else _LONGEST_WAIT)
-    _waiting.in_vain = not taken
-    try:
-        yield
-    finally:
-        if taken:
-            _passes.release()
+from captum_fusion._engine.captum import is_compiled
 
 
 def warn(message: str) -> None:
@@ -79,7 +61,7 @@ class StateGuard:
         self._buffers: list[tuple[Module, str, Tensor | None, Tensor | None]] = []
 
     @contextmanager
-    def tracking(self) -> Iterator[_Draws]:
+    def tracking(self, forward_func: object = None) -> Iterator[_Draws]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
         thread = threading.get_ident()
 
@@ -92,9 +74,11 @@ class StateGuard:
         draws = _Draws()
         hook = register_module_forward_pre_hook(keep)
         try:
-            with draws, warnings.catch_warnings():
-                # Compiled modules call global hooks twice, which does no harm here.
-                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+            # Filters belong to the process: they are touched only where a compiled module warns that it calls global
+            # hooks twice, which does no harm here.
+            with draws, warnings.catch_warnings() if is_compiled(forward_func) else nullcontext():
+                if is_compiled(forward_func):
+                    warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
                 yield draws
         finally:
             hook.remove()
@@ -176,9 +160,8 @@ _outermost: ContextVar[StateGuard | None] = ContextVar("_outermost", default=Non
 def preserved(inputs: tuple[Tensor, ...]) -> Iterator[StateGuard]:
     """Restores buffers and the random state of the inputs' devices on leaving, also after an exception.
 
-    ``forward_func`` may be any callable, so the modules that it runs are found as they run, inside
-    ``with state.watching():``. What other threads run and draw is left alone. For a method inside a method, the outer
-    one restores everything.
+    ``forward_func`` may be any callable, so its modules are noticed as they run, inside ``state.tracking``. What other
+    threads run and draw is left alone. For a method inside a method, the outer one restores everything.
     """
     outer = _outermost.get()
     if outer is not None:

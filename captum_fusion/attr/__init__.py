@@ -1,23 +1,56 @@
-"""The attribution methods, one file each: a method that is imported and listed here is known everywhere."""
+"""The attribution classes, one file each.
+
+``METHODS`` lists the methods; the command, the benchmark and the tests take them from there. ``GradientCam`` and
+``MaskedCam`` are bases for further methods. ``FusedAttributions`` and ``AugmentationTunnel`` wrap other attributions.
+"""
+
+from captum.attr import Attribution
 
 from captum_fusion.attr.ablation_cam import LayerAblationCam
+from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
 from captum_fusion.attr.eigen_cam import LayerEigenCam
 from captum_fusion.attr.eigen_grad_cam import LayerEigenGradCam
 from captum_fusion.attr.finer_cam import LayerFinerCam
-from captum_fusion.attr.fusion_cam import LayerFusionCam
+from captum_fusion.attr.fused_attributions import FusedAttributions
+from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
 from captum_fusion.attr.grad_cam_element_wise import LayerGradCamElementWise
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
+from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.attr.group_cam import LayerGroupCam
 from captum_fusion.attr.hi_res_cam import LayerHiResCam
 from captum_fusion.attr.is_cam import LayerISCam
 from captum_fusion.attr.layer_cam import LayerLayerCam
+from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.attr.ss_cam import LayerSSCam
 from captum_fusion.attr.union_cam import LayerUnionCam
 from captum_fusion.attr.x_grad_cam import LayerXGradCam
 
+METHODS: tuple[type[Attribution], ...] = (
+    LayerAblationCam,
+    LayerEigenCam,
+    LayerEigenGradCam,
+    LayerFinerCam,
+    LayerFusionCam,
+    LayerGradCamElementWise,
+    LayerGradCamPlusPlus,
+    LayerGroupCam,
+    LayerHiResCam,
+    LayerISCam,
+    LayerLayerCam,
+    LayerSSCam,
+    LayerScoreCam,
+    LayerUnionCam,
+    LayerXGradCam,
+    Rise,
+)
+
 __all__ = [
+    "AugmentationTunnel",
+    "FusedAttributions",
+    "FusionCamStages",
+    "GradientCam",
     "LayerAblationCam",
     "LayerEigenCam",
     "LayerEigenGradCam",
@@ -33,5 +66,6 @@ __all__ = [
     "LayerScoreCam",
     "LayerUnionCam",
     "LayerXGradCam",
+    "MaskedCam",
     "Rise",
 ]

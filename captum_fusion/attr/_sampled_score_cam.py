@@ -39,14 +39,14 @@ class SampledScoreCam(LayerScoreCam):
             *Tensor* of shape (rows, 1, \*S).
         """
 
-    def _rows(self, scorer: MaskedScorer, description: str | None) -> ChannelRows:
+    def _rows(self, scorer: MaskedScorer, description: str) -> ChannelRows:
         return _SampledRows(self, scorer, description)
 
 
 class _SampledRows(ChannelRows):
     """Channels that are scored by the mean over several versions of their masks."""
 
-    def __init__(self, method: SampledScoreCam, scorer: MaskedScorer, description: str | None) -> None:
+    def __init__(self, method: SampledScoreCam, scorer: MaskedScorer, description: str) -> None:
         super().__init__(scorer, description)
         self._method = method
 
@@ -66,5 +66,5 @@ class _SampledRows(ChannelRows):
             versions = torch.div(rows, count, rounding_mode="floor")
             return self._method.sampled_masks(masks(rows % count, position), versions)
 
-        scores = self.scorer.scores(examples.repeat(samples, 1), sampled, progress)
+        scores = self.scorer.masked_scores(examples.repeat(samples, 1), sampled, progress)
         return scores.reshape(samples, *examples.shape).mean(dim=0)

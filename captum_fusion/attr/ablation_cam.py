@@ -1,15 +1,21 @@
 """Ablation-CAM."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
 from captum.attr import LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._engine.ablation import Ablator
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
+from captum_fusion._engine.captum import ForwardFunc, TargetType, eager, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.forward_pass import forward_pass
-from captum_fusion._engine.guards import check_layer, check_perturbations_per_eval
+from captum_fusion._engine.forward_pass import ForwardPass
+from captum_fusion._engine.guards import check_layer
+from captum_fusion._engine.masking import Perturbation, masked_scorer
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import ablation_weights, weighted
 
@@ -82,17 +88,77 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
             RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of inputs, or if another
                 thread runs the layer while it is recorded.
         """
-        check_perturbations_per_eval(perturbations_per_eval)
-        check_layer(self.layer)
-        call = ModelCall(self.forward_func, inputs, target, additional_forward_args)
-        call.check_rows()
-        with forward_pass(call, self.layer, self.device_ids, attribute_to_layer_input) as unmasked:
-            activations, scores = unmasked.layer_value, unmasked.unmasked_scores
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call, positions=()) as scorer:
+            activations, scores = scorer.forward_pass.layer_value, scorer.forward_pass.unmasked_scores
             examples, channels = activations.flatten(2).any(dim=2).nonzero(as_tuple=True)
             ablated = scores.unsqueeze(1).repeat(1, activations.shape[1])
             if len(examples):
-                ablated[examples, channels] = Ablator(unmasked, perturbations_per_eval).ablated_scores(
-                    examples, channels, f"{self.get_name()} attribution" if show_progress else None
+                ablated[examples, channels] = scorer.scores(
+                    examples, _ChannelAblation(scorer.forward_pass, channels), f"{self.get_name()} attribution"
                 )
         channel_maps = weighted(activations, ablation_weights(scores, ablated))
         return layer_attributions(channel_maps, attr_dim_summation, relu_attributions)
+
+
+class _ChannelAblation(Perturbation):
+    """Sets one channel of the layer to 0 in each row.
+
+    Args:
+        unmasked (ForwardPass): The model that has run once.
+        channels (Tensor): The channel of each row, shape (rows,).
+    """
+
+    def __init__(self, unmasked: ForwardPass, channels: Tensor) -> None:
+        self._unmasked, self._channels = unmasked, channels
+
+    @contextmanager
+    def running(self, rows: Tensor, size: int) -> Iterator[None]:
+        """Hooks the layer for the time of one forward pass."""
+        call, thread = self._unmasked.call, get_ident()
+        layer = check_layer(call.layer)
+        ablated = torch.arange(self._unmasked.layer_value.shape[1], device=rows.device) == self._channels[rows, None]
+        runs = 0
+
+        def without_channels(value: Tensor) -> Tensor:
+            if len(value) != size:
+                raise ValueError(f"The layer gave {len(value)} rows for {size} examples; expected one for each example")
+            mask = ablated.to(value.device).reshape(*ablated.shape, *(1,) * (value.dim() - 2))
+            return torch.cat([value[: len(mask)].masked_fill(mask, 0), value[len(mask) :]])
+
+        def ablate(module: Module, *values: Any) -> Any:
+            nonlocal runs
+            # Other threads' passes are left alone; a layer that runs several times is explained by its last run.
+            if module is not layer or get_ident() != thread:
+                return None
+            runs += 1
+            if runs != self._unmasked.layer_runs:
+                return None
+            value = values[0 if call.attribute_to_layer_input else -1]
+            return (without_channels(value[0]), *value[1:]) if isinstance(value, tuple) else without_channels(value)
+
+        hook = (layer.register_forward_pre_hook if call.attribute_to_layer_input else layer.register_forward_hook)(
+            ablate
+        )
+        try:
+            # Compiled code passes over hooks.
+            with eager():
+                yield
+        finally:
+            hook.remove()
+        if runs < self._unmasked.layer_runs:
+            raise ValueError(
+                f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the inputs as "
+                "they are, so that its channels cannot be set to 0. Give the model itself rather than a DataParallel "
+                "over several devices."
+            )

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
 
 
@@ -83,39 +82,19 @@ class LayerFinerCam(GradientCam):
             return weighted(activations, grad_cam_weights(gradients))
         return self.method(self.forward_func, self.layer).channel_maps(gradients, activations)
 
-    def _call(
-        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object
-    ) -> ModelCall:
-        return _FinerCall(
-            self.forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            strength=self.strength,
-            references=self.references,
-        )
-
-
-class _FinerCall(ModelCall):
-    """A call that explains what tells the target's score from those of the classes most like it."""
-
-    def __init__(self, *arguments: Any, strength: float, references: int) -> None:
-        super().__init__(*arguments)
-        self._strength, self._references = strength, references
-
-    def explained(self, output: Tensor) -> Tensor:
-        """The difference, one score for each example."""
+    def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
+        """The difference between the target's score and those of the classes most like it."""
         if output.dim() < 2 or output.shape[1] < 2:
             raise ValueError(
                 f"forward_func returned an output of shape {tuple(output.shape)}; expected at least two classes in "
                 "dimension 1, to be told from each other"
             )
-        targets: Any = self.given_target
+        targets: Any = target
         if isinstance(targets, Tensor):
-            targets = targets.flatten().tolist() * (self.examples // targets.numel())
+            targets = targets.flatten().tolist() * (len(output) // targets.numel())
         differences = []
-        for example, target in enumerate(targets if isinstance(targets, list) else [targets] * self.examples):
-            chosen, *place = target if isinstance(target, tuple) else (target,)
+        for example, index in enumerate(targets if isinstance(targets, list) else [targets] * len(output)):
+            chosen, *place = index if isinstance(index, tuple) else (index,)
             classes = output[example][(slice(None), *place)]
             others = classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)]
             others = others[others != -torch.inf]
@@ -124,5 +103,5 @@ class _FinerCall(ModelCall):
                     f"{int(others.isfinite().sum())} classes beside the target of example {example} have a finite "
                     f"score and {int((~others.isfinite()).sum())} are NaN or infinity; expected one or more, all finite"
                 )
-            differences.append(finer_scores(classes[chosen, None], others[None], self._strength, self._references))
+            differences.append(finer_scores(classes[chosen, None], others[None], self.strength, self.references))
         return torch.cat(differences)

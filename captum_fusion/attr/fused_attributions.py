@@ -6,11 +6,13 @@ from typing import cast
 import torch
 from captum.attr import Attribution
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.component import check_component, component_map
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
-from captum_fusion.attr._component import check_component, component_map
-from captum_fusion.functional import MAP_FUSIONS, InterpolateMode, MapFusion, fuse_maps
+from captum_fusion.arguments import InterpolateMode
+from captum_fusion.functional import MAP_FUSIONS, MapFusion, fuse_maps
 
 
 @fill_docstring
@@ -99,20 +101,20 @@ class FusedAttributions(Attribution):
             >>> fused.attribute(torch.rand(1, 3, 64, 64), target=281).shape
             torch.Size([1, 3, 64, 64])
         """
-        with masked_scorer(
-            self.forward_func,
-            inputs,
-            target,
-            additional_forward_args,
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
             baselines=baselines,
-            activation=None,
             attribute_to_layer_input=attribute_to_layer_input,
-            masked=spatial_positions(inputs),
             interpolate_mode=interpolate_mode,
             perturbations_per_eval=perturbations_per_eval,
-        ) as scorer:
+            show_progress=show_progress,
+        )
+        with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             maps = [
-                component_map(f"attribution_methods[{position}]", method, scorer, show_progress)
+                component_map(scorer, f"attribution_methods[{position}]", method)
                 for position, method in enumerate(self.attribution_methods)
             ]
         fused = fuse_maps(torch.cat(maps, dim=1), self.fusion)

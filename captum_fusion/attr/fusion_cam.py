@@ -8,14 +8,16 @@ from captum.attr import Attribution, LayerGradCam
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.component import check_component, component_map
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_percentile, check_weighting
-from captum_fusion.arguments import Activation, Weighting
-from captum_fusion.attr._component import check_component, component_map
-from captum_fusion.attr._masked_cam import ProbabilityCam
+from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.masking import masked_scorer
+from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
+from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import InterpolateMode, combine, contribution, contribution_weights, denoise, fuse
+from captum_fusion.functional import combine, contribution, contribution_weights, denoise, fuse
 
 
 class FusionCamStages(NamedTuple):
@@ -46,7 +48,7 @@ class FusionCamStages(NamedTuple):
 
 
 @fill_docstring
-class LayerFusionCam(ProbabilityCam):
+class LayerFusionCam(MaskedCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 
     Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
@@ -137,6 +139,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: Literal[False] = ...,
         gradient_kwargs: Mapping[str, Any] | None = ...,
         region_kwargs: Mapping[str, Any] | None = ...,
+        gradient_attributions: Tensor | None = ...,
+        region_attributions: Tensor | None = ...,
     ) -> TensorOrTupleOfTensorsGeneric: ...
 
     @overload
@@ -156,6 +160,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: Literal[True],
         gradient_kwargs: Mapping[str, Any] | None = ...,
         region_kwargs: Mapping[str, Any] | None = ...,
+        gradient_attributions: Tensor | None = ...,
+        region_attributions: Tensor | None = ...,
     ) -> tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]: ...
 
     @logged
@@ -175,6 +181,8 @@ class LayerFusionCam(ProbabilityCam):
         return_stages: bool = False,
         gradient_kwargs: Mapping[str, Any] | None = None,
         region_kwargs: Mapping[str, Any] | None = None,
+        gradient_attributions: Tensor | None = None,
+        region_attributions: Tensor | None = None,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]:
         r"""Computes the attribution of the inputs.
 
@@ -206,6 +214,11 @@ class LayerFusionCam(ProbabilityCam):
                 reach every component that takes them. Default: None
             region_kwargs (dict, optional): Further arguments of ``region_method.attribute``, such as the
                 ``sliding_window_shapes`` of ``Occlusion``. Default: None
+            gradient_attributions (Tensor, optional): Attributions of ``gradient_method`` for the same inputs and
+                target, (N, C, \*s) at the input's or the layer's resolution. They are fused instead of being computed
+                again.
+                Default: None
+            region_attributions (Tensor, optional): Attributions of ``region_method``, as above. Default: None
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
@@ -233,25 +246,40 @@ class LayerFusionCam(ProbabilityCam):
         """
         check_percentile(percentile)
         check_weighting(weighting)
-        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self._scoring(
-            inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode
-        ) as scorer:
-            gradient = component_map("gradient_method", self.gradient_method, scorer, show_progress, gradient_kwargs)
-            region = component_map("region_method", self.region_method, scorer, show_progress, region_kwargs)
+        check_gradients_allowed(type(self).__name__)
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=self.activation,
+            baselines=baselines,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call) as scorer:
+            gradient = component_map(
+                scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions
+            )
+            region = component_map(scorer, "region_method", self.region_method, region_kwargs, region_attributions)
 
             denoised = denoise(gradient, percentile)
 
-            # P: the probability of the target that is left of the baseline alone, and that each map keeps of the input.
-            without, kept, kept_region = scorer.scores_of_maps(
+            # P of the baseline alone, and of the input masked by each map.
+            blank, with_denoised, with_region = scorer.scores_of_maps(
                 torch.cat([torch.zeros_like(region), denoised, region], dim=1)
             ).unbind(dim=1)
-            gradient_contribution = contribution(kept, without)
-            region_contribution = contribution(kept_region, without)
+            scale = scorer.forward_pass.scale
+            gradient_contribution = contribution(with_denoised, blank, scale)
+            region_contribution = contribution(with_region, blank, scale)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
             combined = combine(denoised, region, gradient_weight, region_weight)
 
-            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
+            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], blank, scale)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )

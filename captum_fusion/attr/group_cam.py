@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import relu
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.masking import MaskedScorer
-from captum_fusion.arguments import Activation
-from captum_fusion.attr._masked_cam import ProbabilityCam
-from captum_fusion.functional import InterpolateMode, contribution, group_maps, normalize, weighted_sum
+from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.masking import MaskedScorer, masked_scorer
+from captum_fusion.arguments import Activation, InterpolateMode
+from captum_fusion.attr.masked_cam import MaskedCam
+from captum_fusion.functional import contribution, group_maps, normalize, weighted_sum
 
 # The blur of the code released with the paper, in pixels; that of the Fusion-CAM comparison has a sigma of 25.
 _KERNEL_SIZE, _SIGMA = 51, 50.0
@@ -20,7 +22,7 @@ _GROUPS = 32
 
 
 @fill_docstring
-class LayerGroupCam(ProbabilityCam):
+class LayerGroupCam(MaskedCam):
     r"""Computes Group-CAM, which scores groups of the chosen layer's channels as masks.
 
     The channels, weighted by their mean gradients as in Grad-CAM, are summed within groups of consecutive channels.
@@ -110,27 +112,34 @@ class LayerGroupCam(ProbabilityCam):
             >>> group_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
             torch.Size([1, 3, 64, 64])
         """
-        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self._scoring(
-            inputs,
-            target,
-            additional_forward_args,
-            *where,
-            interpolate_mode=interpolate_mode,
-            with_gradients=True,
+        check_gradients_allowed(type(self).__name__)
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=self.activation,
+            baselines=baselines,
             blur=(_KERNEL_SIZE, _SIGMA),
-        ) as scorer:
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call, with_gradients=True) as scorer:
             activations = scorer.forward_pass.layer_value.detach()
             channels = activations.shape[1]
             groups = min(_GROUPS, channels) if self.groups is None else self.groups
             if groups > channels:
                 raise ValueError(f"groups is {groups}; expected at most {channels}, the number of the layer's channels")
             maps = group_maps(scorer.forward_pass.layer_gradients, activations, groups)
-            scores = self._group_scores(scorer, maps, show_progress)
+            scores = self._group_scores(scorer, maps)
         masks = torch.cat([normalize(scorer.upsample(part)) for part in maps.tensor_split(groups, dim=1)], dim=1)
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(weighted_sum(masks, scores)))
 
-    def _group_scores(self, scorer: MaskedScorer, maps: Tensor, show_progress: bool) -> Tensor:
+    def _group_scores(self, scorer: MaskedScorer, maps: Tensor) -> Tensor:
         """What each group adds to the probability of the baseline, (N, groups), not negative."""
         # A constant map is normalized to zeros, which leave the baseline: one more row scores it.
         lowest, highest = torch.aminmax(maps.flatten(2), dim=2)
@@ -141,7 +150,8 @@ class LayerGroupCam(ProbabilityCam):
         def masks(rows: Tensor, position: int) -> Tensor:
             return normalize(scorer.upsample(masked[examples[rows], group[rows]].unsqueeze(1), position))
 
-        row_scores = scorer.scores(examples, masks, f"{self.get_name()} attribution" if show_progress else None)
+        row_scores = scorer.masked_scores(examples, masks, f"{self.get_name()} attribution")
         scores = row_scores.new_zeros(masked.shape[:2])
         scores[examples, group] = row_scores
-        return relu(contribution(scores[:, :-1], scores[:, -1:])) * live
+        scale = scorer.forward_pass.scale.unsqueeze(1)
+        return relu(contribution(scores[:, :-1], scores[:, -1:], scale)) * live

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion.attr._gradient_cam import GradientCam
+from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.functional import layer_cam_weights
 
 

@@ -7,11 +7,12 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_activation, check_samples
+from captum_fusion._engine.guards import check_samples
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
-from captum_fusion.arguments import Activation
+from captum_fusion.arguments import Activation, check_activation
 from captum_fusion.functional import random_masks
 
 # The masks whose sum is formed at a time.
@@ -108,21 +109,21 @@ class Rise(PerturbationAttribution):
             >>> rise.attribute(torch.rand(1, 3, 64, 64), target=281).shape
             torch.Size([1, 3, 64, 64])
         """
-        masked = spatial_positions(inputs)
-        with masked_scorer(
-            self.forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            baselines=baselines,
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
             activation=self.activation,
-            masked=masked,
+            baselines=baselines,
             perturbations_per_eval=perturbations_per_eval,
-        ) as scorer:
-            examples, device = scorer.call.examples, scorer.call.device
+            show_progress=show_progress,
+        )
+        with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
+            examples, device = call.examples, call.device
             generator = torch.Generator().manual_seed(self.seed)
             axes = len(scorer.size)
-            cells = [min(self.grid, *(scorer.size_of(i)[axis] for i in masked)) for axis in range(axes)]
+            cells = [min(self.grid, *(scorer.size_of(i)[axis] for i in scorer.positions)) for axis in range(axes)]
             # Drawn on the CPU, so that they are the same on every device. The masks themselves are made when needed.
             grids = (torch.rand(self.samples, 1, *cells, generator=generator) < self.probability).to(device)
             shifts = torch.rand(self.samples, axes, generator=generator).to(device)
@@ -132,7 +133,7 @@ class Rise(PerturbationAttribution):
                 return random_masks(grids[sample], shifts[sample], scorer.size_of(position))
 
             rows = torch.arange(self.samples * examples, device=device)
-            scores = scorer.scores(rows % examples, masks, f"{self.get_name()} attribution" if show_progress else None)
+            scores = scorer.masked_scores(rows % examples, masks, f"{self.get_name()} attribution")
 
             # Added up a few masks at a time; autocast would do it in half precision.
             with torch.autocast(device.type, enabled=False):

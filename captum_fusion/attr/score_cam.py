@@ -4,22 +4,23 @@ from contextlib import closing, nullcontext
 from typing import Literal, overload
 
 import torch
-from captum.attr import PerturbationAttribution
+from captum.attr import LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_tolerance
-from captum_fusion._engine.masking import MaskedScorer, Masks
+from captum_fusion._engine.guards import check_layer
+from captum_fusion._engine.masking import MaskedScorer, Masks, masked_scorer
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion._engine.surrogate import Surrogate
-from captum_fusion.attr._masked_cam import MaskedCam
+from captum_fusion.arguments import check_tolerance
 from captum_fusion.functional import normalize, weighted
 
 
 @fill_docstring
-class LayerScoreCam(MaskedCam, PerturbationAttribution):
+class LayerScoreCam(LayerAttribution, PerturbationAttribution):
     r"""Computes Score-CAM for the chosen layer: a channel is worth the score that it leaves as a mask.
 
     Each channel of the layer, upsampled to the input and then normalized to [0, 1], masks the input; the score of the
@@ -147,10 +148,21 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
             >>> LayerScoreCam.interpolate(attributions, (64, 64), "bilinear").shape
             torch.Size([1, 1, 64, 64])
         """
-        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self._scoring(inputs, target, additional_forward_args, *where) as scorer:
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            baselines=baselines,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call) as scorer:
             activations = scorer.forward_pass.layer_value
-            rows = self._rows(scorer, f"{self.get_name()} attribution" if show_progress else None)
+            rows = self._rows(scorer, f"{self.get_name()} attribution")
             if self.tolerance:
                 weights, errors = _inferred_weights(rows, self.tolerance)
             else:
@@ -159,7 +171,7 @@ class LayerScoreCam(MaskedCam, PerturbationAttribution):
         attributions = layer_attributions(weighted(activations, weights), attr_dim_summation, relu_attributions)
         return (attributions, errors) if return_error_estimate else attributions
 
-    def _rows(self, scorer: MaskedScorer, description: str | None) -> "ChannelRows":
+    def _rows(self, scorer: MaskedScorer, description: str) -> "ChannelRows":
         return ChannelRows(scorer, description)
 
 
@@ -168,12 +180,12 @@ class ChannelRows:
 
     Args:
         scorer (Scorer): What is explained.
-        description (str or None): What a progress bar says, if one is to be shown.
+        description (str): What a progress bar says.
     """
 
-    def __init__(self, scorer: MaskedScorer, description: str | None) -> None:
+    def __init__(self, scorer: MaskedScorer, description: str) -> None:
         self.scorer = scorer
-        self.groups = scorer.call.alike()
+        self.groups = scorer.call.same_but_targets()
         activations = scorer.forward_pass.layer_value.detach()[self.groups[:, 0]]
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
         self.constant = lowest == highest
@@ -197,7 +209,7 @@ class ChannelRows:
 
     def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
         """The score of each row's mask; methods that score several masks in its place override this."""
-        return self.scorer.scores(examples, masks, progress)
+        return self.scorer.masked_scores(examples, masks, progress)
 
 
 def _channel_scores(rows: ChannelRows) -> Tensor:
@@ -222,7 +234,7 @@ def _inferred_weights(rows: ChannelRows, tolerance: float) -> tuple[Tensor, Tens
         Surrogate(activations[:-1], of_blank[: len(own)], of_whole[: len(own)], tolerance)
         for activations, of_blank, of_whole, own in zip(rows.channels, blank, whole, members, strict=True)
     ]
-    bar = progress_bar(rows.description, int((~rows.constant).sum())) if rows.description else None
+    bar = progress_bar(rows.description, int((~rows.constant).sum())) if rows.scorer.call.show_progress else None
     with closing(bar) if bar else nullcontext():
         while unfinished := [group for group in everyone.tolist() if not surrogates[group].done]:
             chosen = [surrogates[group].propose() for group in unfinished]

@@ -4,18 +4,20 @@ from typing import cast
 
 import torch
 from captum.attr import Attribution
+from torch import Tensor
 from torch.nn import Module
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.component import check_component, component_map
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_percentile
+from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.state import warn
-from captum_fusion.arguments import Activation
-from captum_fusion.attr._component import check_component, component_map
-from captum_fusion.attr._masked_cam import ProbabilityCam
+from captum_fusion.arguments import Activation, InterpolateMode, check_percentile
+from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import (
-    InterpolateMode,
     combine,
     contribution,
     contribution_weights,
@@ -25,7 +27,7 @@ from captum_fusion.functional import (
 
 
 @fill_docstring
-class LayerUnionCam(ProbabilityCam):
+class LayerUnionCam(MaskedCam):
     r"""Computes Union-CAM, which chooses between Score-CAM and its union with a denoised gradient map.
 
     In symbols, for channels A_k, gradients g, the probability P of the target, the contribution c(m) of a map m, and
@@ -101,6 +103,7 @@ class LayerUnionCam(ProbabilityCam):
         percentile: float = 10.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        region_attributions: Tensor | None = None,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -115,6 +118,9 @@ class LayerUnionCam(ProbabilityCam):
                 channel's gradients that is dropped. Default: 10.0
             {perturbations_per_eval}
             {show_progress}
+            region_attributions (Tensor, optional): Attributions of ``region_method`` for the same inputs and target,
+                (N, C, \*s) at the input's or the layer's resolution. They are united instead of being computed again.
+                Default: None
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -134,22 +140,35 @@ class LayerUnionCam(ProbabilityCam):
             torch.Size([1, 3, 64, 64])
         """
         check_percentile(percentile)
-        where = (attribute_to_layer_input, baselines, perturbations_per_eval)
-        with self._scoring(
-            inputs, target, additional_forward_args, *where, interpolate_mode=interpolate_mode, with_gradients=True
-        ) as scorer:
+        check_gradients_allowed(type(self).__name__)
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=self.activation,
+            baselines=baselines,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        with masked_scorer(call, with_gradients=True) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
-            region = component_map("region_method", self.region_method, scorer, show_progress)
+            region = component_map(scorer, "region_method", self.region_method, attributions=region_attributions)
             denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
 
-            without, kept, kept_region = scorer.scores_of_maps(
+            blank, with_denoised, with_region = scorer.scores_of_maps(
                 torch.cat([torch.zeros_like(region), denoised, region], dim=1)
             ).unbind(dim=1)
-            contributions = contribution(kept, without), contribution(kept_region, without)
+            scale = scorer.forward_pass.scale
+            contributions = contribution(with_denoised, blank, scale), contribution(with_region, blank, scale)
             combined = combine(denoised, region, *contribution_weights(*contributions, "raw"))
-            combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], without)
+            # c(C) > c(R) beyond rounding: the blank's probability cancels out.
+            better = contribution(scorer.scores_of_maps(combined)[:, 0], with_region, scale) > 0
 
-        better = combined_contribution > contributions[1]
         union = torch.where(better.reshape(-1, *(1,) * (region.dim() - 1)), combined, region)
         empty = int((~union.flatten(1).any(dim=1)).sum())
         if empty:

@@ -1,4 +1,4 @@
-"""Methods judged by metrics over many pictures, in one process or under torchrun."""
+"""Evaluates methods by metrics over many pictures, in one process or under torchrun."""
 
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._report import report

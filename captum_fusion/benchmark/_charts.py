@@ -1,4 +1,4 @@
-"""The pictures of a benchmark's report."""
+"""The charts of a benchmark's report."""
 
 import base64
 import textwrap
@@ -15,21 +15,22 @@ from PIL import Image
 from captum_fusion._app.drawing import overlay
 from captum_fusion._app.images import open_photograph
 from captum_fusion._app.methods import CONTROLS
-from captum_fusion.benchmark._measures import MEASURES
+from captum_fusion._app.settings import MEASURES
 from captum_fusion.benchmark._records import CURVES
+from captum_fusion.benchmark._statistics import interval, significance_marks
 
-_SHOWN = 6
+_EXAMPLES = 6
 _SIDE = 224
 # About the width of a letter in inches.
 _LETTER = 0.09
-# Whether a difference is told from none.
-_COLOURS = {False: "0.6", True: "tab:red"}
 _BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
-_NORMAL = 1.96
 
 
-def measures_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
-    """How far each method is from the best one in each measure, over the pictures that both explained."""
+def measures_chart(records: pd.DataFrame, measures: Sequence[str], pairs: pd.DataFrame) -> Figure:
+    """The difference of each method from the best one in each measure, over the pictures that both explained.
+
+    Red methods are significantly worse by the same tests as in the tables.
+    """
     subjects = list(records["subject"].unique())
     labels = {subject: _labels(records, subject) for subject in subjects}
     longest = max(len(label) for names in labels.values() for label in names)
@@ -42,28 +43,34 @@ def measures_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
         for axis, name in zip(line, measures, strict=True):
             measure = MEASURES[name]
             values = _values(records, subject, measure.column).astype(float) * measure.scale
-            best = values.mean().idxmax() if measure.higher else values.mean().idxmin()
-            for device, label in enumerate(labels[subject]):
+            tests = pairs[(pairs["subject"] == subject) & (pairs["measure"] == name)]
+            marks = significance_marks(values.mean(), tests, measure.higher)
+            best = next((label for label, mark in marks.items() if mark == "best"), None)
+            for position, label in enumerate(labels[subject]):
                 if label == best:
-                    axis.plot(0, device, "D", color="black", markersize=5)
-                    axis.annotate(f"{values[best].mean():.3g}", (0, device), (6, 0), **_BESIDE)
+                    axis.plot(0, position, "D", color="black", markersize=5)
+                    axis.annotate(f"{values[best].mean():.3g}", (0, position), (6, 0), **_BESIDE)
                 elif label in values and len(both := (values[label] - values[best]).dropna()):
-                    mean, half = _mean_and_half(both.to_numpy())
-                    apart = bool(abs(mean) > half)
-                    axis.errorbar(mean, device, xerr=half, fmt="o", markersize=4, capsize=2, color=_COLOURS[apart])
+                    mean, half = interval(both.to_numpy())
+                    color = "tab:red" if marks[label] == "worse" else "0.6"
+                    axis.errorbar(mean, position, xerr=half, fmt="o", markersize=4, capsize=2, color=color)
             axis.axvline(0, color="black", linewidth=0.6)
             axis.grid(axis="x", linewidth=0.4)
-            axis.set_title(f"{name.replace('_', ' ')}\n{'higher' if measure.higher else 'lower'} is better", size=9)
+            direction = f"{'higher' if measure.higher else 'lower'} is better"
+            axis.set_title(f"{name.replace('_', ' ')}\n{direction}", size=9)
             axis.set_ylim(len(labels[subject]) - 0.4, -0.6)
             axis.set_yticks(range(len(labels[subject])), labels[subject] if axis is line[0] else [])
         if len(subjects) > 1:
-            line[0].set_title(f"{subject}\n{line[0].get_title()}", size=9, loc="left")
-    figure.supxlabel("difference from the best one (black, with its mean), paired, and its 95 % interval", size=9)
+            line[0].set_title(f"{subject}\n{line[0].get_title()}", size=9, loc="left", parse_math=False)
+    figure.supxlabel(
+        "paired difference from the best one (black, with its mean) and its 95 % interval; red: significantly worse",
+        size=9,
+    )
     return figure
 
 
 def curves_chart(records: pd.DataFrame) -> Figure | None:
-    """How far each method's insertion and deletion curves are from the best ones; None where there are none."""
+    """The difference of each method's insertion and deletion curves from the best ones; None without curves."""
     curves = [name for name in CURVES if name in records]
     if not curves:
         return None
@@ -84,22 +91,22 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
             best = means.idxmax() if higher else means.idxmin()
             both = lines[[label, best]].dropna() if label in lines else lines[:0]
             if label != best and len(both):
-                mean, half = _mean_and_half(np.stack(both[label].to_numpy()) - np.stack(both[best].to_numpy()))
+                mean, half = interval(np.stack(both[label].to_numpy()) - np.stack(both[best].to_numpy()))
                 share = np.linspace(0, 1, len(mean))
                 axis.fill_between(share, mean - half, mean + half, alpha=0.3, linewidth=0)
                 axis.plot(share, mean, linewidth=1.2)
                 if label not in CONTROLS:
-                    farthest = max(farthest, float((np.abs(mean) + half).max()))
+                    farthest = max(farthest, float((np.abs(mean) + np.nan_to_num(half)).max()))
             axis.axhline(0, color="black", linewidth=0.6)
             axis.tick_params(labelsize=6)
             if label == best:
                 axis.annotate(f"best, area {means[best]:.3f}", (0.5, 0), (0, 4), **_BESIDE | {"ha": "center"})
             if column == 0:
-                shown = f"{subject}\n{label}" if len(subjects) > 1 else label
-                axis.set_ylabel(shown, rotation=0, ha="right", va="center", size=8)
+                name = f"{subject}\n{label}" if len(subjects) > 1 else label
+                axis.set_ylabel(name, parse_math=False, rotation=0, ha="right", va="center", size=8)
             if row == 0:
                 axis.set_title(f"{area}: {'higher' if higher else 'lower'} is better", size=9)
-        # One scale, but for the controls, beside which the others could not be told apart.
+        # One scale, but for the controls, which are so far off that they would flatten the others.
         for row, (_, label) in enumerate(rows):
             if label not in CONTROLS and farthest:
                 grid[row][column].set_ylim(-1.1 * farthest, 1.1 * farthest)
@@ -110,32 +117,25 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
 
 def _labels(records: pd.DataFrame, subject: str) -> list[str]:
     """The rows of a subject, in their order."""
-    found = set(records.loc[records["subject"] == subject, "label"])
-    return [label for label in records["label"].cat.categories if label in found]
+    labels = set(records.loc[records["subject"] == subject, "label"])
+    return [label for label in records["label"].cat.categories if label in labels]
 
 
 def _values(records: pd.DataFrame, subject: str, column: str) -> pd.DataFrame:
-    """What is in a column for each picture, a row, and each method that has it."""
+    """The values of a column: a row for each picture, a column for each method."""
     of_subject = records[records["subject"] == subject].dropna(subset=[column])
     return of_subject.pivot(index=["image", "requested"], columns="label", values=column)
 
 
-def _mean_and_half(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over the pictures and half of its 95 % interval, by the normal distribution."""
-    count = len(values)
-    spread = values.std(axis=0, ddof=1) if count > 1 else np.zeros_like(values[0])
-    return values.mean(axis=0), _NORMAL * spread / count**0.5
-
-
 def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure:
-    """The explanations with the best and the worst values of the first measure that tells them apart."""
+    """The explanations with the best and the worst values of the first measure."""
     measure = next(name for name in ("overall", "average_drop", *measures) if name in measures)
     column, higher = MEASURES[measure].column, MEASURES[measure].higher
     judged = records.dropna(subset=[column, "map"])
     ranked = judged.sort_values(column, ascending=not higher, kind="stable")
     # Each picture once: by its best and by its worst explanation.
     most, least = ranked.drop_duplicates("image"), ranked[::-1].drop_duplicates("image")
-    count = max(1, min(_SHOWN, ceil(len(most) / 2)))
+    count = max(1, min(_EXAMPLES, ceil(len(most) / 2)))
     groups = (("most", most.head(count)), ("least", least.head(count)))
     figure = Figure(figsize=(2.3 * count, 5.9), layout="constrained")
     for line, (which, rows) in zip(figure.subplots(2, count, squeeze=False), groups, strict=True):
@@ -144,9 +144,9 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
         for axis, (_, row) in zip(line, rows.iterrows(), strict=False):
             values = np.frombuffer(base64.b64decode(row["map"]), dtype=np.uint8)
             side = round(len(values) ** 0.5)
-            shown = Image.fromarray(values.reshape(side, side).astype(np.float32))
-            photograph, remark = as_seen(Path(row["file"]), row["frame"])
-            overlay(axis, photograph, np.asarray(shown.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)) / 255)
+            small = Image.fromarray(values.reshape(side, side).astype(np.float32))
+            photograph, remark = crop_seen(Path(row["file"]), row["frame"])
+            overlay(axis, photograph, np.asarray(small.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)) / 255)
             remarks = [remark] if remark else []
             remarks += ["empty map"] if row.get("empty") is True else []
             caption = "\n".join(
@@ -157,16 +157,16 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
                     *(textwrap.wrap(str(row["subject"]), 28) if records["subject"].nunique() > 1 else []),
                 ]
             )
-            axis.set_title(caption, fontsize=7)
+            axis.set_title(caption, fontsize=7, parse_math=False)
     return figure
 
 
-def as_seen(file: Path, frame: Sequence[float]) -> tuple[np.ndarray, str]:
-    """The part of a picture that the model saw; grey, with a remark, where the file is gone."""
+def crop_seen(file: Path, frame: Sequence[float]) -> tuple[np.ndarray, str]:
+    """The part of a picture that the model saw; grey, with a remark, where the file is missing."""
     try:
         image = open_photograph(file).image
     except (OSError, ValueError):
-        return np.full((_SIDE, _SIDE, 3), 0.5), "picture gone"
+        return np.full((_SIDE, _SIDE, 3), 0.5), "picture missing"
     width, height = image.size
     box = (max(frame[0], 0), max(frame[1], 0), min(frame[2], width), min(frame[3], height))
     return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)) / 255, ""

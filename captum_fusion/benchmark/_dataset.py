@@ -1,34 +1,61 @@
-"""A benchmark's pictures and what is known about them."""
+"""The pictures of a benchmark with their labels and objects, and where a model sees these."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from matplotlib.path import Path as Polygon
+from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import clamp_bounding_boxes, pil_to_tensor
-from torchvision.tv_tensors import BoundingBoxes
 
-from captum_fusion._app.models.loading import Frame
+from captum_fusion._app.models.preprocessing import Frame
 
 Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+"""The width and height of a picture."""
+
+# How EXIF orientations turn x and y: the rows of a matrix.
+_TURNS = {
+    2: ((-1, 0), (0, 1)),
+    3: ((-1, 0), (0, -1)),
+    4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)),
+    6: ((0, -1), (1, 0)),
+    7: ((0, -1), (-1, 0)),
+    8: ((0, 1), (-1, 0)),
+}
+# How many pixels a box may reach beyond its picture, as rounded ones do.
+_ROUNDED = 2
 
 
 @dataclass(frozen=True)
 class Outline:
-    """The pixels of an object: inside polygons, each x y x y ..., or where runs tell, column by column, off first."""
+    """The pixels of an object: inside polygons, each x y x y ..., or by run lengths, column by column, off first."""
 
     polygons: Sequence[Sequence[float]] = ()
     runs: Sequence[int] = ()
     size: tuple[int, int] = (0, 0)
     """The height and width of the picture whose pixels the runs count."""
 
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Whether each of some points (K, 2) lies inside."""
+        if self.polygons:
+            # A centre on an edge belongs to one side, as for pycocotools.
+            inside = [Polygon(np.reshape(p, (-1, 2))).contains_points(points + 1e-6) for p in self.polygons]
+            return np.any(inside, axis=0)  # type: ignore[no-any-return]
+        height, width = self.size
+        pixels = np.repeat(np.arange(len(self.runs)) % 2, self.runs).reshape(width, height)
+        x, y = np.floor(points).astype(int).T
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        return inside & (pixels[x.clip(0, width - 1), y.clip(0, height - 1)] == 1)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class Instance:
-    """An object in a picture: its label, and where it is, in the picture's pixels."""
+    """An object in a picture: its label, its box and its outline in the annotation's pixels."""
 
     label: int
     box: Box
@@ -36,34 +63,60 @@ class Instance:
     crowd: bool = False
     """Whether it is a group of objects rather than one."""
 
-    def box_seen(self, frame: Frame, size: int) -> Tensor:
-        """The box in the pixels that a model sees, (1, 4), or (0, 4) where it sees nothing of it."""
-        x1, y1, x2, y2 = self.box
-        across, down = size / (frame.x2 - frame.x1), size / (frame.y2 - frame.y1)
-        moved = [(x1 - frame.x1) * across, (y1 - frame.y1) * down, (x2 - frame.x1) * across, (y2 - frame.y1) * down]
-        boxes = BoundingBoxes([moved], format="XYXY", canvas_size=(size, size), dtype=torch.float32)
-        seen: Tensor = clamp_bounding_boxes(boxes).as_subclass(Tensor)
-        return seen[(seen[:, 0] < seen[:, 2]) & (seen[:, 1] < seen[:, 3])]
 
-    def mask_seen(self, frame: Frame, size: int) -> Tensor:
-        """The mask in the pixels that a model sees, (1, size, size), or (0, size, size) where it sees nothing of it."""
-        canvas = Image.new("1", (size, size))
-        if self.outline is not None and self.outline.polygons:
-            across, down = size / (frame.x2 - frame.x1), size / (frame.y2 - frame.y1)
-            for polygon in self.outline.polygons:
-                corners = zip(polygon[::2], polygon[1::2], strict=True)
-                # Pillow counts pixels from their centres.
-                moved = [((x - frame.x1) * across - 0.5, (y - frame.y1) * down - 0.5) for x, y in corners]
-                ImageDraw.Draw(canvas).polygon(moved, fill=1)
-        elif self.outline is not None:
-            height, width = self.outline.size
-            on = torch.arange(len(self.outline.runs), dtype=torch.uint8) % 2
-            pixels = on.repeat_interleave(torch.tensor(self.outline.runs)).reshape(width, height).T
-            canvas = Image.fromarray(pixels.contiguous().numpy()).transform(
-                (size, size), Image.Transform.EXTENT, tuple(frame)
-            )
-        mask: Tensor = pil_to_tensor(canvas).bool()
-        return mask[mask.flatten(1).any(dim=1)]
+@dataclass(frozen=True)
+class Picture:
+    """A picture file with its labels and objects; ``instances`` is None where the source has no objects."""
+
+    name: str
+    file: Path
+    labels: tuple[int, ...] = ()
+    instances: tuple[Instance, ...] | None = None
+    size: Size | None = None
+    """The size that the annotation gives."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures and the names of their labels, None where labels are the model's own class indices."""
+
+    pictures: list[Picture]
+    categories: tuple[str, ...] | None = None
+    of_objects: bool = False
+    """Whether the categories are those of COCO or VOC, which ImageNet's classes name more closely."""
+    notes: list[str] = field(default_factory=list)
+    """The files that were left out."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The affine map from an annotation's pixels to a model's, by turning, scaling and cropping."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    size: int
+    note: str
+
+    def regions(self, instances: Sequence[Instance]) -> "Regions":
+        """Where a model sees some objects."""
+        centres = (np.mgrid[: self.size, : self.size][::-1] + 0.5).reshape(2, -1).T
+        points = (centres - self.offset) @ np.linalg.inv(self.matrix).T
+        boxes, singles, mask = [torch.zeros(0, 4)], [], torch.zeros(self.size, self.size, dtype=torch.bool)
+        for instance in instances:
+            corners = np.reshape(instance.box, (2, 2)) @ self.matrix.T + self.offset
+            corners = np.sort(corners, axis=0).clip(0, self.size)
+            region = box = torch.from_numpy(corners).float().reshape(1, 4)
+            visible = bool((corners[0] < corners[1]).all())
+            if visible:
+                boxes.append(box)
+            if instance.outline is not None:
+                region = torch.from_numpy(instance.outline.contains(points)).reshape(1, self.size, self.size)
+                mask |= region[0]
+                visible = bool(region.any())
+            if visible and not instance.crowd:
+                singles.append(region[0])
+        complete = all(instance.outline is not None for instance in instances)
+        return Regions(torch.cat(boxes), mask if complete else torch.zeros_like(mask), singles)
 
 
 class Regions(NamedTuple):
@@ -73,40 +126,65 @@ class Regions(NamedTuple):
     """(K, 4)"""
     mask: Tensor
     """(size, size); empty where an outline is missing."""
-    singles: list[Tensor]
+    instances: list[Tensor]
     """Each object that is no crowd, by its outline, or by its box where it has none."""
 
 
-def regions_seen(instances: Sequence[Instance], frame: Frame, size: int) -> Regions:
-    """Where a model sees some objects."""
-    boxes = [instance.box_seen(frame, size) for instance in instances]
-    masks = [instance.mask_seen(frame, size) for instance in instances]
-    outlined = all(instance.outline for instance in instances)
-    mask = torch.cat([torch.zeros(1, size, size, dtype=torch.bool), *masks]).any(dim=0)
-    singles = [
-        region
-        for instance, box, outline in zip(instances, boxes, masks, strict=True)
-        for region in (outline if instance.outline else box)
-        if not instance.crowd
-    ]
-    return Regions(torch.cat([torch.zeros(0, 4), *boxes]), mask if outlined else torch.zeros_like(mask), singles)
+def place(picture: Picture, frame: Frame, size: int) -> Placement:
+    """Places the objects of a picture in the pixels that a model sees.
+
+    Annotations whose size is that of the stored picture are turned as its EXIF orientation turns the picture; those
+    of the upright picture are not. Those of a larger or smaller copy are scaled.
+
+    Raises:
+        ValueError: If the annotation is of a picture of another shape, or reaches beyond the picture.
+    """
+    with Image.open(picture.file) as image:
+        stored, orientation = image.size, _orientation(image)
+    upright = stored[::-1] if orientation >= 5 else stored
+    annotated = picture.size or stored
+    for is_close in (_equal, _same_shape):
+        turn = orientation if is_close(annotated, stored) else 1 if is_close(annotated, upright) else None
+        if turn is not None:
+            break
+    else:
+        raise ValueError(
+            f"its annotation is of a picture of {annotated[0]} x {annotated[1]} pixels, and it has {stored[0]} x "
+            f"{stored[1]}; expected the same size or a scaled copy"
+        )
+    for instance in picture.instances or ():
+        reach = instance.box[2:]
+        if any(end > side + _ROUNDED for end, side in zip(reach, annotated, strict=True)):
+            raise ValueError(
+                f"its annotation has a box that reaches to {reach[0]:g}, {reach[1]:g} in {annotated[0]} x "
+                f"{annotated[1]} pixels; expected boxes inside the picture"
+            )
+        if instance.outline and instance.outline.runs and instance.outline.size != annotated[::-1]:
+            raise ValueError(
+                f"its annotation has run lengths of {instance.outline.size[::-1]} pixels; expected {annotated}, the "
+                "size of the picture"
+            )
+    matrix = np.array(_TURNS.get(turn, ((1, 0), (0, 1))), dtype=float)
+    notes = ["boxes and outlines are turned by the EXIF orientation"] if turn != 1 else []
+    notes += ["boxes and outlines are scaled to the picture"] if sorted(annotated) != sorted(stored) else []
+    start, scale = np.array(frame[:2]), size / (np.array(frame[2:]) - frame[:2])
+    offset = ((matrix.sum(axis=1) < 0) * upright - start) * scale
+    matrix = (scale * upright)[:, None] * matrix / annotated
+    return Placement(matrix, offset, size, "; ".join(notes))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture file with what is known about it; ``instances`` is None where the source tells of no objects."""
-
-    name: str
-    file: Path
-    labels: tuple[int, ...] = ()
-    instances: tuple[Instance, ...] | None = None
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # A damaged block, which open_photograph passes over as well.
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
-@dataclass(frozen=True)
-class Source:
-    """The pictures and what their labels are called, None where labels are the model's own class indices."""
+def _equal(first: Size, second: Size) -> bool:
+    return tuple(first) == tuple(second)
 
-    pictures: list[Picture]
-    categories: tuple[str, ...] | None = None
-    of_objects: bool = False
-    """Whether the categories are those of COCO or VOC, which ImageNet's classes name more closely."""
+
+def _same_shape(first: Size, second: Size) -> bool:
+    # Sides of a scaled copy are rounded.
+    return abs(first[0] * second[1] - first[1] * second[0]) <= max(sum(first), sum(second))

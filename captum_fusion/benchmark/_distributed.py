@@ -1,4 +1,4 @@
-"""The processes that share a benchmark, as torchrun starts them; one process without it."""
+"""The processes that share a benchmark, as torchrun starts them; a single one without it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from captum_fusion._app.names import one_line
+from captum_fusion._app.messages import one_line
 
 T = TypeVar("T")
-# Who is done waits for as long as others work.
-_PATIENCE = timedelta(days=365)
+# A process that has finished its share waits for as long as others work.
+_TIMEOUT = timedelta(days=365)
 
 
 class ProcessGroup:
-    """This process among all."""
+    """The rank of this process, the number of processes, and what they do together."""
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
         self.rank = rank
@@ -24,12 +24,12 @@ class ProcessGroup:
         self._group = group
 
     def wait(self) -> None:
-        """Waits for all."""
+        """Waits for all processes."""
         if self.size > 1:
             distributed.barrier(group=self._group)
 
     def broadcast_from_rank0(self, action: Callable[[], T]) -> T:
-        """What the first process gets from an action, in all of them; if it fails, all fail alike."""
+        """Runs an action on rank 0 and returns its result on all; if it fails, all processes raise its error."""
         if self.size == 1:
             return action()
         outcome: list[Any] = [None]
@@ -41,12 +41,10 @@ class ProcessGroup:
                 failure, outcome = error, [(False, one_line(error))]
         distributed.broadcast_object_list(outcome, src=0, group=self._group)
         succeeded, value = outcome[0]
-        if succeeded:
-            result: T = value
-            return result
-        if failure is not None:
-            raise failure
-        raise ValueError(value)
+        if not succeeded:
+            raise failure or ValueError(value)
+        result: T = value
+        return result
 
 
 @contextmanager
@@ -58,8 +56,8 @@ def process_group() -> Iterator[ProcessGroup]:
     if not distributed.is_initialized():
         yield ProcessGroup()
         return
-    # A group of its own: the caller's may have another backend and less patience.
-    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    # A group of its own: the caller's may have another backend and a shorter timeout.
+    group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     try:
         yield ProcessGroup(distributed.get_rank(), distributed.get_world_size(), group)
     finally:

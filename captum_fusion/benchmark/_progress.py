@@ -1,37 +1,29 @@
-"""How far a benchmark is, and the means so far."""
+"""The progress of a benchmark on standard error, with the means so far."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from threading import Event, Thread
 from time import monotonic
-from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from scipy.stats import sem
 
-from captum_fusion.benchmark._records import SHARDS, Key, Record, key_of, parse, with_several_percentiles
-from captum_fusion.metrics.means import Mean, mean_of
+from captum_fusion._app.settings import MEASURES
+from captum_fusion.benchmark._records import PATTERN, Key, Record, key_of, read_lines, with_several_percentiles
 
-_SECONDS = 1.0
+# Seconds between two updates of a terminal, and between two lines where there is none.
+_TERMINAL, _LINES = 0.5, 30.0
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """A bar over the explained pictures of all models, and each method's Average Drop and Increase.
+    """A bar over the pictures of all models and each method's means on a terminal, else a line every half minute.
 
-    It reads what all processes append to their records, so that it shows the whole; its rate and its remaining time
-    are those of this run.
-
-    Args:
-        folder (Path): The output folder.
-        total (int): How many pictures there are, counting each requested target and each model.
-        pending (Mapping): The keys of the records that are still to be made, by the picture.
-        done (Mapping): The records that were there before.
-        clock (Callable): Tells the seconds. Default: ``time.monotonic``
+    ``total`` counts each requested target and each model; ``pending`` holds the keys of the missing records, by the
+    picture; ``own`` is the file of this process, which reads those of the others. The pace is that of this run.
     """
 
     def __init__(
@@ -40,90 +32,82 @@ class Progress(AbstractContextManager["Progress"]):
         total: int,
         pending: Mapping[tuple[str, ...], set[Key]],
         done: Mapping[Key, Record],
+        metrics: Iterable[str],
+        own: Path,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.folder = folder
-        self.total = total
+        self.folder, self.total, self.own, self.clock = folder, total, own, clock
         self.pending = {item: set(keys) for item, keys in pending.items()}
         self.before = len(pending)
-        self.clock = clock
-        self.start = clock()
-        self.offsets = {writer: writer.stat().st_size for writer in folder.glob(SHARDS)}
-        keys = [*done, *(key for keys in pending.values() for key in keys)]
-        self.several = with_several_percentiles(keys)
+        self.start = self.last = clock()
+        self.offsets = {file: file.stat().st_size for file in folder.glob(PATTERN)}
+        self.several = with_several_percentiles([*done, *(key for keys in pending.values() for key in keys)])
+        self.measures = {
+            name: measure
+            for name, measure in MEASURES.items()
+            if measure.metric in set(metrics) and name != "overall"  # The records hold its parts.
+        }
         self.values: dict[str, dict[str, list[float]]] = {}
-        self.bar = Bar(
-            TextColumn("pictures"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            auto_refresh=False,
-        )
-        self.task: TaskID = self.bar.add_task("pictures", total=total, completed=total - self.before, rate="")
-        self._count(done.values())
-        self.live = Live(self._shown(), refresh_per_second=2, transient=True)
-        self.stop = Event()
-        self.thread = Thread(target=self._watch, daemon=True)
+        self._collect(done.values())
+        console = Console(stderr=True)
+        self.live: Live | None = None
+        if console.is_terminal:
+            self.live = Live(self.table(), console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "Progress":
-        self.live.start()
-        self.thread.start()
+        if self.live:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self.live.stop()
+        if self.live:
+            self.live.stop()
 
-    def _watch(self) -> None:
-        while not self.stop.wait(_SECONDS):
-            self.poll()
+    def add(self, records: Iterable[Record]) -> None:
+        """Counts records that were appended, and shows the progress where it is time."""
+        self._collect(records)
+        if self.clock() - self.last < (_TERMINAL if self.live else _LINES):
+            return
+        self.last = self.clock()
+        for file in self.folder.glob(PATTERN):
+            if file != self.own:
+                lines = list(read_lines(file, self.offsets.get(file, 0)))
+                self.offsets[file] = self.offsets.get(file, 0) + sum(len(content) for _, content, _ in lines)
+                self._collect(record for _, _, record in lines if record is not None)
+        if self.live:
+            self.live.update(self.table(), refresh=True)
+        else:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(f"captum-fusion: {self.line()}")
 
-    def poll(self) -> None:
-        """Takes in what was appended since."""
-        for writer in self.folder.glob(SHARDS):
-            with writer.open("rb") as stream:
-                stream.seek(self.offsets.get(writer, 0))
-                content = stream.read()
-            whole = content[: content.rfind(b"\n") + 1]
-            self.offsets[writer] = self.offsets.get(writer, 0) + len(whole)
-            records = [record for line in whole.splitlines() if (record := parse(line)) is not None]
-            for record in records:
-                key = key_of(record)
-                keys = self.pending.get(key.item, set())
-                keys.discard(key)
-                if not keys:
-                    self.pending.pop(key.item, None)
-            self._count(records)
-        self.bar.update(self.task, completed=self.total - len(self.pending), rate=self.rate())
-        self.live.update(self._shown())
-
-    def rate(self) -> str:
-        """The pace of this run, and what remains at this pace."""
+    def line(self) -> str:
+        """The pictures that are done, the pace of this run, and the time that remains at this pace."""
+        line = f"{self.total - len(self.pending)} of {self.total} pictures"
         finished, seconds = self.before - len(self.pending), self.clock() - self.start
         if not finished or seconds <= 0:
-            return ""
-        pace = finished / seconds
-        remaining = timedelta(seconds=round(len(self.pending) / pace))
-        return f"{pace:.2f} per second, {remaining} left"
+            return line
+        remaining = timedelta(seconds=round(len(self.pending) * seconds / finished))
+        return f"{line}, {finished / seconds:.2f} per second, {remaining} left"
 
-    def _count(self, records: Iterable[Record]) -> None:
-        for record in records:
-            values = self.values.setdefault(
-                key_of(record).label(self.several), {"confidence_drop": [], "confidence_increase": []}
-            )
-            for name, numbers in values.items():
-                number: Any = record.get(name)
-                if number is not None:
-                    numbers.append(100 * number)
-
-    def _shown(self) -> Group:
-        table = Table("method", "Average Drop", "Average Increase", "pictures")
+    def table(self) -> Group:
+        """The bar and the means so far."""
+        table = Table("method", *(f"{measure.short} {measure.arrow}" for measure in self.measures.values()), "pictures")
         for method, values in self.values.items():
-            drop, increase = (mean_of(numbers) for numbers in values.values())
-            table.add_row(method, _short(drop), _short(increase), str(drop.examples))
-        return Group(self.bar, table)
+            cells = [
+                f"{sum(numbers) / len(numbers):.3g} ± {sem(numbers):.2g}" if len(numbers) > 1 else ""
+                for numbers in values.values()
+            ]
+            table.add_row(method, *cells, str(max(map(len, values.values()))))
+        return Group(self.line(), ProgressBar(self.total, self.total - len(self.pending)), table)
 
-
-def _short(mean: Mean) -> str:
-    return f"{mean.mean:.1f} ± {mean.standard_error:.1f}" if mean.examples > 1 else ""
+    def _collect(self, records: Iterable[Record]) -> None:
+        for record in records:
+            key = key_of(record)
+            keys = self.pending.get(key.item, set())
+            keys.discard(key)
+            if not keys:
+                self.pending.pop(key.item, None)
+            values = self.values.setdefault(key.label(self.several), {name: [] for name in self.measures})
+            for name, measure in self.measures.items():
+                number = dict(record).get(measure.column)
+                if isinstance(number, (int, float)):
+                    values[name].append(measure.scale * number)

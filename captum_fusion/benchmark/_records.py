@@ -1,4 +1,4 @@
-"""Records that survive whatever happens to the process: one line of JSON each, appended and flushed."""
+"""Records that survive a killed process: one line of JSON each, appended and flushed."""
 
 import base64
 import hashlib
@@ -8,30 +8,64 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
-from captum_fusion._app.atomic_files import stale_temp_files, write_whole
-from captum_fusion.benchmark._measures import MEASURES
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # pragma: no cover  (Windows has no such locks)
-    fcntl = None  # type: ignore[assignment]
+from captum_fusion._app.output_files import stale_temp_files, write_whole
+from captum_fusion._app.settings import MEASURES
 
-Record = dict[str, Any]
-
-SHARDS = "records-*.jsonl"
+PATTERN = "records-*.jsonl"
 CURVES = ("insertion_curve", "deletion_curve")
-_MEASURED = tuple(measure.column for measure in MEASURES.values())
-_LOCK = ".lock"
+_COLUMNS = [measure.column for measure in MEASURES.values()]
+_TEXTS = ("model", "weights", "layer", "image", "requested", "method", "file")
 _HASHES = "hashes.json"
-_PIECE = 1 << 20
-# How many lines a message names.
+_CHUNK = 1 << 20
+# How many damaged lines a message names.
 _NAMED = 5
 
 
+class Record(TypedDict, total=False):
+    """One explanation: its key, what its values depend on, and the values or the error; metrics are further columns."""
+
+    model: str
+    weights: str
+    layer: str
+    image: str
+    requested: str
+    method: str
+    percentile: float | None
+    stage: str | None
+    weights_hash: str
+    model_hash: str
+    image_hash: str
+    objects_hash: str | None
+    target_kind: str
+    steps: int | None
+    weighting: str
+    tolerance: float
+    precision: str
+    activation: str
+    grid: list[int] | None
+    device: str
+    batch_size: int
+    compile: bool
+    file: str
+    error: str
+    target: int
+    category: str
+    probability: float
+    frame: list[float]
+    note: str
+    empty: bool
+    instances: int
+    map: str
+    """The map in 28 x 28 pixels, 8 bits each, in base 64."""
+    seconds: float
+
+
 class Key(NamedTuple):
-    """What a record is of."""
+    """Identifies a record."""
 
     model: str
     weights: str
@@ -43,23 +77,26 @@ class Key(NamedTuple):
     stage: str | None
 
     @property
+    def subject(self) -> tuple[str, str, str]:
+        """The model, its weights and its layer."""
+        return self[:3]
+
+    @property
     def item(self) -> tuple[str, ...]:
-        """The picture and the target that were asked of which model, whatever the method."""
+        """The subject, the picture and the requested target."""
         return self[:5]
 
     @property
     def base(self) -> str:
-        """The method, whatever its weighting."""
+        """The method without its weighting."""
         return self.method.partition(":")[0]
 
     def label(self, several: Iterable[str]) -> str:
-        """What a row is called; its percentile is told where the method is there with several.
-
-        Stages that do not depend on the weighting or the percentile have one name.
-        """
+        """The name of a row of the tables; stages that do not depend on the weighting or the percentile have one."""
         method = self.base if self.stage in ("gradient", "denoised", "region") else self.method
-        told = self.method in several and self.stage not in ("gradient", "region")
-        return f"{method}{f' {self.percentile:g}%' if told else ''}{f' {self.stage}' if self.stage else ''}"
+        varies = self.method in several and self.stage not in ("gradient", "region")
+        percentile = f" {self.percentile:g}%" if varies else ""
+        return f"{method}{percentile}{f' {self.stage}' if self.stage else ''}"
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -68,48 +105,40 @@ def key_of(record: Mapping[str, Any]) -> Key:
 
 
 def with_several_percentiles(keys: Iterable[Key]) -> set[str]:
-    """The methods that are there with more than one percentile."""
-    seen: dict[str, set[float | None]] = {}
+    """The methods that have records of more than one percentile."""
+    percentiles: dict[str, set[float | None]] = {}
     for key in keys:
-        seen.setdefault(key.method, set()).add(key.percentile)
-    return {method for method, percentiles in seen.items() if len(percentiles) > 1}
+        percentiles.setdefault(key.method, set()).add(key.percentile)
+    return {method for method, values in percentiles.items() if len(values) > 1}
 
 
-class Line(NamedTuple):
-    """A whole line of a shard: its number, its content, and the record in it, None if it is damaged."""
-
-    number: int
-    content: bytes
-    record: Record | None
-
-
-def _lines(writer: Path) -> Iterator[Line]:
-    """The whole lines of a shard; a half-written last line is none."""
-    with writer.open("rb") as stream:
+def read_lines(file: Path, start: int = 0) -> Iterator[tuple[int, bytes, Record | None]]:
+    """The number, the content and the record of each whole line from a byte on; the record of a damaged one is None."""
+    with file.open("rb") as stream:
+        stream.seek(start)
         for number, content in enumerate(stream, start=1):
             if content.endswith(b"\n"):
-                yield Line(number, content, parse(content))
+                yield number, content, _parse(content)
 
 
-def parse(line: bytes) -> Record | None:
+def _parse(line: bytes) -> Record | None:
     """The record in a line, or None if it holds none."""
     try:
         record = json.loads(line)
         assert isinstance(record, dict)
-        texts = ("model", "weights", "layer", "image", "requested", "method", "file")
-        assert all(isinstance(record[name], str) for name in texts)
+        assert all(isinstance(record[name], str) for name in _TEXTS)
         assert record["percentile"] is None or _is_number(record["percentile"])
         assert record["stage"] is None or isinstance(record["stage"], str)
         if "error" in record:
             assert isinstance(record["error"], str)
-            return record
-        assert _is_number(record["seconds"])
-        assert all(record.get(name) is None or _is_number(record[name]) for name in _MEASURED)
-        assert all(all(map(_is_number, record.get(name, []))) for name in CURVES)
-        assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
+        else:
+            assert _is_number(record["seconds"])
+            assert all(record.get(name) is None or _is_number(record[name]) for name in _COLUMNS)
+            assert all(all(map(_is_number, record.get(name, []))) for name in CURVES)
+            assert round(len(base64.b64decode(record["map"], validate=True)) ** 0.5) ** 2
     except (AssertionError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    return record
+    return cast(Record, record)
 
 
 def _is_number(value: object) -> bool:
@@ -117,109 +146,98 @@ def _is_number(value: object) -> bool:
 
 
 def read_records(folder: Path) -> dict[Key, Record]:
-    """All finished records of all processes, in the order in which they were made.
+    """All finished records of all processes, in the order in which they were appended.
 
-    What was measured first stays; a later record adds what is new, and replaces an error. Damaged lines are named in a
+    The first value of a metric stays; a later record adds metrics, and replaces an error. Damaged lines are named in a
     warning.
     """
     records: dict[Key, Record] = {}
-    for writer in sorted(folder.glob(SHARDS)):
+    for file in sorted(folder.glob(PATTERN)):
         damaged = []
-        for line in _lines(writer):
-            if line.record is None:
-                damaged.append(line.number)
+        for number, _, record in read_lines(file):
+            if record is None:
+                damaged.append(number)
                 continue
-            key = key_of(line.record)
-            kept = records.get(key)
-            if kept is None or "error" in kept:
-                records[key] = line.record
-            elif "error" not in line.record:
-                records[key] = line.record | kept
+            earlier = records.setdefault(key_of(record), record)
+            if "error" in earlier:
+                records[key_of(record)] = record
+            elif "error" not in record:
+                records[key_of(record)] = record | earlier
         if damaged:
-            warnings.warn(f"{writer} {_numbered(damaged)} damaged and left out", stacklevel=2)
+            warnings.warn(f"{file} {_are_damaged(damaged)} and left out", stacklevel=2)
     return records
 
 
-def _numbered(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:_NAMED]))
+def _are_damaged(lines: list[int]) -> str:
     more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
-    return f"line {shown} is" if len(lines) == 1 else f"lines {shown}{more} are"
+    names = f"{', '.join(map(str, lines[:_NAMED]))}{more}"
+    return f"line {names} is damaged" if len(lines) == 1 else f"lines {names} are damaged"
 
 
 def repair(folder: Path) -> None:
-    """Sets damaged lines aside, into a file beside their shard, so that their work is done again; says which.
+    """Moves damaged lines to a file beside their own, and warns of them, so that their work is repeated.
 
-    Files that a killed run had begun are removed.
+    Files that a killed run had begun to write are removed.
     """
     for draft in stale_temp_files(folder):
         draft.unlink()
-    for writer in sorted(folder.glob(SHARDS)):
-        damaged = [line for line in _lines(writer) if line.record is None]
-        if not damaged:
-            continue
-        aside = writer.with_suffix(".damaged")
-        with aside.open("ab") as stream:
-            stream.writelines(line.content for line in damaged)
-        write_whole(writer, b"".join(line.content for line in _lines(writer) if line.record is not None))
-        warnings.warn(
-            f"{writer} {_numbered([line.number for line in damaged])} damaged; set aside in {aside.name}, and the work "
-            "is done again",
-            stacklevel=2,
-        )
+    for file in sorted(folder.glob(PATTERN)):
+        lines = list(read_lines(file))
+        numbers = [number for number, _, record in lines if record is None]
+        if numbers:
+            aside = file.with_suffix(".damaged")
+            with aside.open("ab") as stream:
+                stream.writelines(content for _, content, record in lines if record is None)
+            write_whole(file, b"".join(content for _, content, record in lines if record is not None))
+            text = f"{file} {_are_damaged(numbers)}; moved to {aside.name}, and the work is repeated"
+            warnings.warn(text, stacklevel=2)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder while this one is in it.
+    """Locks a folder against other runs.
 
     Raises:
-        ValueError: If another run is in it.
+        ValueError: If another run holds the lock.
     """
-    # The lock is the system's and ends with the process, however that ends; the file alone means nothing.
-    with (folder / _LOCK).open("a+") as stream:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"Another run is writing to {folder}; wait for it, or give another output folder"
-                ) from error
-        yield
+    # The operating system releases the lock when the process ends, however it ends; the file alone means nothing.
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"Another run is writing to {folder}; wait for it, or choose another output folder") from error
 
 
 class Hashes:
-    """The hashes of files' contents, kept in the output folder by size and time so that each file is read once."""
+    """Hashes of files, cached in the output folder by size and time, so that each file is read once."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / _HASHES
-        self.known: dict[str, Any] = {}
+        self.cached: dict[str, Any] = {}
         try:
-            known = json.loads(self.file.read_bytes())
-            if isinstance(known, dict):
-                self.known = {
-                    name: value for name, value in known.items() if isinstance(value, list) and len(value) == 4
-                }
-        except (OSError, ValueError):
+            content = json.loads(self.file.read_bytes())
+            self.cached = {
+                name: value for name, value in content.items() if isinstance(value, list) and len(value) == 4
+            }
+        except (AttributeError, OSError, ValueError):
             pass  # They are computed again.
 
     def of(self, file: Path) -> str:
-        """The hash of a file's content; of a file that cannot be read, why."""
+        """The hash of a file's content, or the reason why it cannot be read."""
+        name = str(file.absolute())
         try:
             state = file.stat()
-            known = self.known.get(str(file.absolute()))
             stamp = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-            if known is not None and known[:3] == stamp:
-                return str(known[3])
-            with file.open("rb") as stream:
-                value = hash_of(iter(lambda: stream.read(_PIECE), b""))
+            if self.cached.get(name, [])[:3] != stamp:
+                with file.open("rb") as stream:
+                    self.cached[name] = [*stamp, hash_of(iter(lambda: stream.read(_CHUNK), b""))]
         except OSError as error:
             return f"unreadable: {error.strerror}"
-        self.known[str(file.absolute())] = [*stamp, value]
-        return value
+        return str(self.cached[name][3])
 
     def save(self) -> None:
-        """Writes what is known."""
-        write_whole(self.file, json.dumps(self.known))
+        """Writes the cache."""
+        write_whole(self.file, json.dumps(self.cached))
 
 
 def hash_of(parts: Iterable[bytes]) -> str:
@@ -231,7 +249,7 @@ def hash_of(parts: Iterable[bytes]) -> str:
 
 
 class RecordWriter:
-    """The file to which one process appends its records."""
+    """Appends the records of one process to its file."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.file = folder / f"records-{rank:05d}.jsonl"
@@ -240,11 +258,11 @@ class RecordWriter:
         with self.file.open("ab") as stream:
             stream.truncate(self.end)
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Appends records; when that fails, the file ends after its last whole record.
+    def append(self, records: list[Record]) -> None:
+        """Appends the records of one picture or batch; when that fails, the file ends after its last whole record.
 
         Raises:
-            OSError: If they cannot be written.
+            OSError: If they cannot be written, naming the pictures.
         """
         lines = b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)
         try:
@@ -252,8 +270,12 @@ class RecordWriter:
                 stream.write(lines)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except OSError:
+        except OSError as error:
             with self.file.open("ab") as stream:
                 stream.truncate(self.end)
-            raise
+            images = ", ".join(dict.fromkeys(record["image"] for record in records))
+            text = (
+                f"{error.strerror}. The records of {images} are not written, all earlier ones are; run again to resume"
+            )
+            raise OSError(error.errno, text, str(self.file)) from error
         self.end += len(lines)

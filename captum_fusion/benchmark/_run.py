@@ -1,8 +1,9 @@
-"""Explains many pictures and judges the explanations."""
+"""Runs a benchmark: explains pictures with many methods and evaluates the explanations."""
 
 import os
 import platform
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import warnings
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -13,12 +14,11 @@ import torch
 
 from captum_fusion._app.console import Output
 from captum_fusion._app.models.loading import find_device
-from captum_fusion._app.options import LOCALIZATION
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
-from captum_fusion.benchmark._plan import Plan, check_records, make_plans
+from captum_fusion.benchmark._plan import Plan, WorkItem, check_records, make_plan
 from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
@@ -26,30 +26,31 @@ from captum_fusion.benchmark._sources import find_pictures
 
 
 class NothingExplainedError(RuntimeError):
-    """Not one explanation could be made; the records and the report say why."""
+    """No explanation could be computed; the records and the report hold the reasons."""
 
 
 def run(settings: Settings, show_progress: bool = False) -> Path:
-    """Explains pictures with many methods, judges each explanation, and writes a report.
+    """Explains pictures with many methods, evaluates each explanation, and writes a report.
 
-    Each finished explanation is appended to the output folder as one record. Run again with the same folder, it does
-    what is missing: it goes on where it was stopped, tries again what failed, and adds pictures, models, methods,
-    percentiles or metrics. What would change the meaning of records that are there is refused. Under torchrun, the
-    processes share the pictures, and the first one writes the report.
+    Each explanation is appended to the output folder as one record. Another run with the same folder computes what is
+    missing: it resumes an interrupted run, tries again what failed, and adds pictures, models, methods, percentiles or
+    metrics. What would change the meaning of existing records is refused. Under torchrun, the processes share the
+    pictures, and rank 0 writes the report.
 
     Args:
-        settings (Settings): What is asked: pictures, models, methods, metrics and the output folder.
-        show_progress (bool, optional): Whether to show progress with the running means, and the tables at the end.
+        settings (Settings): The pictures, models, methods, metrics and the output folder.
+        show_progress (bool, optional): Whether to show the progress on standard error, and the tables at the end.
             Default: False
 
     Returns:
-        *Path* of the output folder.
+        *Path* of the output folder: records of each explanation, summary.csv, summary.md, pairs.csv, measures.png,
+        curves.png, explanations.png and run.json with the settings and versions. See ``report``.
 
     Raises:
-        ValueError: If an argument names nothing, if there are no pictures or not the labels that are needed, if the
-            output folder holds records made in another way, or if another run writes to it.
+        ValueError: If a name is unknown, if there are no pictures or required labels, if the output folder holds
+            records made in another way, or if another run writes to it.
         OSError: If a record cannot be written; all earlier ones are kept.
-        NothingExplainedError: If nothing could be explained; records and report are there and say why.
+        NothingExplainedError: If nothing could be explained.
 
     Examples::
 
@@ -60,46 +61,46 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     folder = Path(settings.output)
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = chosen(settings, source)
-    if any(metric in LOCALIZATION for metric in settings.metrics) and source.pictures[0].instances is None:
+    if settings.localized and source.pictures[0].instances is None:
         raise ValueError(
-            f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} has "
-            "not; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
+            f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} does "
+            "not have; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
         )
     device = find_device(settings.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     with ExitStack() as stack:
         group = stack.enter_context(process_group())
-        hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))
-        plans = make_plans(settings, source, pictures, hashes.__getitem__, device)
+        items = group.broadcast_from_rank0(partial(_enter, folder, settings, pictures, stack))
+        plans = [make_plan(settings, source, items, device, subject) for subject in settings.subjects()]
         # The maps and curves of a large run fill the memory, and only the report needs them.
-        bulky = {"map", *CURVES}
-        done = {
-            key: {name: value for name, value in record.items() if name not in bulky}
+        done: Any = {
+            key: {name: value for name, value in record.items() if name not in ("map", *CURVES)}
             for key, record in read_records(folder).items()
         }
         check_records(folder, settings, plans, done)
         evaluator = Evaluator(settings, done)
+        for plan in plans:
+            evaluator.check_unchanged(plan)
         writer = RecordWriter(folder, group.rank)
-        # No process writes before all have read what is done.
+        # No process writes before all have read the records.
         group.wait()
-        progress: AbstractContextManager[Any] = nullcontext()
+        progress = None
         if show_progress and group.rank == 0:
-            total = sum(len(plan.items) for plan in plans)
-            pending = {
-                keys[0].item: set(keys)
-                for plan in plans
-                for item in plan.items
-                if (keys := list(plan.keys(item, evaluator.pending(plan, item))))
-            }
-            progress = Progress(folder, total, pending, done)
-        with progress:
+            missing = [list(plan.keys(item, evaluator.pending(plan, item))) for plan in plans for item in plan.items]
+            pending = {keys[0].item: set(keys) for keys in missing if keys}
+            progress = stack.enter_context(Progress(folder, len(missing), pending, done, settings.metrics, writer.file))
+        try:
             for plan in plans:
-                _work(plan, evaluator, writer, group)
-            group.wait()
+                _work(plan, evaluator, writer, group, progress)
+        except KeyboardInterrupt:
+            warnings.warn(f"Interrupted; {folder} keeps the finished records: run again to resume", stacklevel=2)
+            raise
+        group.wait()
         if group.rank > 0:
             return folder
-        report = write_report(folder, environment=_environment(settings, plans))
+        notes = list(dict.fromkeys([*source.notes, *(note for plan in plans for note in plan.notes)]))
+        report = write_report(folder, {**_environment(settings, plans), "notes": notes})
     if show_progress:
         report.show(Output())
     if not report.explained:
@@ -108,7 +109,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
 
 
 def chosen(settings: Settings, source: Source) -> list[Picture]:
-    """The pictures that are taken, in order."""
+    """The pictures that the limit and the seed choose, in order."""
     order = list(range(len(source.pictures)))
     if settings.seed is not None:
         generator = torch.Generator().manual_seed(settings.seed)
@@ -116,8 +117,8 @@ def chosen(settings: Settings, source: Source) -> list[Picture]:
     return [source.pictures[index] for index in order[: settings.limit]]
 
 
-def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[Path, str]:
-    """Makes the output folder this run's own and puts it in order; returns the hashes of the pictures."""
+def _enter(folder: Path, settings: Settings, pictures: list[Picture], stack: ExitStack) -> list[WorkItem]:
+    """Locks and repairs the output folder, and returns the pictures with their hashes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
@@ -125,20 +126,27 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[Path
     stack.enter_context(locked(folder))
     repair(folder)
     hashes = Hashes(folder)
-    found = {picture.file: hashes.of(picture.file) for picture in pictures}
+    items = []
+    for picture in pictures:
+        objects = hash_of([repr((picture.size, picture.instances)).encode()]) if settings.localized else None
+        items.append(WorkItem(picture, hashes.of(picture.file), objects))
     hashes.save()
-    return found
+    return items
 
 
-def _work(plan: Plan, evaluator: Evaluator, writer: RecordWriter, group: ProcessGroup) -> None:
-    """Does this process's share of what is missing."""
+def _work(
+    plan: Plan, evaluator: Evaluator, writer: RecordWriter, group: ProcessGroup, progress: Progress | None
+) -> None:
+    """Computes this process's share of the missing records."""
     size = evaluator.settings.batch_size
     items = [item for item in plan.items if evaluator.pending(plan, item)]
     batches = [items[start : start + size] for start in range(0, len(items), size)]
-    mine = batches[group.rank :: group.size]
-    for batch, loaded in zip(mine, plan.load(mine), strict=True):
+    share = batches[group.rank :: group.size]
+    for batch, loaded in zip(share, plan.load(share), strict=True):
         for records in evaluator.records(plan, batch, loaded):
             writer.append(records)
+            if progress:
+                progress.add(records)
 
 
 def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
@@ -155,5 +163,5 @@ def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
             name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
         },
         "layers": [plan.layer.name for plan in plans],
-        "images_hash": hash_of(f"{item.picture.name} {item.hash}".encode() for item in plans[0].items),
+        "images_hash": hash_of(os.fsencode(f"{item.picture.name} {item.image_hash}") for item in plans[0].items),
     }

@@ -1,43 +1,37 @@
-"""Where a benchmark's pictures come from: folders, torchvision's datasets, and files of COCO's form."""
+"""The sources of pictures: folders, torchvision's datasets, and files of COCO's form."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from torchvision.datasets import ImageNet, VOCDetection
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.models.loading import Classifier, imagenet_categories
-from captum_fusion._app.names import close_names, reason
-from captum_fusion.benchmark._coco import coco
-from captum_fusion.benchmark._dataset import Box, Instance, Picture, Source
-from captum_fusion.benchmark._objects import imagenet_classes
-from captum_fusion.benchmark._records import SHARDS
+from captum_fusion._app.messages import close_names, reason
+from captum_fusion._app.models.classifier import Classifier, imagenet_categories
+from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
+from captum_fusion.benchmark._records import PATTERN
 
+EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
 # torchvision's VOC categories, without the background.
 _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
+_NAMED = 5
 
 
 def find_pictures(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
-    """Finds the pictures of a folder or of a torchvision dataset.
+    """Finds the pictures of a folder or of a dataset, in the order of their names; see ``Settings``.
 
-    Args:
-        images (str): A folder of pictures; a folder with a folder of pictures for each class; "imagenet:ROOT",
-            "voc2007:ROOT" or "voc2012:ROOT" for the validation images of a torchvision dataset that is on disk; or
-            "coco:FILE" for an annotation file of COCO's form.
-        labels (Path or None): A JSON file with the class index of each picture of a plain folder, by its name.
-            Default: None
-        output (Path or None): The folder of the results, whose charts are no pictures to explain; nor are those of
-            other results in the folder. Default: None
-
-    Returns:
-        *Source*: pictures in the order of their names.
+    Charts in the output folder and in those of other results are left out.
 
     Raises:
-        ValueError: If there is no picture, or if the labels do not fit.
+        ValueError: If there is no picture, if an annotation cannot be read, or if the labels do not fit.
     """
     kind, _, root = images.partition(":")
     if root and kind in _DATASETS:
@@ -46,12 +40,20 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
         try:
             source = _DATASETS[kind](Path(root))
         except Exception as error:
-            raise ValueError(f"images is {images}, which cannot be read: {reason(error)}") from error
+            text = error if isinstance(error, ValueError) else reason(error)
+            raise ValueError(f"images is {images}, which cannot be read: {text}") from error
     else:
         source = _folder(Path(images), labels, output)
     if not source.pictures:
-        raise ValueError(f"{images} holds no picture; expected files ending in {', '.join(IMG_EXTENSIONS)}")
+        left_out = f". {' '.join(source.notes)}" if source.notes else ""
+        raise ValueError(f"{images} holds no picture; expected files ending in {', '.join(EXTENSIONS)}{left_out}")
     return source
+
+
+def _left_out(what: str, names: Sequence[str]) -> list[str]:
+    """A sentence that counts and names what was left out, if anything."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"Left out, {what}: {len(names)} ({', '.join(names[:_NAMED])}{more})."] if names else []
 
 
 def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
@@ -60,40 +62,66 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
             "coco:FILE"
         )
-    if output is not None and output.resolve() == root.resolve():
+    results = _identity(output) if output is not None and output.exists() else None
+    if results == _identity(root):
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
-    results = {writer.parent for writer in root.rglob(SHARDS)} | ({output.resolve()} if output else set())
-    files = [
-        file
-        for file in sorted(root.rglob("*"))
-        if file.suffix.lower() in IMG_EXTENSIONS
-        and file.is_file()
-        and not any(parent in results or parent.resolve() in results for parent in file.parents)
-    ]
-    names = [file.relative_to(root).as_posix() for file in files]
-    pairs = list(zip(names, files, strict=True))
+    images: list[Path] = []
+    others: list[str] = []
+    for entry in _walk(root, results, ()):
+        file = Path(entry.path)
+        if file.suffix.lower() in EXTENSIONS and entry.is_file():
+            images.append(file)
+        elif labels is None or file != labels:
+            others.append(file.relative_to(root).as_posix())
+    notes = _left_out("files that are no pictures by their names", others)
+    names = [file.relative_to(root).as_posix() for file in images]
+    pairs = list(zip(names, images, strict=True))
     if labels is not None:
-        known = _labels(labels)
+        indices = _labels(labels)
         for name in names:
-            if name not in known:
-                raise ValueError(f"{labels} has no label for {name}.{close_names(name, known)}")
-        return Source([Picture(name, file, (known[name],)) for name, file in pairs])
-    if not files or any("/" not in name for name in names):
-        return Source([Picture(name, file) for name, file in pairs])
+            if name not in indices:
+                raise ValueError(f"{labels} has no label for {name}.{close_names(name, indices)}")
+        return Source([Picture(name, file, (indices[name],)) for name, file in pairs], notes=notes)
+    if not images or any("/" not in name for name in names):
+        return Source([Picture(name, file) for name, file in pairs], notes=notes)
     categories = sorted({name.split("/")[0] for name in names})
     indices = {category: index for index, category in enumerate(categories)}
-    return Source([Picture(name, file, (indices[name.split("/")[0]],)) for name, file in pairs], tuple(categories))
+    pictures = [Picture(name, file, (indices[name.split("/")[0]],)) for name, file in pairs]
+    return Source(pictures, tuple(categories), notes=notes)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = Path(folder).stat()
+    return status.st_dev, status.st_ino
+
+
+def _walk(
+    folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
+) -> Iterator["os.DirEntry[str]"]:
+    """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
+    identity = _identity(folder)
+    if identity in above:
+        raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    if identity == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, results, (*above, identity))
+        else:
+            yield entry
 
 
 def _labels(file: Path) -> dict[str, int]:
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        labels = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     # A truth value is an int to Python.
-    if not isinstance(known, dict) or not all(type(index) is int for index in known.values()):
+    if not isinstance(labels, dict) or not all(type(index) is int for index in labels.values()):
         raise ValueError(f"{file} does not hold class indices by picture name; expected a JSON object of these")
-    return known
+    return labels
 
 
 def _imagenet(root: Path) -> Source:
@@ -108,35 +136,138 @@ def _imagenet(root: Path) -> Source:
 
 def _voc(root: Path, year: str) -> Source:
     dataset = VOCDetection(root, year=year, image_set="val")
-    pictures = []
-    for index, file in enumerate(dataset.images):
+    pictures, missing = [], []
+    for image, annotation in zip(dataset.images, dataset.annotations, strict=True):
+        file = Path(image)
+        if not file.is_file():
+            missing.append(file.name)
+            continue
         try:
-            annotation = dataset.parse_voc_xml(ElementTree.parse(dataset.annotations[index]).getroot())["annotation"]
-            instances = []
-            for thing in annotation["object"]:
-                corners = {side: float(value) for side, value in thing["bndbox"].items()}
-                # VOC counts pixels from 1 and includes the last one.
-                box: Box = (corners["xmin"] - 1, corners["ymin"] - 1, corners["xmax"], corners["ymax"])
-                instances.append(Instance(_VOC_CATEGORIES.index(thing["name"]), box))
-        except Exception as error:
-            raise ValueError(f"{dataset.annotations[index]}: {reason(error)}") from error
+            tree = ElementTree.parse(annotation).getroot()
+            instances = tuple(_voc_instance(thing) for thing in tree.iter("object"))
+            size = tuple(int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+        except (ElementTree.ParseError, ValueError) as error:
+            raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
-        pictures.append(Picture(Path(file).name, Path(file), labels, tuple(instances)))
-    return Source(pictures, _VOC_CATEGORIES, of_objects=True)
+        pictures.append(Picture(file.name, file, labels, instances, (size[0], size[1]) if all(size) else None))
+    notes = _left_out("annotated pictures that are missing", missing)
+    return Source(pictures, _VOC_CATEGORIES, of_objects=True, notes=notes)
+
+
+def _voc_instance(thing: ElementTree.Element) -> Instance:
+    name = thing.findtext("name")
+    if name not in _VOC_CATEGORIES:
+        raise ValueError(f"The object's name is {name!r}; expected one of VOC's categories")
+    texts = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        x1, y1, x2, y2 = (float(str(text)) for text in texts)
+    except ValueError:
+        raise ValueError(f"The box of the {name} is {texts}; expected numbers xmin, ymin, xmax, ymax") from None
+    # VOC counts pixels from 1 and includes the last one.
+    return Instance(_VOC_CATEGORIES.index(name), (x1 - 1, y1 - 1, x2, y2))
+
+
+def _coco(file: Path) -> Source:
+    """Reads an annotation file of COCO's form, instances_val2017.json for example.
+
+    Its pictures lie beside it or, as COCO has them, in the folder val2017 beside the file's own folder.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    fields = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id", "category_id")}
+    for part, names in fields.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise ValueError(f"It has no list {part!r}; expected one, as in COCO's own files")
+        for number, entry in enumerate(content[part]):
+            lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
+            if lacking:
+                raise ValueError(f"Number {number} of its {part} has no {lacking[0]!r}; expected {' and '.join(names)}")
+    categories = sorted(content["categories"], key=lambda category: int(category["id"]))
+    labels = {category["id"]: label for label, category in enumerate(categories)}
+    instances: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}
+    strays = []
+    for number, annotation in enumerate(content["annotations"]):
+        name = f"annotation {annotation.get('id', f'number {number}')}"
+        if annotation["image_id"] not in instances:
+            strays.append(name)
+            continue
+        try:
+            instances[annotation["image_id"]].append(_coco_instance(annotation, labels))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The {name}: {error}") from error
+    folders = (file.parent, file.parent.parent / file.stem.removeprefix("instances_"))
+    pictures, missing = [], []
+    for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
+        name = str(image["file_name"])
+        places = [folder / name for folder in folders if (folder / name).is_file()]
+        if not places:
+            missing.append(name)
+            continue
+        things = tuple(instances[image["id"]])
+        size: Size | None = (image["width"], image["height"]) if image.keys() >= {"width", "height"} else None
+        pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, size))
+    if missing and not pictures:
+        raise ValueError(f"{missing[0]} is neither in {folders[0]} nor in {folders[1]}, and nor is any other picture")
+    notes = _left_out("annotated pictures that are missing", missing)
+    notes += _left_out("annotations of pictures that are not listed", strays)
+    return Source(pictures, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
+
+
+def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> Instance:
+    if annotation["category_id"] not in labels:
+        raise ValueError(f"its category_id is {annotation['category_id']!r}; expected one of {list(labels)}")
+    box: Any = annotation.get("bbox")
+    if not _are_numbers(box) or len(box) != 4:
+        raise ValueError(f"its bbox is {box!r}; expected x, y, width and height")
+    x, y, width, height = box
+    outline = None
+    shape = annotation.get("segmentation")
+    if isinstance(shape, dict):
+        runs: Any = shape.get("counts")
+        size: Any = shape.get("size")
+        if isinstance(runs, str):
+            raise ValueError("it has compressed run lengths; expected polygons or a list of numbers")
+        if not _are_numbers(runs) or not _are_numbers(size) or sum(runs) != size[0] * size[-1]:
+            raise ValueError(
+                f"its run lengths do not add up to its size {size!r}; expected counts, and height and width"
+            )
+        outline = Outline(runs=runs, size=(size[0], size[1]))
+    elif shape:
+        for polygon in shape:
+            if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
+                raise ValueError(f"its polygon is {str(polygon)[:60]}; expected x and y of at least three corners")
+        outline = Outline(polygons=shape)
+    return Instance(
+        labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
+    )
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 _DATASETS: dict[str, Callable[[Path], Source]] = {
     "imagenet": _imagenet,
     "voc2007": partial(_voc, year="2007"),
     "voc2012": partial(_voc, year="2012"),
-    "coco": coco,
+    "coco": _coco,
 }
+
+
+def imagenet_classes() -> dict[str, tuple[int, ...]]:
+    """The ImageNet classes that name each category of COCO or VOC, which may be none."""
+    classes = {}
+    for line in files("captum_fusion.benchmark").joinpath("coco_classes.txt").read_text(encoding="utf-8").splitlines():
+        names, _, ranges = line.partition("#")[0].partition(":")
+        indices = [[int(end) for end in part.split("-")] for part in ranges.split()]
+        for name in filter(None, map(str.strip, names.split("/"))):
+            classes[name] = tuple(index for ends in indices for index in range(ends[0], ends[-1] + 1))
+    return classes
 
 
 def classes_of_labels(
     source: Source, classifier: Classifier, classes: int, by_order: bool
 ) -> dict[int, tuple[int, ...]]:
-    """The model's class indices for each label: by its name, or by its order where names do not tell and that is asked.
+    """The model's class indices for each label, by its name, or by its order where names do not match.
 
     For an ImageNet classifier, a category of COCO or VOC has all classes that name it, which may be none.
 
@@ -151,20 +282,19 @@ def classes_of_labels(
                     f"A label is {label}; expected an index below {classes}, the model's number of classes"
                 )
         return {label: (label,) for label in labels}
-    if source.of_objects and classifier.categories == imagenet_categories():
-        named = imagenet_classes(source.categories)
-        if named is not None:
-            return dict(enumerate(named))
+    by_name = imagenet_classes()
+    if source.of_objects and classifier.categories == imagenet_categories() and by_name.keys() >= {*source.categories}:
+        return {label: by_name[name] for label, name in enumerate(source.categories)}
     try:
         return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:
         if by_order and len(source.categories) == classes:
             return {label: (label,) for label in labels}
-        hint = (
-            f"{len(source.categories)} classes, named by the model's class indices, WordNet ids or category names"
+        counts = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
+        names = "classes named by the model's class indices, WordNet ids or category names"
+        expected = (
+            f"{len(source.categories)} {names}"
             if by_order
-            else "classes named by the model's class indices, WordNet ids or category names, or labels_by_order where "
-            "the model's classes are in the order of these names"
+            else f"{names}, or labels_by_order where the model's classes are in the order of these names"
         )
-        wanted = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
-        raise ValueError(f"The pictures' classes are not the model's: {error}{wanted}. Expected {hint}") from error
+        raise ValueError(f"The pictures' classes are not the model's: {error}{counts}. Expected {expected}") from error

@@ -1,39 +1,29 @@
-"""Which methods differ: paired tests over the pictures that both explained."""
+"""Paired comparisons of methods over the pictures that both explained."""
 
-from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, rankdata, wilcoxon
+from scipy.stats import false_discovery_control, rankdata, sem, t, wilcoxon
+
+from captum_fusion._app.settings import MEASURES
 
 SIGNIFICANT = 0.05
-# Up to so many differences the test counts every way in which their signs could have fallen.
+# The largest number of differences for which the test enumerates the signs.
 _EXACT = 50
-# Smaller differences are rounding, and none: methods that are the same but for it do not differ.
+# Smaller differences are rounding.
 _DECIMALS = 5
-_COLUMNS = [
-    "measure",
-    "first",
-    "second",
-    "explanations",
-    "mean_difference",
-    "effect_size",
-    "p_value",
-    "adjusted_p_value",
-]
+_COLUMNS = (
+    "measure first second explanations mean_difference interval_low interval_high effect_size p_value adjusted_p_value "
+    "better"
+)
 
 
 def pairwise_tests(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The paired test of each two methods.
+    """Compares each two methods in each measure; the values have a row for each picture and a column for each method.
 
-    Args:
-        values (dict): For each measure the values, a row for each picture and a column for each method.
-
-    Returns:
-        *pandas.DataFrame* with a row for each measure and pair that has pictures in common: the mean difference,
-        the matched-pairs rank-biserial correlation as its effect size, its p value by Wilcoxon's signed-rank test, and
-        that value adjusted for the number of pairs of the measure by Benjamini and Yekutieli.
+    A method is significantly better where the adjusted p value is below 0.05 and the mean and the ranks agree in their
+    direction; see ``report`` for the columns.
     """
     rows = []
     for measure, table in values.items():
@@ -42,17 +32,33 @@ def pairwise_tests(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
             both = table[[first, second]].dropna()
             difference = np.round((both[first] - both[second]).to_numpy(dtype=float), _DECIMALS)
             if len(difference):
-                sizes = (difference.mean(), rank_biserial(difference), signed_rank_p_value(difference))
+                mean, half = interval(difference)
+                sizes = (mean, mean - half, mean + half, rank_biserial(difference), signed_rank_p_value(difference))
                 tested.append((measure, first, second, len(difference), *sizes))
         adjusted = false_discovery_control([row[-1] for row in tested], method="by") if tested else []
-        rows += [(*row, value) for row, value in zip(tested, adjusted, strict=True)]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+        for row, p_value in zip(tested, adjusted, strict=True):
+            mean, effect = row[4], row[7]
+            winner = (row[1] if (mean > 0) == MEASURES[measure].higher else row[2]) if mean * effect > 0 else ""
+            rows.append((*row, p_value, winner if p_value < SIGNIFICANT else ""))
+    return pd.DataFrame(rows, columns=_COLUMNS.split())
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the first axis and half of its 95 % interval by Student's t.
+
+    The half is NaN for a single value, and where all values are equal, which do not tell how far others spread.
+    """
+    count = len(values)
+    if count < 2:
+        return values.mean(axis=0), np.full(values.shape[1:], np.nan)
+    half = np.asarray(t.ppf(0.975, count - 1) * sem(values, axis=0))
+    return values.mean(axis=0), np.where(np.ptp(values, axis=0) > 0, half, np.nan)
 
 
 def rank_biserial(differences: np.ndarray) -> float:
-    """The share of the ranks of positive differences minus that of negative ones, differences of 0 left out.
+    """The share of the ranks of positive differences minus that of negative ones; differences of 0 are dropped.
 
-    It is 1 where all are positive, -1 where all are negative, and 0 where there are none.
+    It is 1 where all are positive, -1 where all are negative, and 0 where none is left.
     """
     differences = differences[differences != 0]
     ranks = rankdata(np.abs(differences))
@@ -60,10 +66,10 @@ def rank_biserial(differences: np.ndarray) -> float:
 
 
 def signed_rank_p_value(differences: np.ndarray) -> float:
-    """The two-sided p value of Wilcoxon's signed-rank test, differences of 0 left out.
+    """The two-sided p value of Wilcoxon's signed-rank test; differences of 0 are dropped.
 
-    Up to 50 differences it is exact, also where some are equal, as those of values that are 0 or 1 are; beyond, it is
-    by the normal distribution.
+    Up to 50 differences it is exact, also with ties, which SciPy's exact test does not take; beyond, it is by the
+    normal distribution.
     """
     differences = differences[differences != 0]
     if len(differences) == 0:
@@ -83,28 +89,16 @@ def signed_rank_p_value(differences: np.ndarray) -> float:
 
 
 def significance_marks(means: "pd.Series[float]", pairs: pd.DataFrame, higher: bool) -> dict[str, str]:
-    """What sets each method apart from the best one.
+    """Compares each method with the "best" mean of a measure, by the paired tests of that measure.
 
-    Args:
-        means (Series): The mean of a measure for each method.
-        pairs (DataFrame): The paired tests of that measure.
-        higher (bool): Whether more is better.
-
-    Returns:
-        *dict* of "best" for the best mean, "worse" for those that differ from it significantly, "equal" for those that
-        do not, and "untested" for those that have no picture in common with it.
+    The others are "worse" where they are significantly worse, else "equal", or "untested" without common pictures.
     """
     means = means.dropna()
     if not len(means):
         return {}
     best = means.idxmax() if higher else means.idxmin()
     marks = dict.fromkeys(means.index, "untested")
-    for first, second, p_value in pairs[["first", "second", "adjusted_p_value"]].itertuples(index=False):
+    for first, second, better in pairs[["first", "second", "better"]].itertuples(index=False):
         if best in (first, second):
-            marks[second if first == best else first] = "worse" if p_value < SIGNIFICANT else "equal"
+            marks[second if first == best else first] = "worse" if better == best else "equal"
     return marks | {best: "best"}
-
-
-def on_different_pictures(explained: Sequence[set[tuple[str, str]]]) -> bool:
-    """Whether methods were judged on different pictures, so that their means are not of the same."""
-    return any(pictures != explained[0] for pictures in explained)

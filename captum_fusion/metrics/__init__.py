@@ -4,6 +4,7 @@ from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.metrics.coherency import adcc, coherency, complexity
 from captum_fusion.metrics.confidence import confidence_drop, confidence_increase
 from captum_fusion.metrics.curves import deletion, insertion
+from captum_fusion.metrics.evaluate import evaluate
 from captum_fusion.metrics.localization import energy_pointing_game, instances_reached, pointing_game
 from captum_fusion.metrics.means import DatasetMeans, Mean
 from captum_fusion.metrics.randomization import weight_randomization
@@ -19,6 +20,7 @@ __all__ = [
     "confidence_increase",
     "deletion",
     "energy_pointing_game",
+    "evaluate",
     "insertion",
     "instances_reached",
     "pointing_game",

@@ -10,9 +10,10 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import Sign, saliency_map, saliency_maps
+from captum_fusion._engine.guards import check_maskable
+from captum_fusion._engine.saliency import saliency_map, saliency_maps
 from captum_fusion._engine.state import preserved
-from captum_fusion.arguments import Activation
+from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import adcc as harmonic_mean
 from captum_fusion.functional import correlation
 from captum_fusion.metrics.confidence import confidence_drop
@@ -102,34 +103,25 @@ def coherency(
         torch.Size([2])
     """
     maps = saliency_maps(inputs, attributions, sign)
-    # What takes scores is not called: this checks the inputs and gives each a baseline.
-    call = ModelCall(_nothing, inputs, target, additional_forward_args, baselines=baselines)
-    for position in maps:
-        if not call.inputs[position].is_floating_point():
-            raise TypeError(
-                f"Input {position} holds {call.inputs[position].dtype} values, which cannot be masked; expected "
-                "floating-point values, scaled as the model needs them"
-            )
-    masked = tuple(
-        torch.lerp(call.baselines[i], tensor.detach(), maps[i].to(tensor)) if i in maps else tensor.detach().clone()
-        for i, tensor in enumerate(call.inputs)
-    )
     explain = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
+    call = ModelCall(forward_func=explain, inputs=inputs, baselines=baselines)
+    for position in maps:
+        check_maskable(call.tensors[position], position)
+    masked = tuple(
+        torch.lerp(baseline, tensor.detach(), maps[i].to(tensor)) if i in maps else tensor.detach().clone()
+        for i, (tensor, baseline) in enumerate(zip(call.tensors, call.baseline_tensors, strict=True))
+    )
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
-    with preserved(call.inputs) as state, state.tracking():
-        again = explain(masked if call.is_tuple else masked[0], target=target, **further, **(explanation_kwargs or {}))
+    with preserved(call.tensors) as state, state.tracking():
+        again = explain(call.in_form(masked), target=target, **further, **(explanation_kwargs or {}))
     if isinstance(again, tuple) and len(again) == 1:
         again = again[0]
     # The layer's map of a method is for the same inputs as before.
-    found = saliency_maps(inputs, again, sign)
-    missing = maps.keys() - found.keys()
-    found |= {position: torch.zeros_like(maps[position]) for position in missing}
-    first, second = (torch.cat([part[i].flatten(1) for i in sorted(maps)], dim=1) for part in (maps, found))
+    maps_again = saliency_maps(inputs, again, sign)
+    missing = maps.keys() - maps_again.keys()
+    maps_again |= {position: torch.zeros_like(maps[position]) for position in missing}
+    first, second = (torch.cat([part[i].flatten(1) for i in sorted(maps)], dim=1) for part in (maps, maps_again))
     return (1 + correlation(first, second.to(first.device))) / 2
-
-
-def _nothing(*_: object) -> Tensor:
-    raise AssertionError
 
 
 @fill_docstring
@@ -173,10 +165,7 @@ def adcc(
         *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is the worst that it can be.
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 

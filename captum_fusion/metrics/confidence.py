@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.masking import masked_scorer
-from captum_fusion._engine.saliency import Sign, saliency_maps
-from captum_fusion.arguments import Activation
+from captum_fusion._engine.saliency import saliency_maps
+from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import contribution
 
 
@@ -50,10 +51,7 @@ def confidence_drop(
         *Tensor* of shape (N,) with values in [0, 1]. Where Y is 0 there is nothing to lose, and the drop is 0.
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 
@@ -65,19 +63,16 @@ def confidence_drop(
         >>> confidence_drop(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    return drop(
-        *probabilities(
-            forward_func,
-            inputs,
-            attributions,
-            baselines,
-            additional_forward_args,
-            target,
-            activation,
-            sign,
-            perturbations_per_eval,
-        )
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        baselines=baselines,
+        perturbations_per_eval=perturbations_per_eval,
     )
+    return drop(*probabilities(call, saliency_maps(inputs, attributions, sign)))
 
 
 @fill_docstring
@@ -118,10 +113,7 @@ def confidence_increase(
         *Tensor* of shape (N,) with the values 0 and 1.
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 
@@ -133,59 +125,37 @@ def confidence_increase(
         >>> confidence_increase(model, images, attributions, target=281).shape
         torch.Size([2])
     """
-    return increase(
-        *probabilities(
-            forward_func,
-            inputs,
-            attributions,
-            baselines,
-            additional_forward_args,
-            target,
-            activation,
-            sign,
-            perturbations_per_eval,
-        )
-    )
-
-
-def drop(whole: Tensor, masked: Tensor) -> Tensor:
-    """max(0, Y - O) / Y, 0/0 := 0."""
-    return relu(-contribution(masked, whole)) / torch.where(whole > 0, whole, 1)
-
-
-def increase(whole: Tensor, masked: Tensor) -> Tensor:
-    """1 where O > Y beyond rounding, else 0."""
-    return (contribution(masked, whole) > 0).to(whole.dtype)
-
-
-def probabilities(
-    forward_func: ForwardFunc,
-    inputs: Tensor | tuple[Tensor, ...],
-    attributions: Tensor | tuple[Tensor | None, ...],
-    baselines: BaselineType = None,
-    additional_forward_args: object = None,
-    target: TargetType = None,
-    activation: Activation | None = "softmax",
-    sign: Sign = "positive",
-    perturbations_per_eval: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Y and O: the probability of the input as it is and masked, from which both metrics follow."""
-    maps = saliency_maps(inputs, attributions, sign)
-    with masked_scorer(
-        forward_func,
-        inputs,
-        target,
-        additional_forward_args,
-        baselines=baselines,
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
         activation=activation,
-        masked=tuple(maps),
+        baselines=baselines,
         perturbations_per_eval=perturbations_per_eval,
-    ) as scorer:
-        examples = torch.arange(scorer.call.examples, device=scorer.call.device)
-        masked = scorer.scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])
+    )
+    return increase(*probabilities(call, saliency_maps(inputs, attributions, sign)))
+
+
+def drop(whole: Tensor, difference: Tensor) -> Tensor:
+    """max(0, Y - O) / Y, 0/0 := 0."""
+    return relu(-difference) / torch.where(whole > 0, whole, 1)
+
+
+def increase(whole: Tensor, difference: Tensor) -> Tensor:
+    """1 where O > Y, else 0."""
+    return (difference > 0).to(whole.dtype)
+
+
+def probabilities(call: ModelCall, maps: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Y and O - Y: the probability of the input as it is, and what it gains by the mask, 0 within rounding."""
+    with masked_scorer(call, positions=tuple(maps)) as scorer:
+        examples = torch.arange(call.examples, device=call.device)
+        masked = scorer.masked_scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])
+        whole, scale = scorer.forward_pass.unmasked_scores, scorer.forward_pass.scale
     # What keeps everything is no other input, whatever the rounding of another batch makes of it.
     same = [
-        ((maps[i] == 1) | (scorer.inputs[i] == scorer.call.baselines[i])).flatten(1).all(dim=1) for i in scorer.masked
+        ((saliency == 1) | (scorer.inputs[position] == call.baseline_tensors[position])).flatten(1).all(dim=1)
+        for position, saliency in maps.items()
     ]
-    whole = scorer.forward_pass.unmasked_scores
-    return whole, torch.where(torch.stack(same).all(dim=0), whole, masked)
+    return whole, contribution(masked, whole, scale).masked_fill(torch.stack(same).all(dim=0), 0)

@@ -1,16 +1,19 @@
 """The target's probability as pixels are restored or removed: insertion and deletion."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.masking import masked_scorer
-from captum_fusion._engine.saliency import Sign, ranks, saliency_maps
-from captum_fusion.arguments import Activation
+from captum_fusion._engine.saliency import ranks, saliency_maps
+from captum_fusion.arguments import Activation, Sign
 
-# The blur of the code released with RISE, in pixels.
-_KERNEL_SIZE, _SIGMA = 11, 5.0
+# The kernel size and sigma of the code released with RISE, in pixels.
+BLUR = (11, 5.0)
 
 
 @fill_docstring
@@ -53,18 +56,10 @@ def insertion(
         {return_curve}
 
     Returns:
-        **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
-
-        - **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
-        - **fractions** (*Tensor*, returned if return_curve=True): The share of the pixels that are restored, from
-          0 to 1, shape (steps + 1,).
-        - **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).
+        {curve}
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range, such as steps below 1.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 
@@ -76,21 +71,19 @@ def insertion(
         >>> insertion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
     """
-    return _area_under_curve(
-        True,
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        steps,
-        activation,
-        sign,
-        perturbations_per_eval,
-        "Insertion" if show_progress else None,
-        return_curve,
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        baselines=baselines,
+        blur=BLUR,
+        perturbations_per_eval=perturbations_per_eval,
+        show_progress=show_progress,
     )
+    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=True)
+    return curve if return_curve else curve.area
 
 
 @fill_docstring
@@ -133,18 +126,10 @@ def deletion(
         {return_curve}
 
     Returns:
-        **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
-
-        - **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
-        - **fractions** (*Tensor*, returned if return_curve=True): The share of the pixels that are removed, from
-          0 to 1, shape (steps + 1,).
-        - **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).
+        {curve}
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range, such as steps below 1.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 
@@ -156,69 +141,49 @@ def deletion(
         >>> deletion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
     """
-    return _area_under_curve(
-        False,
-        forward_func,
-        inputs,
-        attributions,
-        baselines,
-        additional_forward_args,
-        target,
-        steps,
-        activation,
-        sign,
-        perturbations_per_eval,
-        "Deletion" if show_progress else None,
-        return_curve,
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        baselines=baselines,
+        perturbations_per_eval=perturbations_per_eval,
+        show_progress=show_progress,
     )
+    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=False)
+    return curve if return_curve else curve.area
 
 
-def _area_under_curve(
-    restores: bool,
-    forward_func: ForwardFunc,
-    inputs: Tensor | tuple[Tensor, ...],
-    attributions: Tensor | tuple[Tensor | None, ...],
-    baselines: BaselineType,
-    additional_forward_args: object,
-    target: TargetType,
-    steps: int,
-    activation: Activation | None,
-    sign: Sign,
-    perturbations_per_eval: int | None,
-    description: str | None,
-    return_curve: bool,
-) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+class Curve(NamedTuple):
+    """The target's probability over the changed share of the pixels, and the area below it."""
+
+    area: Tensor
+    fractions: Tensor
+    probabilities: Tensor
+
+
+def curve_of(call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: bool) -> Curve:
+    """The curve as pixels are restored from the baseline, or removed to it, the most important ones first."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
-    ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
-    with masked_scorer(
-        forward_func,
-        inputs,
-        target,
-        additional_forward_args,
-        baselines=baselines,
-        activation=activation,
-        masked=tuple(ranked_maps),
-        blur=(_KERNEL_SIZE, _SIGMA) if restores else None,
-        perturbations_per_eval=perturbations_per_eval,
-    ) as scorer:
-        device = scorer.call.device
-        examples = torch.arange(scorer.call.examples, device=device).repeat_interleave(steps + 1)
-        step = torch.arange(steps + 1, device=device).repeat(scorer.call.examples)
+    ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
+    examples = torch.arange(call.examples, device=call.device).repeat_interleave(steps + 1)
+    step = torch.arange(steps + 1, device=call.device).repeat(call.examples)
 
-        def masks(rows: Tensor, position: int) -> Tensor:
-            ranked = ranked_maps[position][examples[rows]]
-            changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
-            return changed if restores else ~changed
+    def masks(rows: Tensor, position: int) -> Tensor:
+        ranked = ranked_maps[position][examples[rows]]
+        changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
+        return changed if restores else ~changed
 
-        probabilities = scorer.scores(examples, masks, description)
-    probabilities = probabilities.reshape(-1, steps + 1)
-    pixels = ranked_maps[scorer.masked[0]][0].numel()
-    fractions = _pixels(torch.arange(steps + 1, device=device), steps, pixels).to(probabilities.dtype) / pixels
-    area = torch.trapezoid(probabilities, fractions, dim=1)
-    return (area, fractions, probabilities) if return_curve else area
+    with masked_scorer(call, positions=tuple(maps)) as scorer:
+        scores = scorer.masked_scores(examples, masks, "Insertion" if restores else "Deletion")
+    probabilities = scores.reshape(-1, steps + 1)
+    pixels = maps[scorer.positions[0]][0].numel()
+    fractions = _pixels(step[: steps + 1], steps, pixels).to(probabilities.dtype) / pixels
+    return Curve(torch.trapezoid(probabilities, fractions, dim=1), fractions, probabilities)
 
 
 def _pixels(step: Tensor, steps: int, pixels: int) -> Tensor:
-    """How many pixels are changed after some of the steps."""
+    """The number of pixels that are changed after some of the steps."""
     return step * pixels // steps

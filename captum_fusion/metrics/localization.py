@@ -12,7 +12,8 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import corners
-from captum_fusion._engine.saliency import Sign, saliency_map
+from captum_fusion._engine.saliency import saliency_map
+from captum_fusion.arguments import Sign
 
 Regions = Tensor | Sequence[Any] | np.ndarray[Any, Any]
 

@@ -13,8 +13,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.captum import TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import Sign, saliency_maps
+from captum_fusion._engine.saliency import saliency_maps
 from captum_fusion._engine.state import preserved, warn
+from captum_fusion.arguments import Sign
 from captum_fusion.functional import rank_correlation
 
 Randomization = Literal["cascading", "independent"]

@@ -9,11 +9,9 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.forward_pass import ForwardPass, forward_pass
-from captum_fusion._engine.guards import check_perturbations_per_eval
-from captum_fusion._engine.masking import MaskedScorer
-from captum_fusion._engine.saliency import Sign, ranks, saliency_maps
-from captum_fusion.arguments import Activation
+from captum_fusion._engine.masking import Masks, Perturbation, masked_scorer
+from captum_fusion._engine.saliency import ranks, saliency_maps
+from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import impute
 
 Order = Literal["combined", "most", "least"]
@@ -73,10 +71,7 @@ def road(
         *Tensor* of shape (N,): probabilities in [0, 1], or with "combined" differences in [-0.5, 0.5].
 
     Raises:
-        ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
-            per example, or if another argument is outside its range.
-        TypeError: If an input that would be masked holds no floating-point values.
-        RuntimeError: If scores are not finite.
+        {metric_errors}
 
     Examples::
 
@@ -94,49 +89,60 @@ def road(
         raise ValueError(f"fractions is {fractions!r}; expected at least one number in (0, 1)")
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
-    check_perturbations_per_eval(perturbations_per_eval)
-    ranked_maps = {position: ranks(maps) for position, maps in saliency_maps(inputs, attributions, sign).items()}
-    call = ModelCall(forward_func, inputs, target, additional_forward_args, activation)
-    call.check_rows()
-    with forward_pass(call) as unmasked:
-        scorer = _Imputer(unmasked, tuple(ranked_maps), perturbations_per_eval, noise, seed)
-        # Each example with each fraction, most relevant first, and then least relevant first.
-        orders = [order] if order != "combined" else ["most", "least"]
-        count, device = len(fractions) * len(orders), call.device
-        shares = torch.tensor(fractions, dtype=torch.float64, device=device).repeat(len(orders))
-        least = torch.tensor([part == "least" for part in orders], device=device).repeat_interleave(len(fractions))
-        examples = torch.arange(call.examples, device=device).repeat_interleave(count)
-        removal = torch.arange(count, device=device).repeat(call.examples)
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        perturbations_per_eval=perturbations_per_eval,
+        show_progress=show_progress,
+    )
+    orders: tuple[Order, ...] = ("most", "least") if order == "combined" else (order,)
+    means = road_of(call, saliency_maps(inputs, attributions, sign), orders, fractions, noise, seed)
+    return (means["least"] - means["most"]) / 2 if order == "combined" else means[order]
 
-        def masks(rows: Tensor, position: int) -> Tensor:
-            ranked, which = ranked_maps[position][examples[rows]], removal[rows]
-            pixels = ranked[0].numel()
-            removed = (shares[which] * pixels + 1e-6).long().reshape(-1, *(1,) * (ranked.dim() - 1))
-            return torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
 
-        scores = scorer.scores(examples, masks, "ROAD" if show_progress else None)
+def road_of(
+    call: ModelCall,
+    maps: dict[int, Tensor],
+    orders: Sequence[Order] = ("most", "least"),
+    fractions: Sequence[float] = _FRACTIONS,
+    noise: float = 0.01,
+    seed: int = 0,
+) -> dict[Order, Tensor]:
+    """The mean probability over the removed fractions for each order, (N,)."""
+    ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
+    # Each example with each fraction in each order.
+    count = len(fractions) * len(orders)
+    shares = torch.tensor(fractions, dtype=torch.float64, device=call.device).repeat(len(orders))
+    least = torch.tensor([order == "least" for order in orders], device=call.device)
+    least = least.repeat_interleave(len(fractions))
+    examples = torch.arange(call.examples, device=call.device).repeat_interleave(count)
+    removal = torch.arange(count, device=call.device).repeat(call.examples)
+
+    def masks(rows: Tensor, position: int) -> Tensor:
+        ranked, which = ranked_maps[position][examples[rows]], removal[rows]
+        pixels = ranked[0].numel()
+        removed = (shares[which] * pixels + 1e-6).long().reshape(-1, *(1,) * (ranked.dim() - 1))
+        return torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
+
+    with masked_scorer(call, positions=tuple(maps)) as scorer:
+        scores = scorer.scores(examples, _Imputation(call, masks, tuple(maps), noise, seed), "ROAD")
     means = scores.reshape(call.examples, len(orders), len(fractions)).mean(dim=2)
-    return means[:, 0] if order != "combined" else (means[:, 1] - means[:, 0]) / 2
+    return dict(zip(orders, means.unbind(dim=1), strict=True))
 
 
-class _Imputer(MaskedScorer):
-    """Scores rows whose masked pixels are imputed from the others, with noise."""
+class _Imputation(Perturbation):
+    """Replaces the pixels that a mask removes with what their neighbours suggest, and noise."""
 
-    def __init__(
-        self,
-        unmasked: ForwardPass,
-        masked: tuple[int, ...],
-        perturbations_per_eval: int | None,
-        noise: float,
-        seed: int,
-    ) -> None:
-        super().__init__(unmasked, masked, perturbations_per_eval=perturbations_per_eval)
-        self._noise, self._seed = noise, seed
+    def __init__(self, call: ModelCall, masks: Masks, positions: tuple[int, ...], noise: float, seed: int) -> None:
+        self.call, self.masks, self.positions, self.noise, self.seed = call, masks, positions, noise, seed
 
-    def _masked(self, position: int, examples: Tensor, mask: Tensor, out: Tensor) -> Tensor:
-        tensor = self.inputs[position][examples.to(self.inputs[position].device)]
-        kept = mask > 0.5
+    def fill(self, position: int, rows: Tensor, examples: Tensor, out: Tensor) -> None:
+        """Imputes one input."""
+        tensor = self.call.tensors[position].detach()[examples]
+        kept = self.masks(rows, position).to(tensor.device)
         # Drawn on the CPU and the same for every row, so that it depends neither on the device nor on the batch.
-        drawn = torch.randn(tensor.shape[1:], generator=torch.Generator().manual_seed(self._seed))
-        noisy = impute(tensor, kept) + self._noise * drawn.to(tensor.device)
-        return out.copy_(torch.where(kept, tensor, noisy))
+        drawn = torch.randn(tensor.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        out.copy_(torch.where(kept, tensor, impute(tensor, kept) + self.noise * drawn.to(tensor.device)))

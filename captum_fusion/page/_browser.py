@@ -1,109 +1,109 @@
-"""What one browser looks at, and what runs for it."""
+"""Tabs of browsers: the photograph, the settings and the running work of each."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any, NamedTuple
 
+from captum_fusion import Progress, Stopped, progress_to
 from captum_fusion._app.images import Photograph
-from captum_fusion._engine.progress import Listener, Progress, Stopped, progress_to
-from captum_fusion.explain import Explainer, Explanation, OpenedPicture
+from captum_fusion.explain import ClassifiedImage, Explainer, Explanation
 
-# Who waits for an older run to end looks that often whether a newer one has begun.
+# A run that waits for an older one to end checks this often whether a newer one has begun.
 _PATIENCE_SECONDS = 0.05
+# A reload closes a tab and opens it again within this time.
+_RELOAD_SECONDS = 20.0
 
 
 class Model(NamedTuple):
-    """A model to choose, and the arguments that ``Explainer`` took for it."""
+    """A model that the page offers, with the arguments of its ``Explainer``."""
 
     explainer: Explainer
     arguments: Mapping[str, Any]
 
 
 class View(NamedTuple):
-    """What a run that has ended shows, and what Python makes it of."""
+    """The result of a finished run, and the Python that reproduces it."""
 
-    picture: OpenedPicture
+    picture: ClassifiedImage
     explanations: Sequence[Explanation]
     """One for each class."""
     model: Mapping[str, Any]
     """The arguments of the model."""
     python: Sequence[str]
-    """How Python opens the photograph: imports, and an expression."""
+    """The lines that open the photograph in Python: imports, then an expression."""
 
 
-class _Taken(NamedTuple):
-    """A photograph, how Python opens it, and what each model sees in it."""
+class Tab:
+    """The state of one tab.
 
-    photograph: Photograph
-    python: Sequence[str]
-    pictures: dict[str, OpenedPicture]
-
-
-class Session:
-    """What one browser looks at.
-
-    What is done in the browser arrives in any order, and while something runs. So it is taken in as soon as it arrives,
-    and what runs is ended for a run that sees all of it.
+    Events of a browser arrive in any order, also while something runs. So each is stored on arrival, and what runs is
+    ended for a run that sees all of them.
     """
 
     def __init__(self) -> None:
         self.settings: Any = None
-        """What the controls said at the latest action."""
-        self.shown: View | None = None
-        """What is shown, unless something runs or was stopped."""
-        self.listed: OpenedPicture | None = None
-        """Whose classes the browser can choose from."""
-        self._taken: _Taken | None = None
-        self._chosen: tuple[str, list[int]] | None = None
+        """The values of the controls at the latest action."""
+        self.view: View | None = None
+        """What the tab shows; None while something runs, and after a stop."""
+        self.listed: ClassifiedImage | None = None
+        """The picture whose classes the tab offers."""
+        self._photograph: Photograph | None = None
+        self._python: Sequence[str] = ()
+        self._pictures: dict[str, ClassifiedImage] = {}
+        self._targets: tuple[str, list[int]] | None = None
         self._latest = self._stopped = -inf
         self._newest_run = 0
         self._state, self._turn = threading.Lock(), threading.Lock()
 
-    def __deepcopy__(self, _: object) -> "Session":
-        """Gradio copies the first one for each browser."""
-        return Session()
+    @property
+    def is_empty(self) -> bool:
+        """Whether the tab has no photograph."""
+        return self._photograph is None and not self._pictures
 
     def set(self, action: float, settings: Any) -> None:
-        """Takes what the controls say, unless those of a later action are there."""
+        """Stores the values of the controls, unless those of a later action are stored."""
         with self._state:
             if action > self._latest:
                 self._latest, self.settings = action, settings
 
     def look_at(self, photograph: Photograph, python: Sequence[str]) -> None:
-        """Takes another photograph, for which no class is chosen."""
-        self._taken, self._chosen = _Taken(photograph, python, {}), None
+        """Stores another photograph, and drops the classes that were chosen."""
+        self._photograph, self._python, self._pictures, self._targets = photograph, python, {}, None
 
     def choose(self, model: str, targets: Sequence[int]) -> None:
-        """Chooses classes of a model."""
-        self._chosen = model, list(targets)
+        """Stores the chosen classes of a model."""
+        self._targets = model, list(targets)
 
-    def chosen(self, model: str) -> list[int] | None:
-        """The classes that were chosen of the model, if any were."""
-        return list(self._chosen[1]) if self._chosen and self._chosen[0] == model else None
+    def targets(self, model: str) -> list[int] | None:
+        """The chosen classes of a model; None if none were chosen."""
+        return list(self._targets[1]) if self._targets and self._targets[0] == model else None
 
-    def picture(self, name: str, model: Model) -> tuple[OpenedPicture, Sequence[str]]:
-        """The photograph in the eyes of a model, and how Python opens it."""
-        taken = self._taken
-        if taken is None:
+    def picture(self, name: str, models: Mapping[str, Model]) -> tuple[ClassifiedImage, Sequence[str]]:
+        """The photograph as a model sees it, and the Python that opens it."""
+        if self.is_empty:
             raise ValueError("There is no photograph yet; choose one")
-        if name not in taken.pictures:
-            taken.pictures[name] = model.explainer.open(taken.photograph)
-        return taken.pictures[name], taken.python
+        photograph, pictures = self._photograph, self._pictures
+        if name not in pictures:
+            pictures[name] = models[name].explainer.open(photograph)
+        if pictures.keys() == models.keys() and pictures is self._pictures:
+            # Every model has its own small copy; the photograph itself may take 150 MB.
+            self._photograph = None
+        return pictures[name], self._python
 
-    def stop(self, action: float) -> None:
+    def stop(self, action: float = inf) -> None:
         """Ends what runs, and what is yet to run for earlier actions."""
         with self._state:
             self._stopped = max(self._stopped, action)
             self._newest_run += 1
 
     @contextmanager
-    def run(self, action: float, listener: Listener) -> Iterator["Run"]:
-        """Work for an action. It ends what ran before, and begins when that has ended.
+    def run(self, action: float, listener: Callable[[Progress], object]) -> Iterator["Run"]:
+        """Runs work for an action. It ends the older run, and begins when that has ended.
 
         Raises:
-            Stopped: If another one was begun meanwhile, or a later action was to stop.
+            Stopped: If a newer run has begun meanwhile, or a later action was to stop.
         """
         with self._state:
             if action < self._stopped:
@@ -114,34 +114,72 @@ class Session:
             run.check()
         try:
             run.check()
-            self.shown = None
+            self.view = None
             yield run
         finally:
             self._turn.release()
 
 
 class Run:
-    """Work for a browser, which raises ``Stopped`` between two passes when it is to end."""
+    """Work for a tab; raises ``Stopped`` between two passes when it is to end."""
 
-    def __init__(self, session: Session, number: int, listener: Listener) -> None:
-        self.session = session
+    def __init__(self, tab: Tab, number: int, listener: Callable[[Progress], object]) -> None:
+        self.tab = tab
         self._number = number
         self._listener = listener
 
     def check(self) -> None:
         """Raises ``Stopped`` if the work is to end."""
-        if self._number != self.session._newest_run:
+        if self._number != self.tab._newest_run:
             raise Stopped
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Tells the listener of the passes inside."""
+        """Reports the passes inside the ``with`` to the listener."""
 
-        def hear(progress: Progress) -> None:
+        def listen(progress: Progress) -> None:
             self.check()
             self._listener(progress)
 
-        with progress_to(hear):
+        with progress_to(listen):
             self.check()
             yield
             self.check()
+
+
+class Tabs:
+    """All open tabs, by the name that each browser gives its tab and keeps over a reload.
+
+    A tab that is closed, and not opened again at once, loses its photograph and its maps.
+    """
+
+    def __init__(self) -> None:
+        self._tabs: dict[str, Tab] = {}
+        self._connections: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._tabs)
+
+    def connect(self, name: str, connection: str) -> Tab:
+        """The tab of this name, which a connection of the server belongs to."""
+        with self._lock:
+            self._connections[connection] = name
+            return self._tabs.setdefault(name, Tab())
+
+    def disconnect(self, connection: str) -> None:
+        """Ends what runs for a connection's tab, and forgets the tab unless it is reloaded."""
+        with self._lock:
+            name = self._connections.pop(connection, None)
+            tab = self._tabs.get(name or "")
+            if name is None or tab is None or name in self._connections.values():
+                return
+        tab.stop(tab._latest)
+        timer = threading.Timer(_RELOAD_SECONDS, self._forget, [name])
+        timer.daemon = True
+        timer.start()
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            if name not in self._connections.values() and (tab := self._tabs.pop(name, None)):
+                tab.stop()

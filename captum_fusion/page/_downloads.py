@@ -1,11 +1,11 @@
-"""The files that one takes away."""
+"""Files to download."""
 
 import re
 import zipfile
 from io import BytesIO
 
-from captum_fusion._app.archive import archive
 from captum_fusion._app.drawing import drawn
+from captum_fusion._app.output_files import archive
 from captum_fusion.explain import Explanation
 from captum_fusion.page._browser import View
 from captum_fusion.page._recipe import recipe

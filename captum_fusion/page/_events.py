@@ -1,24 +1,23 @@
-"""What follows from what one does on the page."""
+"""Events of the page, and the updates that follow from them."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
-from weakref import WeakValueDictionary
 
 import gradio as gr
 import pandas as pd
 
+from captum_fusion import Progress, Stopped
 from captum_fusion._app.images import open_photograph
+from captum_fusion._app.messages import one_line, reason
 from captum_fusion._app.methods import parse_method
-from captum_fusion._app.names import one_line, reason
-from captum_fusion._engine.progress import Progress, Stopped
 from captum_fusion.explain import Explanation
 from captum_fusion.page import _downloads as downloads
-from captum_fusion.page import _panels as views
-from captum_fusion.page._browser import Model, Run, Session, View
+from captum_fusion.page import _panels as panels
+from captum_fusion.page._browser import Model, Run, Tab, Tabs, View
 from captum_fusion.page._layout import MOST_CLASSES, Layout
 from captum_fusion.page._recipe import recipe
 from captum_fusion.page._samples import samples
@@ -29,16 +28,18 @@ _OVERLAY_MOVED = """strength => {
   window.captumFusionOverlay = strength;
   document.dispatchEvent(new Event("captum-fusion-overlay"));
 }"""
-# Gradio hears of what one does in any order, so the browser numbers it.
+# Actions reach the server in any order, so the browser numbers them; number and name of a tab outlive a reload.
 _NUMBERED = """(_, ...values) => {
-  window.captumFusionActions = (window.captumFusionActions ?? 0) + 1;
-  return [window.captumFusionActions, ...values];
+  const number = Number(sessionStorage.captumFusionActions ?? 0) + 1;
+  sessionStorage.captumFusionActions = number;
+  sessionStorage.captumFusionTab ??= Array.from(crypto.getRandomValues(new Uint32Array(4))).join("-");
+  return [`${number} ${sessionStorage.captumFusionTab}`, ...values];
 }"""
-# How often files of browsers are looked for, and how old they may be: each is read once, at once.
-_FORGET_SECONDS = (30, 60)
+# Uploaded files older than the second number are deleted at intervals of the first; each is read at once.
+_DELETE_SECONDS = (30, 60)
 
 Values = dict[Any, Any]
-Take = Callable[[Session, Values, gr.EventData], None]
+Take = Callable[[Tab, Values, gr.EventData], None]
 Work = Callable[[Run], Iterator[Values]]
 
 
@@ -48,18 +49,20 @@ class Page:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
         self._samples = samples()
-        self._sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        self._tabs = Tabs()
+        # A photograph takes up to 150 MB while it is read.
+        self._reading = Lock()
         with gr.Blocks(
-            title="captum-fusion", analytics_enabled=False, delete_cache=_FORGET_SECONDS, fill_width=True
+            title="captum-fusion", analytics_enabled=False, delete_cache=_DELETE_SECONDS, fill_width=True
         ) as self.blocks:
             self._layout = Layout(list(models), self._samples)
             self._connect()
 
     def _connect(self) -> None:
         on = self._layout
-        settings = {on.overlay, on.percentile, on.tolerance, on.weighting}
-        inputs = {on.action, on.session, on.model, on.methods} | settings
-        # Runs of one browser end each other, and browsers take turns with a model.
+        self._settings = [on.model, on.methods, on.overlay, on.percentile, on.tolerance, on.weighting]
+        inputs = {on.action, *self._settings}
+        # Runs of one tab end each other, and tabs take turns with a model.
         handled: Any = {
             "inputs": inputs,
             "concurrency_limit": None,
@@ -71,8 +74,10 @@ class Page:
         runs = handled | {"show_progress_on": on.status}
         self._results = [on.maps, on.stages, on.agreement, on.code, on.insertion, on.deletion]
         explains = runs | {"outputs": [on.status, on.bars, on.classes, *self._results]}
-        self.blocks.load(self._runs(self._explain, self._take_first), **explains)
-        self.blocks.unload(self._leave)
+        self.blocks.load(
+            self._runs(self._show, self._open), **explains | {"outputs": [*explains["outputs"], *self._settings]}
+        )
+        self.blocks.unload(self._close)
         on.sample.choose(self._runs(self._explain, self._take_sample), **explains)
         on.upload.upload(self._runs(self._explain, self._take_upload), **explains | {"inputs": inputs | {on.upload}})
         # Room for the next one.
@@ -88,15 +93,15 @@ class Page:
         on.stop.click(self._stop, **handled | at_once, outputs=[on.status, on.stages, on.agreement, on.code])
         on.overlay.input(None, [on.overlay], js=_OVERLAY_MOVED)
         on.overlay.change(self._write, **handled | at_once, outputs=[on.code])
-        for button, made in (
+        for button, make in (
             (on.get_picture, downloads.picture),
             (on.get_maps, downloads.maps),
             (on.get_python, downloads.python),
         ):
-            button.click(self._gets(made), **runs, outputs=[on.status, on.download])
+            button.click(self._gets(make), **runs, outputs=[on.status, on.download])
 
     def _runs(self, work: Work, take: Take | None = None) -> Callable[..., Iterator[Values]]:
-        """A handler for what takes something in, then a while, can be stopped, and may go wrong.
+        """Makes the handler of an action: it stores the action, then works, can be stopped, and reports errors.
 
         Gradio sends what a run yields as differences, which the browser may put into values that it has yet to show.
         So a value that is a dictionary there (a dropdown's choices, a curve) is followed by itself or by one that is
@@ -112,15 +117,17 @@ class Page:
                 note = f", {heard.note}" if heard.note else ""
                 progress((heard.done, heard.total), desc=f"{heard.description}{note} ", unit="passes")
 
-            session, action = values[on.session], values[on.action]
-            self._sessions[str(request.session_hash)] = session
             shown: Values = {}
             try:
-                session.set(action, values)
+                tab, action = self._tab(values, request)
+                # A method that is mistyped leaves everything as it is.
+                values[on.methods] = list(dict.fromkeys(parse_method(name).name for name in values[on.methods]))
+                if take != self._open or tab.is_empty:
+                    tab.set(action, values)
                 if take is not None:
-                    take(session, values, event)
+                    take(tab, values, event)
                 # What a run shows is shown before the next one begins to.
-                with suppress(Stopped), session.run(action, listener) as started:
+                with suppress(Stopped), tab.run(action, listener) as started:
                     yield {on.status: ""}
                     try:
                         for shown in work(started):
@@ -136,61 +143,72 @@ class Page:
 
         return run
 
+    def _tab(self, values: Values, request: gr.Request) -> tuple[Tab, float]:
+        """The tab of an action, and the action's number."""
+        number, _, name = values[self._layout.action].partition(" ")
+        return self._tabs.connect(name, str(request.session_hash)), float(number)
+
     def _nothing(self, of: Sequence[Any]) -> Values:
         on = self._layout
-        empty = {on.maps: views.NOTHING, on.stages: views.NOTHING, on.agreement: views.NOTHING, on.code: ""}
+        empty = {on.maps: panels.NOTHING, on.stages: panels.NOTHING, on.agreement: panels.NOTHING, on.code: ""}
         return {component: empty.get(component) for component in of}
 
-    def _leave(self, request: gr.Request) -> None:
-        session = self._sessions.get(str(request.session_hash))
-        if session is not None:
-            session.stop(math.inf)
+    def _close(self, request: gr.Request) -> None:
+        self._tabs.disconnect(str(request.session_hash))
 
-    def _take_first(self, session: Session, *_: object) -> None:
-        session.look_at(self._samples[0].photograph, self._samples[0].python)
+    def _open(self, tab: Tab, *_: object) -> None:
+        # A tab that was reloaded keeps its photograph.
+        if tab.is_empty:
+            tab.look_at(self._samples[0].photograph, self._samples[0].python)
 
-    def _take_sample(self, session: Session, _: Values, event: gr.EventData) -> None:
+    def _take_sample(self, tab: Tab, _: Values, event: gr.EventData) -> None:
         sample = self._samples[event.index]
-        session.look_at(sample.photograph, sample.python)
+        tab.look_at(sample.photograph, sample.python)
 
-    def _take_upload(self, session: Session, values: Values, _: gr.EventData) -> None:
+    def _take_upload(self, tab: Tab, values: Values, _: gr.EventData) -> None:
         file = Path(values[self._layout.upload])
-        session.look_at(open_photograph(file, stranger=True), [repr(file.name)])
+        with self._reading:
+            tab.look_at(open_photograph(file, stranger=True), [repr(file.name)])
 
-    def _choose(self, session: Session, values: Values, event: gr.EventData) -> None:
-        session.choose(values[self._layout.model], [event.index])
+    def _choose(self, tab: Tab, values: Values, event: gr.EventData) -> None:
+        tab.choose(values[self._layout.model], [event.index])
 
-    def _choose_beside(self, session: Session, values: Values, event: gr.EventData) -> None:
+    def _choose_beside(self, tab: Tab, values: Values, event: gr.EventData) -> None:
         model = values[self._layout.model]
-        chosen = session.chosen(model) or []
+        chosen = tab.targets(model) or []
         others = [index for index in chosen if index != event.index]
-        session.choose(model, others if event.index in chosen else [*others[: MOST_CLASSES - 1], event.index])
+        tab.choose(model, others if event.index in chosen else [*others[: MOST_CLASSES - 1], event.index])
 
-    def _choose_typed(self, session: Session, values: Values, _: gr.EventData) -> None:
-        session.choose(values[self._layout.model], values[self._layout.classes])
+    def _choose_typed(self, tab: Tab, values: Values, _: gr.EventData) -> None:
+        tab.choose(values[self._layout.model], values[self._layout.classes])
+
+    def _show(self, run: Run) -> Iterator[Values]:
+        # After a reload the controls show their defaults, and the list of classes is empty.
+        run.tab.listed = None
+        yield {setting: run.tab.settings[setting] for setting in self._settings}
+        yield from self._explain(run)
 
     def _explain(self, run: Run) -> Iterator[Values]:
-        on, session, start = self._layout, run.session, perf_counter()
-        values = session.settings
-        model = self._models[values[on.model]]
+        on, tab, start = self._layout, run.tab, perf_counter()
+        values = tab.settings
+        name, methods = values[on.model], values[on.methods]
         with run.step():
-            picture, python = session.picture(values[on.model], model)
+            picture, python = tab.picture(name, self._models)
         prediction = picture.prediction
-        targets = session.chosen(values[on.model])
-        # What was chosen of the bars of another model may name nothing here.
+        targets = tab.targets(name)
+        # A class of another model may not exist here.
         if targets is None or any(target >= len(prediction.probabilities) for target in targets):
             targets = [prediction.top(1)[0][0]]
-            session.choose(values[on.model], targets)
-        if session.listed is not picture:
-            session.listed = picture
-            yield {on.classes: gr.Dropdown(views.labelled(prediction), value=targets)}
+            tab.choose(name, targets)
+        if tab.listed is not picture:
+            tab.listed = picture
+            yield {on.classes: gr.Dropdown(panels.labelled(prediction), value=targets)}
         no_curves: Values = {on.insertion: None, on.deletion: None}
-        yield {on.classes: targets, on.bars: views.bars(prediction, targets), **no_curves}
-        methods = list(dict.fromkeys(parse_method(method).name for method in values[on.methods]))
+        yield {on.classes: targets, on.bars: panels.bars(prediction, targets), **no_curves}
         if not targets or not methods:
             raise ValueError("Choose a class and a method")
         made: dict[int, Explanation] = {}
-        yield {on.maps: views.maps(prediction, targets, made, methods), **no_curves}
+        yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
         for upto in range(1, len(methods) + 1):
             for target in targets:
                 with run.step():
@@ -202,23 +220,23 @@ class Page:
                         tolerance=values[on.tolerance],
                         show_progress=True,
                     )
-                yield {on.maps: views.maps(prediction, targets, made, methods), **no_curves}
+                yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
         run.check()
-        shown = session.shown = View(picture, list(made.values()), model.arguments, python)
+        shown = tab.view = View(picture, list(made.values()), self._models[name].arguments, python)
         notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)
         done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
             on.status: ". ".join([done, *notes]),
-            on.stages: views.stages(shown.explanations),
-            on.agreement: views.agreement(shown.explanations),
+            on.stages: panels.stages(shown.explanations),
+            on.agreement: panels.agreement(shown.explanations),
             # The overlay is no business of runs, and may have been moved meanwhile.
-            on.code: recipe(shown, session.settings[on.overlay]),
+            on.code: recipe(shown, tab.settings[on.overlay]),
         }
 
     def _judge(self, run: Run) -> Iterator[Values]:
         # Ends what was running for the maps, so that this finishes it.
         yield from self._explain(run)
-        on, start, shown = self._layout, perf_counter(), run.session.shown
+        on, start, shown = self._layout, perf_counter(), run.tab.view
         assert shown is not None
         insertions, deletions = [], []
         yield {on.status: ""}
@@ -227,8 +245,8 @@ class Page:
                 with run.step():
                     curves = shown.picture.curves(explanation, name, show_progress=True)
                 label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
-                insertions.append(views.curve(label, curves.insertion))
-                deletions.append(views.curve(label, curves.deletion))
+                insertions.append(panels.curve(label, curves.insertion))
+                deletions.append(panels.curve(label, curves.deletion))
         # All at once: a plot that is drawn takes no notice of further curves.
         yield {
             on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s",
@@ -236,24 +254,27 @@ class Page:
             on.deletion: pd.concat(deletions),
         }
 
-    def _stop(self, values: Values) -> Values:
-        on, session = self._layout, values[self._layout.session]
-        session.stop(values[on.action])
-        # What was shown before belongs to other maps than those that were begun.
-        of_before = [on.stages, on.agreement, on.code] if session.shown is None else []
-        return {on.status: "Stopped.", **self._nothing(of_before)}
+    def _stop(self, values: Values, request: gr.Request) -> Values:
+        on = self._layout
+        tab, action = self._tab(values, request)
+        tab.stop(action)
+        # Stages and code of the maps before belong to none that are shown now.
+        outdated = [on.stages, on.agreement, on.code] if tab.view is None else []
+        return {on.status: "Stopped.", **self._nothing(outdated)}
 
-    def _write(self, values: Values) -> Values:
-        session, overlay = values[self._layout.session], values[self._layout.overlay]
-        session.set(values[self._layout.action], values)
-        return {self._layout.code: recipe(session.shown, overlay) if session.shown else gr.skip()}
+    def _write(self, values: Values, request: gr.Request) -> Values:
+        on = self._layout
+        tab, action = self._tab(values, request)
+        tab.set(action, values)
+        return {on.code: recipe(tab.view, values[on.overlay]) if tab.view else gr.skip()}
 
-    def _gets(self, made: Callable[[View, float], tuple[str, bytes]]) -> Callable[[Values], Values]:
-        def get(values: Values) -> Values:
-            shown = values[self._layout.session].shown
-            if shown is None:
-                return {self._layout.status: "There is nothing to download yet."}
-            return {self._layout.download: views.download(*made(shown, values[self._layout.overlay]))}
+    def _gets(self, make: Callable[[View, float], tuple[str, bytes]]) -> Callable[[Values, gr.Request], Values]:
+        def get(values: Values, request: gr.Request) -> Values:
+            on = self._layout
+            view = self._tab(values, request)[0].view
+            if view is None:
+                return {on.status: "There is nothing to download yet."}
+            return {on.download: panels.download(*make(view, values[on.overlay]))}
 
         return get
 

@@ -1,4 +1,4 @@
-"""What is where on the page."""
+"""Layout of the page."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -9,8 +9,7 @@ import gradio as gr
 from captum_fusion._app.methods import METHODS
 from captum_fusion._app.options import DEFAULT_ALPHA
 from captum_fusion.arguments import WEIGHTINGS
-from captum_fusion.page import _panels as views
-from captum_fusion.page._browser import Session
+from captum_fusion.page import _panels as panels
 from captum_fusion.page._samples import Sample
 
 MOST_CLASSES = 2
@@ -33,6 +32,13 @@ def theme() -> gr.Theme:
         radius_size="lg",
         font=(sans, "ui-sans-serif", "system-ui", "sans-serif"),
         font_mono=(mono, "ui-monospace", "monospace"),
+    ).set(
+        # Gradio's own grey has a contrast of 2.6:1 on white; WCAG AA asks for 4.5:1.
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_600",
     )
 
 
@@ -41,11 +47,14 @@ class Layout:
 
     def __init__(self, models: Sequence[str], samples: Sequence[Sample]) -> None:
         # The first component, since Gradio hands the values to scripts in the order of the components.
-        self.action = gr.Number(visible=False)
-        self.session = gr.State(Session())
-        gr.Markdown("# captum-fusion\nWhich parts of a photograph speak for a class?", elem_id="title")
+        self.action = gr.Textbox(visible=False)
+        gr.Markdown(
+            "# captum-fusion\nChoose a photograph: the maps show which of its regions support a class. "
+            "[The Fusion-CAM paper](https://arxiv.org/abs/2603.05386)",
+            elem_id="title",
+        )
         with gr.Row(elem_id="columns"):
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=1, min_width=300, elem_id="choices"):
                 self._choices(models, samples)
             with gr.Column(scale=3, min_width=320):
                 self._views()
@@ -58,11 +67,11 @@ class Layout:
             "js_on_load": asset("choice.js"),
             "apply_default_css": False,
         }
-        self.sample = gr.HTML(views.pictures(samples), **buttons)
+        self.sample = gr.HTML(panels.pictures(samples), **buttons)
         self.upload = gr.File(file_types=["image"], show_label=False, height=124, elem_id="upload")
         self.model = gr.Dropdown(list(models), label="Model", visible=len(models) > 1)
-        self.bars = gr.HTML(views.NO_CLASSES, **buttons)
-        with gr.Column(elem_id="asked"):
+        self.bars = gr.HTML(panels.NO_CLASSES, **buttons)
+        with gr.Column(elem_id="request"):
             self.classes = gr.Dropdown(
                 [], multiselect=True, max_choices=MOST_CLASSES, label="Classes", info="One, or two side by side"
             )
@@ -82,9 +91,9 @@ class Layout:
             )
             self.stop = gr.Button("Stop", scale=0, min_width=90, elem_id="stop")
         viewer: Any = {
-            "value": views.NOTHING,
+            "value": panels.NOTHING,
             "html_template": "<div class='maps'></div>",
-            "js_on_load": f"const palette = {views.palette()}, firstOverlay = {DEFAULT_ALPHA};\n{asset('maps.js')}",
+            "js_on_load": f"const palette = {panels.palette()}, firstOverlay = {DEFAULT_ALPHA};\n{asset('maps.js')}",
             "apply_default_css": False,
         }
         with gr.Tabs():
@@ -122,7 +131,11 @@ class Layout:
                 min_width=180,
             )
             self.weighting = gr.Radio(
-                WEIGHTINGS, value=WEIGHTINGS[0], label="Weighting", info="Of the maps that are fused", min_width=340
+                WEIGHTINGS,
+                value=WEIGHTINGS[0],
+                label="Weighting",
+                info="How contributions weigh the maps",
+                min_width=340,
             )
         with gr.Row(elem_id="downloads"):
             self.get_picture, self.get_maps, self.get_python = (

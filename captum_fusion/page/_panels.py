@@ -1,4 +1,4 @@
-"""What is shown, as values for the scripts of the page."""
+"""Panels of the page, as values for its scripts."""
 
 import json
 from base64 import b64encode
@@ -31,14 +31,14 @@ def palette() -> list[list[int]]:
 
 
 def labelled(prediction: Prediction) -> list[tuple[str, int]]:
-    """The names of all classes with their indices; classes of the same name are told apart by these."""
+    """The names of all classes with their indices; classes of one name show their index."""
     names = [prediction.category_of(index) for index in range(len(prediction.probabilities))]
     several = {name for name, count in pd.Series(names).value_counts().items() if count > 1}
     return [(f"{name} ({index})" if name in several else name, index) for index, name in enumerate(names)]
 
 
 def bars(prediction: Prediction, chosen: Sequence[int]) -> str:
-    """The most probable classes, and those that were chosen beside them."""
+    """The most probable classes, and the other chosen ones."""
     top = prediction.top(_TOP)
     shown = {index for index, _, _ in top}
     top += [
@@ -64,20 +64,20 @@ def pictures(samples: Sequence[Sample]) -> str:
 
 
 def download(name: str, content: bytes) -> str:
-    """A file to take away."""
+    """A file to download."""
     return json.dumps({"name": name, "address": _address(content, "application/octet-stream")})
 
 
 def maps(
     prediction: Prediction, targets: Sequence[int], made: Mapping[int, Explanation], methods: Sequence[str]
 ) -> str:
-    """The maps of each target; those that have not been made yet are pending."""
+    """The maps of each target; maps that are not ready are pending."""
     rows = []
     for target in targets:
         panels: list[Part] = []
         for name in methods:
             if target in made and name in made[target].maps:
-                note = f"keeps P = {made[target].kept[name]:.3f}"
+                note = f"keeps P = {made[target].masked_probabilities[name]:.3f}"
                 panels.append(_heat(name, made[target].maps[name], note))
             else:
                 panels.append({"kind": "pending", "name": name})
@@ -101,7 +101,7 @@ def stages(made: Sequence[Explanation]) -> str:
 
 
 def agreement(made: Sequence[Explanation]) -> str:
-    """Where the denoised gradient map and the region map of each fusion agree, and where only one is high."""
+    """The agreement of the denoised gradient map and the region map of each fusion."""
     return _of_fusions(
         made,
         lambda name, parts, stage: [
@@ -110,7 +110,7 @@ def agreement(made: Sequence[Explanation]) -> str:
             {
                 "kind": "agreement",
                 "name": f"{name}: D and R",
-                "note": "where one is high, or both are",
+                "note": "one is high, or both are",
                 "first": _encoded(stage.denoised),
                 "second": _encoded(stage.region),
             },
@@ -169,7 +169,7 @@ def _heat(name: str, values: Tensor, note: str) -> Part:
     return {
         "kind": "heat",
         "name": name,
-        "note": note if values.any() else "empty: nothing speaks for the class",
+        "note": note if values.any() else "empty: no positive evidence for the class",
         "values": _encoded(values),
     }
 

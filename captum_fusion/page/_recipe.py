@@ -5,7 +5,12 @@ from captum_fusion.page._browser import View
 
 
 def recipe(shown: View, overlay: float) -> str:
-    """Lines that compute and draw what a browser is shown, with so much colour over the photograph."""
+    """Writes the lines that compute and draw a view.
+
+    Args:
+        shown (View): The view.
+        overlay (float): The opacity of the colours over the photograph, in [0, 1].
+    """
     first = shown.explanations[0]
     *imports, image = shown.python
     model = ", ".join(f"{name}={value!r}" for name, value in shown.model.items() if value is not None)

@@ -1,4 +1,4 @@
-"""Photographs to try, which ship with the packages that the page needs, and how Python opens them."""
+"""Sample photographs, which ship with the packages that the page needs."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,11 @@ from matplotlib import cbook
 from PIL import Image
 from skimage import data
 
-from captum_fusion._app.images import Photograph, as_rgb
-from captum_fusion._app.sample import sample_photograph
+from captum_fusion._app.images import Photograph, as_rgb, sample_photograph
 
 
 class Sample(NamedTuple):
-    """A photograph, and how Python opens it: imports, and an expression, which is empty for the default."""
+    """A photograph, and the Python that opens it: imports, then an expression, empty for the default."""
 
     caption: str
     photograph: Photograph
@@ -25,7 +24,7 @@ def samples() -> list[Sample]:
         ("a motorcycle", "skimage", "data.stereo_motorcycle()[0]", data.stereo_motorcycle()[0]),
         ("a rocket", "skimage", "data.rocket()", data.rocket()),
     )
-    found = [
+    photographs = [
         Sample(
             caption,
             Photograph(Image.fromarray(values), name=f"{package}.{call}"),
@@ -37,4 +36,4 @@ def samples() -> list[Sample]:
     with Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
         photograph = as_rgb(image)._replace(name="matplotlib's grace_hopper.jpg")
     both = Sample("an espresso and a cat", sample_photograph(), ("",))
-    return [both, *found, Sample("Grace Hopper", photograph, ("from matplotlib import cbook", portrait))]
+    return [both, *photographs, Sample("Grace Hopper", photograph, ("from matplotlib import cbook", portrait))]

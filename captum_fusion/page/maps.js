@@ -177,7 +177,7 @@ async function show() {
   const now = {};
   const rows = view.rows.map((row) => {
     const section = made("section");
-    const heading = made("h3", "", row.name);
+    const heading = made("h2", "", row.name);
     heading.append(made("span", "", `P = ${row.probability.toFixed(3)}`));
     const grid = made("div", "grid");
     const panels = [{ kind: "photograph", name: "photograph", note: "as the model sees it" }, ...row.panels];

@@ -1,4 +1,4 @@
-"""Makes links of the names in ``double backticks`` that the reference, Captum, torch, torchvision or NumPy explain."""
+"""Links names in ``double backticks`` to this reference, Captum, torch, torchvision and NumPy."""
 
 import re
 from typing import Any
@@ -34,6 +34,6 @@ def _link_names(_: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the search for names."""
+    """Registers the links."""
     app.connect("doctree-read", _link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,6 @@
 """Pictures explained from Python."""
 
-import threading
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerUnionCam
-from captum_fusion._engine.progress import Progress, Stopped, progress_to
-from captum_fusion.explain import Explainer, explain
+import captum_fusion.explain
+from captum_fusion import LayerFusionCam, LayerUnionCam, Progress, Stopped, progress_to
+from captum_fusion.explain import ClassifiedImage, Explainer, explain
 from captum_fusion.metrics import saliency_map
 from tests.conftest import SmallNet
 
@@ -32,7 +32,7 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     )
     assert (explanation.model, explanation.layer, explanation.weights) == ("SmallNet", "relu", "default")
     assert (explanation.target, explanation.category) == (2, "2")
-    assert list(explanation.maps) == list(explanation.kept) == ["grad-cam", "fusion-cam:raw"]
+    assert list(explanation.maps) == list(explanation.masked_probabilities) == ["grad-cam", "fusion-cam:raw"]
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     inputs = (explanation.pixels - mean) / std
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     for name, values in explanation.maps.items():
         with torch.no_grad():
             remains = net(inputs * values).softmax(1)[0, 2].item()
-        assert explanation.kept[name] == pytest.approx(remains, abs=1e-6)
+        assert explanation.masked_probabilities[name] == pytest.approx(remains, abs=1e-6)
     assert explanation.notes == ()
 
 
@@ -129,15 +129,34 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
         ({"device": "cpu"}, "device is 'cpu' for a model that is given itself"),
         ({"layer": "head"}, "'head' gives shape"),
         ({"target": 3}, "target is 3; expected an index below 3"),
-        ({"target": -1}, "target is '-1', but SmallNet has no category names"),
+        ({"target": -1}, "target is -1; expected an index below 3"),
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),
         ({"weighting": "row"}, "weighting is 'row'; expected one of"),
-        ({"methods": ["gradcom"]}, "no method 'gradcom'. Close: grad-cam"),
+        ({"activation": "tanh"}, "activation is 'tanh'; expected one of"),
+        ({"methods": ["gradcom"]}, "Unknown method 'gradcom'. Did you mean 'grad-cam'"),
     ],
 )
 def test_what_cannot_be(net: SmallNet, photograph: Image.Image, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explain(photograph, model=net, **{"size": 24, **options})
+
+
+def test_unknown_options(net: SmallNet, photograph: Image.Image) -> None:
+    with pytest.raises(TypeError, match="Unknown option 'sizes'; expected some of weights, layer, grid, size, "):
+        explain(photograph, model=net, sizes=24)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="OpenedPicture is now ClassifiedImage"):
+        assert captum_fusion.explain.OpenedPicture is ClassifiedImage
+    with pytest.warns(DeprecationWarning, match="kept is now masked_probabilities"):
+        assert explain(photograph, model=net, size=24, methods=["saliency"]).kept.keys() == {"saliency"}
+
+
+def test_a_callable_is_imported_without_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    (tmp_path / "model_of_a_user.py").write_text("import torch\nnet = torch.nn.Identity")
+    with pytest.raises(ValueError, match="No module named 'model_of_a_user'"):
+        Explainer("model_of_a_user:net")
+    assert sys.path == before
 
 
 def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: Image.Image) -> None:
@@ -196,7 +215,7 @@ def test_what_is_remembered_is_what_would_be_computed(net: SmallNet, photograph:
     again = picture.explain(0, [name], percentile=45, weighting="raw")
     anew = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="raw")
     assert torch.equal(again.maps[name], anew.maps[name])
-    assert again.kept == anew.kept
+    assert again.masked_probabilities == anew.masked_probabilities
 
 
 def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) -> None:
@@ -240,23 +259,3 @@ def test_threads_take_turns(photograph: Image.Image) -> None:
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(one.maps[name], other[name]) for name in methods)
     assert model.training
-
-
-def test_who_waits_for_a_turn_can_leave(net: SmallNet, photograph: Image.Image) -> None:
-    explainer = Explainer(net, size=24)
-    heard: list[str] = []
-
-    def leave(progress: Progress) -> None:
-        heard.append(progress.description)
-        raise Stopped
-
-    def wait() -> None:
-        with pytest.raises(Stopped), progress_to(leave):
-            explainer.open(photograph)
-
-    with explainer.in_turn():
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        waiting.join()
-    assert heard == ["Waiting for its turn"]
-    explainer.open(photograph)

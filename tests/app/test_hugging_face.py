@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_fusion._app.models.hugging_face import _preprocessing
 from captum_fusion._app.models.loading import load_classifier
-from captum_fusion.explain import explain
+from captum_fusion.explain import Explainer, explain
 from tests.app.test_timm import PICTURE
 
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
@@ -53,6 +53,48 @@ def test_a_model_with_its_categories(folder: Path) -> None:
     random = load_classifier(f"hf:{folder}", "none")
     assert random.categories == ("cat", "dog", "owl")
     assert not torch.equal(random.scores(inputs), classifier.scores(inputs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "activation"),
+    [
+        ({}, "softmax"),
+        ({"problem_type": "single_label_classification"}, "softmax"),
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"num_labels": 1}, "sigmoid"),
+    ],
+)
+def test_probabilities_are_those_of_the_models_own_pipeline(
+    folder: Path, changes: dict[str, Any], activation: str
+) -> None:
+    changed = config()
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    transformers.ViTForImageClassification(changed).save_pretrained(folder)
+    pipeline = transformers.pipeline("image-classification", model=str(folder), image_processor=str(folder))
+    expected = {each["label"]: each["score"] for each in pipeline(PICTURE)}
+    explainer = Explainer(f"hf:{folder}")
+    prediction = explainer.open(PICTURE).prediction
+    assert explainer.classifier.activation == activation
+    assert {name: p for _, name, p in prediction.top()} == pytest.approx(expected, abs=1e-3)
+    # An option wins over the configuration.
+    assert load_classifier(f"hf:{folder}", activation="sigmoid").activation == "sigmoid"
+
+
+def test_a_regression_model_is_refused(folder: Path) -> None:
+    changed = config()
+    changed.num_labels, changed.problem_type = 1, "regression"
+    transformers.ViTForImageClassification(changed).save_pretrained(folder)
+    with pytest.raises(ValueError, match="is a regression model; expected an image classifier"):
+        load_classifier(f"hf:{folder}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_folders_load_in_single_precision(folder: Path, dtype: torch.dtype) -> None:
+    transformers.AutoModelForImageClassification.from_pretrained(folder).to(dtype).save_pretrained(folder)
+    classifier = load_classifier(f"hf:{folder}")
+    assert {parameter.dtype for parameter in classifier.model.parameters()} == {torch.float32}
+    assert classifier.scores(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(

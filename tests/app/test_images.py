@@ -1,13 +1,15 @@
 """Pictures of all types become the 8 bits that they show."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from captum_fusion._app.images import as_rgb, open_photograph
-from captum_fusion._app.models.loading import Preprocessing
+from captum_fusion._app.images import PictureError, as_rgb, find_photographs, open_photograph
+from captum_fusion._app.models.preprocessing import Preprocessing
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 
@@ -57,12 +59,57 @@ def test_transparent_parts_are_shown_on_white() -> None:
     assert as_rgb(Image.fromarray(pixels)).note == ""
 
 
-def test_pictures_are_upright(tmp_path: Path) -> None:
-    image = Image.new("RGB", (30, 20))
+@pytest.mark.parametrize("orientation", [0, *range(1, 10)])
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
+def test_pictures_are_upright_once(orientation: int, kind: str, tmp_path: Path) -> None:
+    image = Image.fromarray((RAMP * 255).astype(np.uint8)).resize((30, 20)).convert("RGB")
     exif = image.getexif()
-    exif[0x0112] = 6  # Turned by 90 degrees.
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_photograph(tmp_path / "turned.jpg").image.size == (20, 30)
+    exif[0x0112] = orientation
+    image.save(tmp_path / f"turned.{kind}", exif=exif)
+    with Image.open(tmp_path / f"turned.{kind}") as turned:
+        expected = np.asarray(ImageOps.exif_transpose(turned))
+    photograph = open_photograph(tmp_path / f"turned.{kind}")
+    np.testing.assert_array_equal(np.asarray(photograph.image), expected)
+    np.testing.assert_array_equal(np.asarray(as_rgb(photograph.image).image), expected)
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "teal").save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*broken")
+    Image.new("RGB", (8, 6), "teal").save(tmp_path / "b.png", exif=b"neither TIFF nor EXIF")
+    for name in ("a.jpg", "b.png"):
+        photograph = open_photograph(tmp_path / name)
+        assert photograph.image.size == (8, 6)
+    assert photograph.note == "its EXIF block is broken and ignored"
+
+
+@pytest.mark.parametrize("kind", ["gif", "tif", "webp", "png"])
+def test_of_several_frames_the_first_is_used_and_the_others_are_mentioned(kind: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("white", "black", "teal")]
+    frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:])
+    photograph = open_photograph(tmp_path / f"a.{kind}")
+    assert photograph.note == "only frame 1 of several is used"
+    assert photograph.image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_heif_picture_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.heic", format="PNG")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(PictureError, match=r"a.heic cannot be read: .* pip install 'captum-fusion\[heif\]'"):
+        open_photograph(tmp_path / "a.heic")
+    registered: list[bool] = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    assert open_photograph(tmp_path / "a.heic").image.size == (8, 6)
+    assert registered
+
+
+def test_the_pictures_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "c.png").mkdir()
+    assert [file.name for file in find_photographs(tmp_path)] == ["a.png", "b.JPG"]
+    with pytest.raises(ValueError, match=r"c.png is a folder without pictures"):
+        find_photographs(tmp_path / "c.png")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
 import pytest
-import torch
 from captum.attr import LayerGradCam
 from torch import Tensor
 
-from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, LayerXGradCam
-from captum_fusion._app.methods import CONTROLS, METHODS, Method, RememberedScoreCam, parse_method
+from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, LayerUnionCam, LayerXGradCam
+from captum_fusion._app.methods import CONTROLS, METHODS, Method, parse_method
 from tests.conftest import SmallNet
 
 
@@ -18,10 +17,17 @@ def test_names() -> None:
     assert parse_method("fusion-cam:raw", "released") == parse_method("fusion-cam:raw")
 
 
-def test_what_a_method_is_made_of() -> None:
-    assert parse_method("fusion(x-grad-cam,rise)").parts == ("x-grad-cam", "rise")
-    assert parse_method("union-cam").parts == ("score-cam",)
-    assert parse_method("score-cam").parts == ()
+@pytest.mark.parametrize(
+    ("name", "parts", "arguments"),
+    [
+        ("fusion(x-grad-cam,rise)", ("x-grad-cam", "rise"), ("gradient_attributions", "region_attributions")),
+        ("union-cam", ("score-cam",), ("region_attributions",)),
+        ("score-cam", (), ()),
+    ],
+)
+def test_parts(name: str, parts: tuple[str, ...], arguments: tuple[str, ...]) -> None:
+    method = parse_method(name)
+    assert (method.parts, method.part_arguments) == (parts, arguments)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +54,10 @@ def test_names_are_matched_loosely(loose: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scorcam", "There is no method 'scorcam'. Close: score-cam"),
-        ("fusion(grad-cam,scor-cam)", "There is no method 'scor-cam' to fuse. Close: score-cam"),
-        ("fusion-cam:row", "There is no weighting 'row'. Close: raw"),
-        ("grad-cam:raw", "There is no method 'grad-cam:raw'"),
+        ("scorcam", "Unknown method 'scorcam'. Did you mean 'score-cam'"),
+        ("fusion(grad-cam,scor-cam)", "Unknown method 'scor-cam' to fuse. Did you mean 'score-cam'"),
+        ("fusion-cam:row", "Unknown weighting 'row'. Did you mean 'raw'"),
+        ("grad-cam:raw", "Unknown method 'grad-cam:raw'"),
     ],
 )
 def test_unknown_names(text: str, message: str) -> None:
@@ -63,9 +69,9 @@ def test_unknown_names(text: str, message: str) -> None:
 @pytest.mark.parametrize("name", METHODS + CONTROLS)
 def test_every_name_builds_an_attribution(name: str, net: SmallNet, images: Tensor) -> None:
     if name == "group-cam":
-        assert isinstance(parse_method(name).build(net, net.features, {}), LayerGroupCam)
+        assert isinstance(parse_method(name).build(net, net.features), LayerGroupCam)
         return
-    attribution = parse_method(name).build(net, net.features, {})
+    attribution = parse_method(name).build(net, net.features)
     assert len(attribution.attribute(images, target=0)) == len(images)
 
 
@@ -73,51 +79,24 @@ def test_the_compiled_model_does_the_masked_passes_of_ours_alone(net: SmallNet) 
     def compiled(inputs: Tensor) -> Tensor:
         return net(inputs)
 
-    score_cam = LayerScoreCam(compiled, net.features)
     for name in ("group-cam", "union-cam", "fusion-cam", "fusion(x-grad-cam,integrated-gradients)"):
-        assert (
-            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func
-            is compiled
-        )
+        assert parse_method(name).build(net, net.features, compiled=compiled).forward_func is compiled
     for name in ("grad-cam", "guided-grad-cam", "integrated-gradients"):
-        assert (
-            parse_method(name).build(net, net.features, {"score-cam": score_cam}, compiled=compiled).forward_func is net
-        )
-    fused = parse_method("fusion-cam").build(net, net.features, {"score-cam": score_cam}, compiled=compiled)
+        assert parse_method(name).build(net, net.features, compiled=compiled).forward_func is net
+    fused = parse_method("fusion-cam").build(net, net.features, compiled=compiled)
     assert isinstance(fused, LayerFusionCam)
     assert fused.gradient_method.forward_func is net
 
 
-def test_fusions_hold_their_components(net: SmallNet) -> None:
-    score_cam = LayerScoreCam(net, net.features)
-    fused = parse_method("fusion(x-grad-cam,score-cam)").build(net, net.features, {"score-cam": score_cam})
+def test_fusions_have_their_components_and_the_tolerance(net: SmallNet) -> None:
+    fused = parse_method("fusion(x-grad-cam,score-cam)").build(net, net.features, tolerance=0.1)
+    union = parse_method("union-cam").build(net, net.features, tolerance=0.1)
     assert isinstance(fused, LayerFusionCam)
+    assert isinstance(union, LayerUnionCam)
     assert isinstance(fused.gradient_method, LayerXGradCam)
-    assert fused.region_method is score_cam
-    plain = parse_method("fusion-cam").build(net, net.features, {"score-cam": score_cam})
+    for score_cam in (fused.region_method, union.region_method):
+        assert isinstance(score_cam, LayerScoreCam)
+        assert score_cam.tolerance == 0.1
+    plain = parse_method("fusion-cam").build(net, net.features)
     assert isinstance(plain, LayerFusionCam)
     assert type(plain.gradient_method) is LayerGradCam
-
-
-def test_score_cam_is_remembered_for_the_same_inputs_and_target_alone(net: SmallNet, images: Tensor) -> None:
-    rows = 0
-
-    def count(_: object, args: tuple[Tensor, ...]) -> None:
-        nonlocal rows
-        rows += len(args[0])
-
-    net.register_forward_pre_hook(count)
-    remembered = RememberedScoreCam(net, net.features, 0.0)
-    first = remembered.attribute(images, target=[0, 1, 2])
-    once = rows
-    assert torch.equal(first, LayerScoreCam(net, net.features).attribute(images, target=[0, 1, 2]))
-    rows = 0
-    assert torch.equal(remembered.attribute(images.clone(), target=[0, 1, 2]), first)
-    assert torch.equal(remembered.attribute(images.clone(), target=torch.tensor([0, 1, 2])), first)
-    assert rows == 0
-    assert remembered.saved > 0
-    remembered.attribute(images, target=[0, 1, 1])
-    assert rows == once
-    rows = 0
-    remembered.attribute(images + 1, target=[0, 1, 1])
-    assert rows == once

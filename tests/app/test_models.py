@@ -1,3 +1,4 @@
+import argparse
 import os
 import pickle
 import re
@@ -13,7 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
-from captum_fusion._app.models.loading import Classifier, Preprocessing, choose_layer, load_classifier
+from captum_fusion._app.models.classifier import Classifier, read_categories
+from captum_fusion._app.models.layer import choose_layer
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 from tests.conftest import SmallNet
 
 
@@ -85,7 +89,7 @@ def test_weights_that_are_no_state_dict(tmp_path: Path, content: object) -> None
 
 
 def test_unknown_names_come_with_the_close_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no torchvision classifier 'resnet5'.*resnet50"):
+    with pytest.raises(ValueError, match=r"Unknown torchvision classifier 'resnet5'.*resnet50"):
         load("resnet5")
     with pytest.raises(ValueError, match=r"tests.conftest:Nothing cannot be imported"):
         load("tests.conftest:Nothing")
@@ -97,19 +101,90 @@ def test_unknown_names_come_with_the_close_ones(tmp_path: Path) -> None:
         load("mobilenet_v3_small", str(tmp_path / "missing.pt"))
 
 
-def test_targets() -> None:
-    preprocessing = Preprocessing(8, 8, (0.0,), (1.0,))
-    classifier = Classifier("birds", nn.Identity(), preprocessing, ("crane", "tabby", "Egyptian cat", "crane"))
-    assert classifier.target("1", 4) == 1
-    assert classifier.target("egyptian cat", 4) == classifier.target("Egyptian_cat", 4) == 2
-    with pytest.raises(ValueError, match=r"no category 'taby'. Close: tabby"):
-        classifier.target("taby", 4)
-    with pytest.raises(ValueError, match=r"categories \[0, 3\] are all named 'crane'"):
-        classifier.target("crane", 4)
-    with pytest.raises(ValueError, match="target is 4; expected an index below 4"):
-        classifier.target("4", 4)
-    with pytest.raises(ValueError, match="birds has no category names"):
-        Classifier("birds", nn.Identity(), preprocessing, None).target("tabby", 4)
+def classifier_of(*categories: str) -> Classifier:
+    return Classifier("birds", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
+
+
+@pytest.mark.parametrize(
+    ("target", "index"), [("1", 1), (1, 1), ("index:1", 1), ("egyptian cat", 2), ("Egyptian_cat", 2), ("2024", 4)]
+)
+def test_targets(target: int | str, index: int) -> None:
+    assert classifier_of("crane", "tabby", "Egyptian cat", "crane", "2024").target(target, 5) == index
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("taby", "Unknown category 'taby'. Did you mean 'tabby'"),
+        ("crane", r"categories \[0, 3\] are all named 'crane'"),
+        ("4", "target is 4; expected an index below 4"),
+        (-1, "target is -1; expected an index below 4"),
+        ("index:x", "target is x; expected an index below 4"),
+    ],
+)
+def test_targets_that_are_no_class(target: int | str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        classifier_of("crane", "tabby", "Egyptian cat", "crane").target(target, 4)
+    with pytest.raises(ValueError, match=r"birds has no category names|expected an index below"):
+        classifier_of().target(target, 4)
+
+
+def test_a_category_whose_name_is_a_number_is_never_taken_for_another_class() -> None:
+    folders = classifier_of("1", "10", "2", "3")
+    assert folders.target("10", 4) == 1
+    assert folders.target("3", 4) == 3
+    with pytest.raises(ValueError, match="'1', the name of class 0 and the index of '10'; expected 'index:0' or"):
+        folders.target("1", 4)
+    assert [folders.target(target, 4) for target in ("index:0", 1, "index:1")] == [0, 1, 1]
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    assert [classifier_of("crane", "tabby", "crane").category(index) for index in range(4)] == [
+        "crane (0)",
+        "tabby",
+        "crane (2)",
+        "3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("names.txt", "\ufeffcat\ndog\n", ("cat", "dog")),
+        ("names.json", '["cat", "dog"]', ("cat", "dog")),
+        ("names.json", '{"dog": 1, "cat": 0}', ("cat", "dog")),
+        ("names.txt", "cat\n\ndog\n", "holds no category names"),
+        ("names.json", '{"dog": 1, "cat": 3}', "holds no category names"),
+        ("names.json", '{"0": "dog", "x": 1}', "cannot be read as category names"),
+        ("names.json", "{", "cannot be read as category names"),
+        ("names.txt", b"\xff\xfe", "cannot be read as category names"),
+    ],
+)
+def test_category_files(name: str, content: str | bytes, expected: tuple[str, ...] | str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(expected, tuple):
+        assert read_categories(tmp_path / name) == expected
+        model = SmallNet(classes=2)
+        assert load_classifier(model, classes=tmp_path / name).categories == expected
+        with pytest.raises(ValueError, match="returns 3 scores for 2 category names"):
+            load_classifier(SmallNet(), classes=tmp_path / name).scores(torch.rand(2, 3, 8, 8))
+    else:
+        with pytest.raises(ValueError, match=f"{name} {expected}"):
+            read_categories(tmp_path / name)
+
+
+def test_a_model_of_one_channel_sees_grey_pictures() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3))
+    preprocessing = load_classifier(model, size=8).preprocessing
+    # An input of 8 pixels is the middle of 9.
+    grey = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    pixels = preprocessing.crop(Image.fromarray(grey))
+    assert pixels.shape == (1, 1, 8, 8)
+    assert torch.equal(pixels[0, 0], torch.from_numpy(grey)[:8, :8] / 255)
+    given = load_classifier(model, size=8, mean=(0.5,), std=(0.25,)).preprocessing
+    torch.testing.assert_close(given.normalize(pixels), (pixels - 0.5) / 0.25)
+    with pytest.raises(ValueError, match=r"mean is \(0.5, 0.5, 0.5\); expected 1 values, one for each channel"):
+        load_classifier(model, mean=(0.5,) * 3)
 
 
 def test_choose_layer() -> None:
@@ -132,14 +207,14 @@ def test_layers_that_are_no_feature_map_are_refused_with_those_that_are() -> Non
             return self.head(self.pool(self.relu(self.features(self.stem(x)))).flatten(1))
 
     net, inputs = Net().eval(), torch.rand(2, 3, 16, 16)
-    there_are = r"The feature maps that there are: stem \(4, 8, 8\), features \(6, 8, 8\), relu \(6, 8, 8\)$"
+    there_are = r"Its feature maps: stem \(4, 8, 8\), features \(6, 8, 8\), relu \(6, 8, 8\)$"
     for name, message in (
         ("nope", r"no layer 'nope'\. "),
-        ("reul", r"no layer 'reul'\. Close: relu\. "),
+        ("reul", r"no layer 'reul'\. Did you mean 'relu'\? "),
         # One pixel: its map would be all ones, and keep everything.
         ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel, "),
         ("head", r"'head' gives shape \(2, 3\); expected a feature map"),
-        ("spare", r"'spare' does not run in a forward pass\. "),
+        ("spare", r"'spare' does not run in a forward pass of the model\. "),
     ):
         with pytest.raises(ValueError, match=message + (".*" if "feature map" in message else "") + there_are):
             choose_layer(net, inputs, name)
@@ -163,17 +238,49 @@ def test_a_file_of_official_weights_brings_their_transform_of_the_input(
     assert model.state_dict().keys() == built.state_dict().keys()
 
 
-def test_checkpoints_and_wrappers_of_state_dicts(tmp_path: Path) -> None:
-    trained = get_model("squeezenet1_1", weights=None, num_classes=4)
-    state = trained.state_dict()
-    for content in (
-        {f"module.{name}": value for name, value in state.items()},
-        {"epoch": 3, "state_dict": state},
-        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}},
-    ):
-        torch.save(content, tmp_path / "checkpoint.pt")
-        loaded = load("squeezenet1_1", str(tmp_path / "checkpoint.pt")).model.state_dict()
-        assert all(torch.equal(loaded[name], value) for name, value in state.items())
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: prefixed(state, "module."),
+        lambda state: {"n_averaged": torch.tensor(3), **prefixed(state, "module.")},
+        lambda state: {"epoch": 3, "state_dict": state},
+        lambda state: {"epoch": 3, "state_dict": prefixed(state, "model.net."), "hyper_parameters": {"lr": 0.1}},
+        lambda state: {"net": prefixed(state, "_orig_mod.module."), "acc": 0.5},
+        lambda state: {"model": {"state_dict": state}},
+    ],
+)
+def test_checkpoints_and_wrappers_of_state_dicts(tmp_path: Path, wrap: Any) -> None:
+    state = get_model("squeezenet1_1", weights=None, num_classes=4).state_dict()
+    torch.save(wrap(state), tmp_path / "checkpoint.pt")
+    loaded = load("squeezenet1_1", str(tmp_path / "checkpoint.pt")).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def test_of_averaged_and_last_weights_the_averaged_ones_are_used_and_named(tmp_path: Path) -> None:
+    last, averaged = (get_model("squeezenet1_1", weights=None, num_classes=4).state_dict() for _ in range(2))
+    torch.save({"state_dict": last, "state_dict_ema": averaged}, tmp_path / "both.pt")
+    with pytest.warns(UserWarning, match="both.pt holds state_dict_ema and state_dict; state_dict_ema is used"):
+        loaded = load("squeezenet1_1", str(tmp_path / "both.pt")).model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in averaged.items())
+
+
+def test_files_without_weights_are_refused_with_their_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = get_model("squeezenet1_1", weights=None, num_classes=4).state_dict()
+    torch.save({"weights": state, "optimizer": {"lr": 0.1}}, "custom.pt")
+    with pytest.raises(ValueError, match=r"custom.pt holds dict with the entries weights, optimizer; expected a state"):
+        load("squeezenet1_1", "custom.pt")
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, "options.pt")
+    with pytest.raises(ValueError, match=r"It holds an argparse\.Namespace\. Convert it: ") as raised:
+        load("squeezenet1_1", "options.pt")
+    # Its two lines do what they promise.
+    lines = str(raised.value).partition("Convert it: ")[2].partition(". Expected")[0]
+    exec(lines, {"torch": torch, "argparse": argparse})
+    assert load("squeezenet1_1", "weights.pt").categories is None
 
 
 class Malicious:

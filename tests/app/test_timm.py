@@ -57,13 +57,13 @@ def test_weights_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"timm .* has no model 'resnet5'\. Close: resnet50"):
+    with pytest.raises(ValueError, match=r"timm .* has no model 'resnet5'\. Did you mean .*'resnet50'"):
         load_classifier("timm:resnet5", "none")
     with pytest.raises(
-        ValueError, match=r"no torchvision classifier 'vit_tiny_patch16_224'\..* give timm:vit_tiny_patch16_224\."
+        ValueError, match=r"Unknown torchvision classifier 'vit_tiny_patch16_224'\..* pass timm:vit_tiny_patch16_224\."
     ):
         load_classifier("vit_tiny_patch16_224", "none")
-    with pytest.raises(ValueError, match=r"Hugging Face's are given as hf:google/vit-base-patch16-224\."):
+    with pytest.raises(ValueError, match=r"For a model of Hugging Face, pass hf:google/vit-base-patch16-224\."):
         load_classifier("google/vit-base-patch16-224")
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(ValueError, match=r"timm cannot build test_vit with its weights: .* Give --weights FILE, or"):

@@ -1,14 +1,13 @@
 """What a second reading found: components, buffers and graphs of the caller's that a call must leave alone."""
 
-import threading
 from typing import Any
 
 import pytest
 import torch
-from captum.attr import GuidedGradCam, LayerAttribution
+from captum.attr import GuidedGradCam, LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam
+from captum_fusion import LayerFusionCam, LayerScoreCam, LayerUnionCam, LayerXGradCam
 from tests.conftest import SmallNet
 
 
@@ -66,24 +65,28 @@ def test_an_additional_argument_that_the_model_changes_stays(net: SmallNet, imag
     assert torch.equal(scale, torch.ones(3, 1))
 
 
-def test_a_lock_of_the_callers_around_the_model_is_no_deadlock(
-    net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("captum_fusion._engine.state._LONGEST_WAIT", 0.05)
-    lock, inside = threading.RLock(), threading.Event()
+@pytest.mark.parametrize("resolution", ["layer", "input"])
+def test_components_that_are_there_are_not_computed_again(net: SmallNet, images: Tensor, resolution: str) -> None:
+    sizes: list[int] = []
 
     def forward(x: Tensor) -> Tensor:
-        inside.set()
-        with lock:
-            return net(x)
+        sizes.append(len(x))
+        return net(x)
 
-    other = threading.Thread(
-        target=lambda: LayerScoreCam(forward, net.features).attribute(images, target=1), daemon=True
-    )
-    with lock:
-        other.start()
-        assert inside.wait(10)
-        ours = LayerScoreCam(forward, net.stem).attribute(images, target=1)
-    other.join(10)
-    assert not other.is_alive()
-    torch.testing.assert_close(ours, LayerScoreCam(net, net.stem).attribute(images, target=1))
+    gradient, region = (method(net, net.features).attribute(images, 1) for method in (LayerGradCam, LayerScoreCam))
+    if resolution == "input":
+        gradient, region = (
+            LayerAttribution.interpolate(each.relu(), (12, 10), "bilinear") for each in (gradient, region)
+        )
+    ready = {"gradient_attributions": gradient, "region_attributions": region}
+    fusion_cam, union_cam = LayerFusionCam(forward, net.features), LayerUnionCam(forward, net.features)
+    expected = fusion_cam.attribute(images, 1), union_cam.attribute(images, 1)
+    sizes.clear()
+    torch.testing.assert_close(fusion_cam.attribute(images, 1, **ready), expected[0])
+    torch.testing.assert_close(union_cam.attribute(images, 1, region_attributions=region), expected[1])
+    assert len(sizes) == 2 * 3, "the unmasked pass, the blank with both maps, and their union"
+    for wrong in (region[:1], region[0], region[..., 0]):
+        with pytest.raises(ValueError, match="region_method gave attributions of shape"):
+            union_cam.attribute(images, 1, region_attributions=wrong)
+    with pytest.raises(ValueError, match="no effect"):
+        fusion_cam.attribute(images, 1, region_attributions=region, region_kwargs={"perturbations_per_eval": 1})

@@ -1,11 +1,14 @@
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
+from captum_fusion._app.models.classifier import Classifier
 from captum_fusion.benchmark import Settings, _report, run
 
 MODEL = "tests.app.test_cli:small_net"
@@ -25,7 +28,18 @@ def bench(images: object, output: Path, **options: Any) -> Path:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(folder.glob("records-*.jsonl")) for line in file.open()]
+    files = sorted(folder.glob("records-*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def write_records(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def preprocessed(classifier: Classifier, file: Path) -> Tensor:
+    with Image.open(file) as picture:
+        return classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
 
 
 @pytest.fixture

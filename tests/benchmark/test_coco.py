@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from captum_fusion.benchmark._sources import find_pictures
-from tests.benchmark.conftest import bench, records, save_picture
+from tests.benchmark.conftest import bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
 
 MODEL = "tests.benchmark.test_coco:two_things"
@@ -74,17 +74,41 @@ def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, An
     metrics = ["pointing_game", "mask_pointing_game", "mask_energy_pointing_game", "instances_reached"]
     options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
     options |= {"metrics": metrics, "labels_by_order": True, "target": "label"}
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures, such as c.jpg, show nothing that a class names"):
-        found = {
-            (record["image"], record["requested"]): [record[name] for name in metrics]
-            for record in records(bench(images, tmp_path / "out", **options))
-        }
+    folder = bench(images, tmp_path / "out", **options)
+    note = "1 of 3 pictures, such as c.jpg, show nothing that a class names; they are left out."
+    assert note in (folder / "summary.md").read_text()
+    values = {(record["image"], record["requested"]): [record[name] for name in metrics] for record in records(folder)}
     # The cup is everywhere. The fork is in the middle, without an outline. The crowd of forks is no single object.
-    assert found == {
+    assert values == {
         ("a.jpg", "0"): [1, 1, pytest.approx(1), 1],
         ("a.jpg", "1"): [1, None, None, 1],
         ("b.jpg", "1"): [1, 1, pytest.approx(1), None],
     }
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
+    options |= {"metrics": ["complexity", "pointing_game", "mask_pointing_game"], "labels_by_order": True}
+    folder = bench(write(tmp_path, content), tmp_path / "out", target="label", **options)
+    (row,) = (line for line in (folder / "summary.md").read_text().splitlines() if "centred" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    # Three explanations, of which one has no outline.
+    assert [cell.count("(n 2)") for cell in cells if "±" in cell] == [0, 0, 1]
+    content["annotations"][0]["bbox"] = [0, 0, 100, 100]
+    with pytest.raises(ValueError, match=r"The boxes or outlines of a.jpg have changed since"):
+        bench(write(tmp_path, content), folder, target="label", **options)
+
+
+def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str, Any], tmp_path: Path) -> None:
+    content["images"].append({"id": 9, "file_name": "d.jpg"})
+    content["annotations"].append(annotation(11, 48, [0, 0, 9, 9]))
+    source = find_pictures(write(tmp_path, content))
+    assert len(source.pictures) == 3
+    assert source.notes == [
+        "Left out, annotated pictures that are missing: 1 (d.jpg).",
+        "Left out, annotations of pictures that are not listed: 1 (annotation 158).",
+    ]
 
 
 def thousand_things() -> nn.Module:
@@ -97,21 +121,19 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captum_fusion._app.models import loading
+    from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
 
     # A model with ImageNet's categories: a coffee mug and a cup are cups, and no class is a fork.
-    categories = loading.imagenet_categories()
-    monkeypatch.setattr(loading, "_from_callable", lambda _: (thousand_things(), loading._IMAGENET, categories))
+    model = LoadedModel(thousand_things(), categories=imagenet_categories())
+    monkeypatch.setattr(loading, "_from_callable", lambda _: model)
     options: dict[str, Any] = {"models": ["any:thing"], "layers": ["relu"], "methods": ["grad-cam"]}
     options |= {"metrics": ["pointing_game"], "target": "best-label"}
     images = write(tmp_path, content)
-    with pytest.warns(UserWarning, match="2 of 3 pictures, such as b.jpg"):
-        (record,) = records(bench(images, tmp_path / "out", **options))
+    (record,) = records(bench(images, tmp_path / "out", **options))
+    assert "2 of 3 pictures, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
     assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
     classifier = loading.load_classifier("any:thing")
-    from PIL import Image
-
-    with Image.open(tmp_path / "val2017" / "a.jpg") as picture:
-        scores = classifier.scores(classifier.preprocessing.normalize(classifier.preprocessing.crop(picture)))[0]
+    scores = classifier.scores(preprocessed(classifier, tmp_path / "val2017" / "a.jpg"))[0]
     assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))
     assert record["pointing_game"] == 1
     content["annotations"] = content["annotations"][1:]
@@ -123,7 +145,18 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     ("change", "message"),
     [
         ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"d.jpg is neither in .*annotations nor in .*val2017"),
-        ({"categories": []}, "which cannot be read: KeyError"),
+        ({"images": None}, "It has no list 'images'; expected one, as in COCO's own files"),
+        ({"categories": [{"id": 3}]}, "Number 0 of its categories has no 'name'; expected id and name"),
+        ({"annotations": [annotation(3, 47, [0, 0, 9])]}, r"The annotation 77: its bbox is \[0, 0, 9\]; expected x"),
+        (
+            {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation=[[0, 0, 9, 9, 5]])]},
+            r"its polygon is \[0, 0, 9, 9, 5\]; expected x and y of at least three corners",
+        ),
+        (
+            {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation={"counts": [7], "size": [2, 3]})]},
+            r"its run lengths do not add up to its size \[2, 3\]",
+        ),
+        ({"categories": []}, r"The annotation 77: its category_id is 47; expected one of \[\]"),
         (
             {"annotations": [annotation(3, 47, [0, 0, 9, 9], segmentation={"counts": "PP", "size": [240, 300]})]},
             "has compressed run lengths; expected polygons or a list of numbers",

@@ -1,56 +1,30 @@
+"""The ImageNet classes that name the categories of COCO and VOC."""
+
 from itertools import chain
 
 import pytest
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.models.loading import imagenet_categories
-from captum_fusion.benchmark._objects import IMAGENET_CLASSES, imagenet_classes
+from captum_fusion._app.models.classifier import imagenet_categories
+from captum_fusion.benchmark._sources import imagenet_classes
 
 COCO = [name for name in FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"][1:] if name != "N/A"]
 VOC = FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:]
+# No class names these alone.
+WITHOUT = """
+    person, fire hydrant, stop sign, giraffe, suitcase, frisbee, snowboard, kite, baseball bat, baseball glove,
+    skateboard, surfboard, wine glass, fork, carrot, donut, cake, potted plant, toilet, oven, scissors, toothbrush
+"""
 
 
-def test_every_category_of_coco_and_voc_is_there() -> None:
-    assert list(IMAGENET_CLASSES) == COCO
-    classes = imagenet_classes(VOC)
-    assert classes is not None
-    assert len(classes) == 20
-    assert imagenet_classes(["dog", "unicorn"]) is None
-
-
-def test_each_class_names_one_category() -> None:
-    indices = list(chain.from_iterable(IMAGENET_CLASSES.values()))
+def test_every_category_of_coco_and_voc_is_there_and_each_class_names_one() -> None:
+    classes = imagenet_classes()
+    assert classes.keys() == {*COCO, *VOC}
+    assert [name for name in COCO if not classes[name]] == [name.strip() for name in WITHOUT.split(",")]
+    indices = list(chain.from_iterable(classes[name] for name in COCO))
     assert len(indices) == len(set(indices))
     assert all(0 <= index < 1000 for index in indices)
-
-
-def test_those_without_a_class_are_known() -> None:
-    none = [name for name, indices in IMAGENET_CLASSES.items() if not indices]
-    assert none == [
-        "person",
-        "fire hydrant",
-        "stop sign",
-        "giraffe",
-        "suitcase",
-        "frisbee",
-        "snowboard",
-        "kite",
-        "baseball bat",
-        "baseball glove",
-        "skateboard",
-        "surfboard",
-        "wine glass",
-        "fork",
-        "carrot",
-        "donut",
-        "cake",
-        "potted plant",
-        "toilet",
-        "oven",
-        "scissors",
-        "toothbrush",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -67,17 +41,14 @@ def test_those_without_a_class_are_known() -> None:
     ],
 )
 def test_classes_by_their_names(category: str, names: list[str]) -> None:
-    classes = imagenet_classes([category])
-    assert classes is not None
-    assert {imagenet_categories().index(name) for name in names} <= set(classes[0])
+    assert {imagenet_categories().index(name) for name in names} <= set(imagenet_classes()[category])
 
 
 def test_no_class_is_of_something_else_with_the_categorys_name() -> None:
-    named = {imagenet_categories()[index] for index in chain.from_iterable(IMAGENET_CLASSES.values())}
+    named = {imagenet_categories()[index] for index in chain.from_iterable(imagenet_classes().values())}
     # A carpenter's tool, part of a car, what a dog wears, wild dogs, large cats, and a dish.
     assert not named & {"plane", "car wheel", "muzzle", "dingo", "timber wolf", "lynx", "tiger", "hot pot"}
     # Every class that COCO itself has a word for by the same name.
-    same = {name for name in imagenet_categories() if name in COCO}
-    assert same <= named
+    assert {name for name in imagenet_categories() if name in COCO} <= named
     # But for the kite, which is a bird there and a toy here.
-    assert imagenet_categories().index("kite") in IMAGENET_CLASSES["bird"]
+    assert imagenet_categories().index("kite") in imagenet_classes()["bird"]

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 from captum.attr import LayerGradCam
-from PIL import Image
 
 from captum_fusion import last_feature_map
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.metrics import confidence_drop
-from tests.benchmark.conftest import bench, records
+from tests.benchmark.conftest import bench, preprocessed, records
 
 pytestmark = pytest.mark.usefixtures("no_charts")
 QUICK = {"methods": ["grad-cam"], "metrics": ["confidence_drop"], "limit": 2}
@@ -20,8 +19,7 @@ def test_tokens(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "out", **options)
     classifier = load_classifier("timm:test_vit", "none")
     for record in records(tmp_path / "out"):
-        picture = Image.open(pictures / record["image"])
-        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+        inputs = preprocessed(classifier, pictures / record["image"])
         with last_feature_map(classifier.model, inputs).view() as layer:
             grad_cam = LayerGradCam(classifier.model, layer).attribute(inputs, record["target"])
         expected = confidence_drop(classifier.model, inputs, grad_cam, target=record["target"]).item()
@@ -37,8 +35,7 @@ def test_a_sigmoid(pictures: Path, tmp_path: Path) -> None:
     bench(pictures, tmp_path / "out", activation="sigmoid", **options)
     classifier = load_classifier("tests.app.test_cli:binary", activation="sigmoid")
     for record in records(tmp_path / "out"):
-        picture = Image.open(pictures / record["image"])
-        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+        inputs = preprocessed(classifier, pictures / record["image"])
         grad_cam = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, 0)
         expected = confidence_drop(classifier.model, inputs, grad_cam, target=0, activation="sigmoid").item()
         assert record["confidence_drop"] == pytest.approx(expected, abs=1e-5)

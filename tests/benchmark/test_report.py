@@ -2,9 +2,8 @@
 
 import base64
 import io
-import json
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +13,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from captum_fusion.benchmark import NothingExplainedError, report
-from captum_fusion.benchmark._charts import as_seen
+from captum_fusion.benchmark import NothingExplainedError, Settings, report, run
+from captum_fusion.benchmark._charts import crop_seen
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
-from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records
+from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records, write_records
 from tests.conftest import SmallNet
 
 
@@ -59,11 +58,6 @@ def net(kind: str) -> str:
     return f"tests.benchmark.test_report:{kind}"
 
 
-def write(folder: Path, lines: list[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) -> None:
     # 512 by 320 pixels: resized to 409 by 256, of which the middle 224 by 224 are seen, in the picture
     # 280.4 pixels wide and 280 high from 115.2 and 20. That part is green, the rest red.
@@ -75,14 +69,14 @@ def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) 
     folder = bench(tmp_path / "pictures", tmp_path / "out", **QUICK)
     (record,) = records(folder)
     assert record["frame"] == pytest.approx([115.2, 20, 395.6, 300], abs=0.1)
-    shown, remark = as_seen(Path(record["file"]), record["frame"])
+    shown, remark = crop_seen(Path(record["file"]), record["frame"])
     assert remark == ""
     # Green up to the edges, and not a magnified part of it either: the edge itself is next to the red.
     assert (shown[2:-2, 2:-2] == [0, 1, 0]).all()
-    wider, _ = as_seen(Path(record["file"]), [110, 15, 401, 305])
+    wider, _ = crop_seen(Path(record["file"]), [110, 15, 401, 305])
     assert (wider[[0, -1], :, 0] > 0.9).all()
     assert (wider[:, [0, -1], 0] > 0.9).all()
-    assert as_seen(tmp_path / "gone.png", record["frame"])[1] == "picture gone"
+    assert crop_seen(tmp_path / "gone.png", record["frame"])[1] == "picture missing"
 
 
 @pytest.mark.parametrize("black", [False, True])
@@ -93,7 +87,7 @@ def test_empty_maps_are_drawn_and_told(pictures: Path, tmp_path: Path, black: bo
     folder = bench(pictures, tmp_path / "out", **QUICK | {"models": [net("AgainstEverything")], "limit": 2})
     assert all(record["empty"] and not any(base64.b64decode(record["map"])) for record in records(folder))
     text = (folder / "summary.md").read_text()
-    assert "2 of the 2 maps of grad-cam are empty: by them nothing speaks for the class" in text
+    assert "2 of the 2 maps of grad-cam are empty: no positive evidence for the class" in text
     with Image.open(folder / "explanations.png") as drawn:
         assert drawn.width > 100
     report(folder)
@@ -159,12 +153,36 @@ def test_notes_of_how_pictures_were_read(pictures: Path, tmp_path: Path) -> None
     assert "1 picture: transparent parts are shown on white." in (folder / "summary.md").read_text()
 
 
+@pytest.mark.usefixtures("no_charts")
+def test_a_name_that_is_not_utf_8_and_hostile_texts_lose_no_report(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / os.fsdecode(b"caf\xe9.jpg")).write_text("no picture")
+    folder = run(Settings(images=pictures, output=tmp_path / "out", **QUICK), show_progress=True)
+    assert "| 1 | The picture cannot be read: it is not a picture of a known kind | caf\\udce9.jpg |" in (
+        folder / "summary.md"
+    ).read_text(encoding="utf-8")
+    assert "(caf?.jpg)" in capsys.readouterr().out
+    lines = [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "|<b>:cat:\n.jpg", error="[red]|\n$x$")]
+    write_records(tmp_path / "hostile", lines)
+    result = write_report(tmp_path / "hostile")
+    assert r"| 1 | [red]\| $x$ | \|&lt;b>:cat: .jpg |" in result.markdown()
+    for encoding, arrow in (("utf-8", "↓"), ("cp1252", "?")):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        result.show(Console(file=file, width=100))
+        file.seek(0)
+        shown = file.read()
+        assert f"AD {arrow}" in shown
+        assert "[red]|" in shown
+        assert ":cat:" in shown
+
+
 @pytest.mark.parametrize("width", [80, 60, 200])
 def test_the_table_is_whole_at_any_width(tmp_path: Path, width: int) -> None:
     names = ["grad-cam", "fusion(integrated-gradients,guided-grad-cam):released"]
     metrics = {"confidence_drop": 0.18, "confidence_increase": 1, "insertion": 0.5, "deletion": 0.2}
     lines = [made_up(name, f"{i}.jpg", **metrics) for name in names for i in range(3)]
-    write(tmp_path, [*lines, made_up("grad-cam", "4.jpg") | {"error": "[out] of luck"}])
+    write_records(tmp_path, [*lines, made_up("grad-cam", "4.jpg") | {"error": "[out] of luck"}])
     file = io.StringIO()
     write_report(tmp_path).show(Console(file=file, width=width))
     shown = file.getvalue()
@@ -176,14 +194,14 @@ def test_the_table_is_whole_at_any_width(tmp_path: Path, width: int) -> None:
     assert "0.300 ± 0.000" in shown
     assert "AD average drop, AI average increase" in shown
     assert "1 x [out] of luck (4.jpg)" in shown
-    # No line is broken in the middle: as wide as asked, but for what cannot be narrower.
-    narrowest = max(map(len, names)) + 2 + len("0.300 ± 0.000")
+    # No line is broken in the middle: as wide as asked, but for what cannot be narrower; a part that goes on says so.
+    narrowest = max(map(len, names)) + 2 + len("0.300 ± 0.000") + len("  \\")
     table = [line for line in shown.splitlines() if "±" in line]
     assert max(map(len, table)) <= max(width, narrowest)
 
 
 def test_the_order_is_that_in_which_methods_came(tmp_path: Path) -> None:
-    write(tmp_path, [made_up(name, "0.jpg", confidence_drop=0.1) for name in ("score-cam", "a", "grad-cam")])
+    write_records(tmp_path, [made_up(name, "0.jpg", confidence_drop=0.1) for name in ("score-cam", "a", "grad-cam")])
     assert report(tmp_path)["method"].tolist() == ["score-cam", "a", "grad-cam"]
 
 
@@ -194,7 +212,7 @@ def test_a_folder_without_records(tmp_path: Path) -> None:
 
 
 def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
-    write(tmp_path, [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "1.jpg", confidence_drop=0.3)])
+    write_records(tmp_path, [made_up("a", "0.jpg", confidence_drop=0.1), made_up("a", "1.jpg", confidence_drop=0.3)])
     writer = tmp_path / "records-00000.jsonl"
     content = writer.read_bytes()
     writer.write_bytes(b"{]\n" + content + b"{]\n" * 7)

@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
-from captum_fusion.benchmark import _evaluation, _records
+from captum_fusion.benchmark import _evaluation, _plan, _records
 from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
 from tests.conftest import SmallNet, forked
 
@@ -98,6 +101,36 @@ def test_what_would_change_old_records_is_refused_by_name(
     assert records(folder) == before
 
 
+FACTOR = 1.0
+
+
+class Scaled(SmallNet):
+    """Depends on more than its weights."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * FACTOR
+
+
+def test_changed_code_preprocessing_and_categories_are_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = QUICK | {"models": ["tests.benchmark.test_resume:Scaled"], "limit": 2}
+    torch.save(SmallNet().state_dict(), tmp_path / "tuned.pt")
+    options["weights"] = [str(tmp_path / "tuned.pt")]
+    folder = bench(pictures, tmp_path / "out", **options)
+    before = records(folder)
+    load = _plan.load_classifier
+    for change in ({"categories": ("a", "b", "c")}, {"preprocessing": Preprocessing(230, 224, (0.0,) * 3, (1.0,) * 3)}):
+        with monkeypatch.context() as patch:
+            patch.setattr(_plan, "load_classifier", lambda *a, c=change, **k: replace(load(*a, **k), **c))
+            with pytest.raises(ValueError, match=r"The preprocessing or the category names of .*Scaled have changed"):
+                bench(pictures, folder, **options)
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 0.2)
+    with pytest.raises(ValueError, match=r"The code of .*Scaled has changed: \w+ of 0.jpg by grad-cam was .* and is"):
+        bench(pictures, folder, **options | {"limit": 3, "methods": ["saliency"]})
+    assert records(folder) == before
+
+
 def test_changed_labels_are_refused(pictures: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
     options = QUICK | {"labels": str(labels), "target": "label"}
@@ -122,6 +155,7 @@ def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
         return whole(self, batch, variant, metrics)
 
     monkeypatch.setattr(_evaluation.Evaluator, "_explain", counted)
+    monkeypatch.setattr(_evaluation.Evaluator, "check_unchanged", lambda *_: None)
     drop, both = frozenset(["confidence_drop"]), frozenset(["confidence_drop", "deletion"])
     options = QUICK | {"limit": 1}
     folder = bench(pictures, tmp_path / "out", **options)
@@ -208,7 +242,7 @@ def test_damaged_lines_are_named_set_aside_and_done_again(
     lines = writer.read_bytes().splitlines(keepends=True)
     broken = damage(lines[1])
     writer.write_bytes(lines[0] + broken + lines[2])
-    with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; set aside in records-00000.damaged"):
+    with pytest.warns(UserWarning, match=r"records-00000.jsonl line 2 is damaged; moved to records-00000.damaged"):
         bench(pictures, folder, **QUICK, limit=3)
     after = writer.read_bytes().splitlines(keepends=True)
     assert after[:2] == [lines[0], lines[2]]

@@ -30,10 +30,11 @@ from captum_fusion.metrics import (
     confidence_drop,
     confidence_increase,
     deletion,
+    evaluate,
     insertion,
     road,
 )
-from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, records
+from tests.benchmark.conftest import MODEL, OPTIONS, QUICK, bench, preprocessed, records
 from tests.conftest import forked
 
 MEASURED = ["seconds", "seconds_standard_error"]
@@ -44,75 +45,65 @@ def deterministic(folder: Path) -> pd.DataFrame:
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_records_hold_what_the_functions_give(pictures: Path, tmp_path: Path) -> None:
-    bench(pictures, tmp_path / "out", **OPTIONS)
-    found = {(record["image"], record["method"]): record for record in records(tmp_path / "out")}
-    assert len(found) == 10
+def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> None:
+    metrics = ["confidence_drop", "confidence_increase", "insertion", "deletion", "adcc", "road"]
+    methods = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam, "fusion-cam": LayerFusionCam}
+    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics, "methods": list(methods)}, limit=2)
     classifier = load_classifier(MODEL)
     model, layer = classifier.model, classifier.model.relu
-    for file in sorted(pictures.iterdir()):
-        inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(file)))
+    by_key = {(record["image"], record["method"]): record for record in records(folder)}
+    assert len(by_key) == 6
+    for (image, name), record in by_key.items():
+        inputs = preprocessed(classifier, pictures / image)
         target = int(model(inputs).argmax())
-        for method, algorithm in (("grad-cam", LayerGradCam), ("fusion-cam", LayerFusionCam)):
-            attributions = algorithm(model, layer).attribute(inputs, target=target)
-            record = found[file.name, method]
-            assert (record["target"], record["requested"]) == (target, "predicted")
-            for metric, options in (
-                (confidence_drop, {}),
-                (confidence_increase, {}),
-                (insertion, {"steps": 5}),
-                (deletion, {"steps": 5}),
-            ):
-                expected = metric(model, inputs, attributions, target=target, **options).item()
-                assert record[metric.__name__] == pytest.approx(expected, abs=1e-6)
-
-
-ADDED: dict[str, Any] = {"metrics": ["confidence_increase", "adcc", "road"], "methods": ["grad-cam", "score-cam"]}
-
-
-@pytest.mark.usefixtures("no_charts")
-def test_records_hold_what_the_metrics_for_methods_and_orders_give(pictures: Path, tmp_path: Path) -> None:
-    bench(pictures, tmp_path / "out", **OPTIONS | ADDED, limit=1)
-    classifier = load_classifier(MODEL)
-    model, layer = classifier.model, classifier.model.relu
-    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.open(pictures / "0.jpg")))
-    target = int(model(inputs).argmax())
-    for record in records(tmp_path / "out"):
-        method = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam}[record["method"]](model, layer)
+        assert (record["target"], record["requested"]) == (target, "predicted")
+        method: Any = methods[name](model, layer)
         attributions = method.attribute(inputs, target=target)
+        masked = (model, inputs, attributions)
         expected = {
-            "confidence_drop": confidence_drop(model, inputs, attributions, target=target),
-            "confidence_increase": confidence_increase(model, inputs, attributions, target=target),
+            "confidence_drop": confidence_drop(*masked, target=target),
+            "confidence_increase": confidence_increase(*masked, target=target),
+            "insertion": insertion(*masked, target=target, steps=5),
+            "deletion": deletion(*masked, target=target, steps=5),
             "coherency": coherency(method, inputs, attributions, target=target),
             "complexity": complexity(attributions, (224, 224)),
             "adcc": adcc(model, method, inputs, attributions, target=target),
-            "road": road(model, inputs, attributions, target=target),
-            "road_most": road(model, inputs, attributions, target=target, order="most"),
-            "road_least": road(model, inputs, attributions, target=target, order="least"),
+            "road": road(*masked, target=target),
+            "road_most": road(*masked, target=target, order="most"),
+            "road_least": road(*masked, target=target, order="least"),
         }
-        for name, value in expected.items():
-            assert record[name] == pytest.approx(value.item(), abs=1e-6)
-        assert "insertion" not in record
+        assert {name: record[name] for name in expected} == {
+            name: pytest.approx(value.item(), abs=1e-6) for name, value in expected.items()
+        }
 
 
 @pytest.mark.usefixtures("no_charts")
-def test_a_map_that_two_methods_share_is_judged_once(
+def test_a_metric_that_was_not_asked_for_is_not_recorded_and_a_fusion_takes_the_time_of_its_components(
+    pictures: Path, tmp_path: Path
+) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK | {"methods": ["score-cam", "fusion-cam"], "limit": 1})
+    score_cam, fusion_cam = records(folder)
+    assert "insertion" not in score_cam
+    assert fusion_cam["seconds"] > score_cam["seconds"] > 0
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_map_that_two_methods_share_is_evaluated_once(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged: list[int] = []
+    evaluated: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        judged.append(len(args[1]))
-        return deletion(*args, **kwargs)
+        evaluated.append(len(args[1]))
+        return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(_evaluation, "deletion", counted)
+    monkeypatch.setattr(_evaluation, "evaluate", counted)
     methods = ["grad-cam", "score-cam", "fusion-cam", "fusion-cam:raw"]
     options = OPTIONS | {"methods": methods, "metrics": ["deletion"], "limit": 2, "batch_size": 2}
     folder = bench(pictures, tmp_path / "out", **options, stages=True)
     assert len(records(folder)) == 2 * (2 + 2 * 5)
-    # The four methods and what they denoise and combine, which rounding may tell apart; not each of the twelve.
-    assert 5 <= len(judged) <= 7
-    assert set(judged) == {2}
+    # Both methods, what the fusions denoise, and of each fusion what it combines and its map; not each of the twelve.
+    assert evaluated == [2] * 7
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -332,6 +323,20 @@ def test_a_method_that_fails_does_not_stop_the_others(
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_an_interrupt_says_how_to_resume(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LayerXGradCam, "attribute", interrupt)
+    with (
+        pytest.warns(UserWarning, match="out keeps the finished records: run again to resume"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        bench(pictures, tmp_path / "out", **QUICK | {"methods": ["grad-cam", "x-grad-cam"]})
+    assert len(records(tmp_path / "out")) == 1
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_percentiles_and_stages(pictures: Path, tmp_path: Path) -> None:
     options = OPTIONS | {"methods": ["score-cam", "union-cam", "fusion-cam:raw"], "limit": 2}
     bench(pictures, tmp_path / "out", **options, percentiles=[5, 20], stages=True, metrics=["confidence_drop"])
@@ -372,7 +377,7 @@ def test_a_random_choice_of_pictures(pictures: Path, tmp_path: Path) -> None:
 def on_a_full_disk(folder: Path) -> None:
     writer = RecordWriter(folder, 0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (writer.end + 40, writer.end + 40))
-    with pytest.raises(OSError, match="Errno 27"):
+    with pytest.raises(OSError, match=r"Errno 27.*The records of x+ are not written, all earlier ones are; run again"):
         writer.append([{"image": "x" * 100}])
 
 
@@ -396,12 +401,12 @@ def test_reduced_precision(pictures: Path, tmp_path: Path, precision: Any) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ["grad-cams"]}, "There is no method 'grad-cams'. Close: grad-cam"),
-        ({"metrics": ["insertoin"]}, "metrics is 'insertoin'. Close: insertion"),
-        ({"target": "labels"}, "target is 'labels'. Close: label"),
+        ({"methods": ["grad-cams"]}, "Unknown method 'grad-cams'. Did you mean 'grad-cam'"),
+        ({"metrics": ["insertoin"]}, "metrics is 'insertoin'. Did you mean 'insertion'"),
+        ({"target": "labels"}, "target is 'labels'. Did you mean 'label'"),
         ({"target": "label"}, "0.jpg has no label; expected a folder for each class"),
-        ({"models": ["resnet5O"]}, "Close: resnet50"),
-        ({"layers": ["rely"]}, "Close: relu"),
+        ({"models": ["resnet5O"]}, "Did you mean 'resnet50'"),
+        ({"layers": ["rely"]}, "Did you mean 'relu'"),
         ({"percentiles": [100]}, "percentile is 100"),
         ({"tolerance": 1}, "tolerance is 1;"),
         ({"limit": 0}, "limit is 0; expected at least 1"),

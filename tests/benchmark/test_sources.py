@@ -1,24 +1,33 @@
 """Folders, and torchvision's datasets on tiny trees of their layout."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from captum.attr import LayerGradCam
-from PIL import Image
 from torch import nn
 
-from captum_fusion._app.models.loading import Classifier, Preprocessing, load_classifier
+from captum_fusion._app.models.classifier import Classifier
+from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.benchmark._sources import classes_of_labels, find_pictures
 from captum_fusion.metrics import pointing_game
-from tests.benchmark.conftest import MODEL, bench, records, save_picture
+from tests.benchmark.conftest import QUICK, bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
 
 
 def voc_net() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=20)
+
+
+VOC = QUICK | {
+    "models": ["tests.benchmark.test_sources:voc_net"],
+    "metrics": ["pointing_game"],
+    "labels_by_order": True,
+}
 
 
 def imagenet_net() -> nn.Module:
@@ -53,12 +62,7 @@ def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_
     folder = bench(
         f"voc2007:{voc}",
         tmp_path / "out",
-        models=["tests.benchmark.test_sources:voc_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["pointing_game", "energy_pointing_game"],
-        labels_by_order=True,
-        target="label",
+        **VOC | {"metrics": ["pointing_game", "energy_pointing_game"], "target": "label"},
     )
     found = records(folder)
     # In the order of VOC's names, aeroplane first: car 6, chair 8, dog 11.
@@ -73,25 +77,31 @@ def test_voc_labels_are_explained_one_by_one_and_its_boxes_judge(voc: Path, tmp_
     # 300 by 240 pixels become 320 by 256, of which 224 by 224 are seen: 48 are cut off to the left, 16 above.
     box = torch.tensor([[100 * 256 / 240 - 48, 100 * 256 / 240 - 16, 200 * 256 / 240 - 48, 200 * 256 / 240 - 16]])
     classifier = load_classifier("tests.benchmark.test_sources:voc_net")
-    picture = Image.open(voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
-    inputs = classifier.preprocessing.normalize(classifier.preprocessing.crop(picture))
+    inputs = preprocessed(classifier, voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg")
     attributions = LayerGradCam(classifier.model, classifier.model.relu).attribute(inputs, target=11)
     assert found[1]["pointing_game"] == pointing_game(attributions, [box], (224, 224)).item()
 
 
 def test_a_class_that_is_not_in_the_picture_has_no_pointing_game(voc: Path, tmp_path: Path) -> None:
-    folder = bench(
-        f"voc2007:{voc}",
-        tmp_path / "out",
-        models=["tests.benchmark.test_sources:voc_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["pointing_game"],
-        labels_by_order=True,
-    )
+    folder = bench(f"voc2007:{voc}", tmp_path / "out", **VOC)
     for record in records(folder):
         present = {"000005.jpg": {8, 11}, "000007.jpg": {6}}[record["image"]]
         assert (record["pointing_game"] is None) == (record["target"] not in present)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<name>dog", "<name>unicorn", "000005.xml: The object's name is 'unicorn'; expected one of VOC's"),
+        ("<xmin>101</xmin>", "", r"The box of the dog is \[None, '101', '200', '200'\]; expected numbers xmin"),
+        ("</annotation>", "", "000005.xml: no element found"),
+    ],
+)
+def test_annotations_of_voc_that_cannot_be_read_are_named(voc: Path, old: str, new: str, message: str) -> None:
+    file = voc / "VOCdevkit" / "VOC2007" / "Annotations" / "000005.xml"
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        find_pictures(f"voc2007:{voc}")
 
 
 def test_imagenet_validation_layout(tmp_path: Path) -> None:
@@ -105,16 +115,36 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
         "n01440764/ILSVRC2012_val_00000000.JPEG",
         "n01443537/ILSVRC2012_val_00000001.JPEG",
     ]
-    folder = bench(
-        f"imagenet:{root}",
-        tmp_path / "out",
-        models=["tests.benchmark.test_sources:imagenet_net"],
-        layers=["relu"],
-        methods=["grad-cam"],
-        metrics=["confidence_drop"],
-        target="label",
-    )
+    options = QUICK | {"models": ["tests.benchmark.test_sources:imagenet_net"], "target": "label"}
+    folder = bench(f"imagenet:{root}", tmp_path / "out", **options)
     assert [record["target"] for record in records(folder)] == [0, 1]
+
+
+def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> None:
+    save_picture(tmp_path / "elsewhere" / "1.jpg", 0)
+    root = tmp_path / "pictures"
+    (root / "dog").mkdir(parents=True)
+    (root / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    for name in ("1.gif", "2.AVIF", "3.jfif", "notes.txt", ".hidden"):
+        (root / "dog" / name).touch()
+    source = find_pictures(str(root))
+    assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
+    assert source.categories == ("cat", "dog")
+    assert source.notes == ["Left out, files that are no pictures by their names: 2 (dog/.hidden, dog/notes.txt)."]
+    (root / "dog" / "again").symlink_to(root, target_is_directory=True)
+    with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
+        find_pictures(str(root))
+
+
+def test_finding_pictures_takes_one_stat_of_each_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(400):
+        (tmp_path / str(index % 4)).mkdir(exist_ok=True)
+        (tmp_path / str(index % 4) / f"{index}.jpg").touch()
+    calls = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda *args, **kwargs: calls.append(args) or stat(*args, **kwargs))
+    assert len(find_pictures(str(tmp_path)).pictures) == 400
+    assert len(calls) < 20
 
 
 def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Path) -> None:
@@ -124,17 +154,8 @@ def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Pat
     torch.manual_seed(7)
     tuned = SmallNet()
     torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
-    folder = bench(
-        tmp_path / "leaves",
-        tmp_path / "out",
-        models=[MODEL],
-        layers=["relu"],
-        weights=[str(tmp_path / "tuned.pt")],
-        methods=["grad-cam"],
-        metrics=["confidence_drop"],
-        target="label",
-        labels_by_order=True,
-    )
+    options = QUICK | {"weights": [str(tmp_path / "tuned.pt")], "target": "label", "labels_by_order": True}
+    folder = bench(tmp_path / "leaves", tmp_path / "out", **options)
     assert [(record["image"], record["target"]) for record in records(folder)] == [
         (f"{name}/{file}", index)
         for index, name in enumerate(["healthy", "rust", "scab"])
@@ -148,7 +169,7 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     source = find_pictures(str(pictures), labels)
     assert [picture.labels for picture in source.pictures] == [(0,), (1,), (2,), (0,), (1,)]
     labels.write_text(json.dumps({"0.jpeg": 0}))
-    with pytest.raises(ValueError, match=r"has no label for 0.jpg. Close: 0.jpeg"):
+    with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
         find_pictures(str(pictures), labels)
     labels.write_text("[1, 2]")
     with pytest.raises(ValueError, match="does not hold class indices by picture name"):
@@ -167,7 +188,7 @@ def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
     # As many classes as the model, but in another order: names decide, whether or not order may.
     for by_order in (False, True):
         assert classes_of_labels(source, classifier("goldfish", "tiger cat"), 2, by_order) == {0: (1,), 1: (0,)}
-    with pytest.raises(ValueError, match=r"There is no category 'goldfish'. Close: goldfinch"):
+    with pytest.raises(ValueError, match=r"Unknown category 'goldfish'. Did you mean 'goldfinch'"):
         classes_of_labels(source, classifier("tiger cat", "goldfinch"), 2, False)
     with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
         classes_of_labels(source, classifier(), 2, False)

@@ -1,6 +1,5 @@
 """Significance, its correction and its signs, against independent computations and records of known truth."""
 
-import json
 from fractions import Fraction
 from itertools import combinations, product
 from pathlib import Path
@@ -10,9 +9,11 @@ import pandas as pd
 import pytest
 from scipy.stats import wilcoxon
 
-from captum_fusion.benchmark import report
-from captum_fusion.benchmark._statistics import rank_biserial, signed_rank_p_value
-from tests.benchmark.conftest import made_up
+from captum_fusion.benchmark import _report, report
+from captum_fusion.benchmark._charts import measures_chart
+from captum_fusion.benchmark._records import read_records
+from captum_fusion.benchmark._statistics import interval, rank_biserial, signed_rank_p_value
+from tests.benchmark.conftest import made_up, write_records
 
 
 def by_enumeration(differences: list[int]) -> float:
@@ -102,7 +103,7 @@ def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
         for index, value in enumerate(values)
     ]
     lines += [made_up("e", f"other {index}.jpg", confidence_drop=0.6) for index in range(12)]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
 
     pairs = pd.read_csv(tmp_path / "pairs.csv")
@@ -127,21 +128,53 @@ def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
         assert "?" not in cells[worse]
     # What was never tested is neither worse nor equal.
     assert cells["e"].endswith(" ?")
-    assert "not all methods explained the same pictures" in table
+    assert "not all methods explained the same ones" in table
+
+
+def test_intervals_are_students_and_cover() -> None:
+    # The mean 3 and the standard error 1.0801, by the table of t for 3 degrees of freedom: 3.1824.
+    mean, half = interval(np.array([1.0, 2.0, 3.0, 6.0]))
+    assert (mean, half) == (3, pytest.approx(3.1824 * 1.0801, rel=1e-4))
+    # One value, and values that are all the same, do not tell how far others spread.
+    assert np.isnan(interval(np.array([0.5]))[1])
+    assert np.isnan(interval(np.array([0.5, 0.5]))[1])
+    values = np.random.default_rng(0).normal(0, 1, (3, 20000))
+    mean, half = interval(values)
+    assert np.mean(np.abs(mean) < half) == pytest.approx(0.95, abs=0.005)
+
+
+def test_marks_pairs_and_charts_follow_one_rule_in_the_direction_of_the_mean(tmp_path: Path) -> None:
+    # b is better than a on 38 of 40 pictures, but by its mean worse. c is worse than a on all.
+    drops = {"a": [0.2] * 40, "b": [0.19] * 38 + [0.9] * 2, "c": [0.3 + i / 1000 for i in range(40)]}
+    lines = [
+        made_up(method, f"{i}.jpg", confidence_drop=value)
+        for method, values in drops.items()
+        for i, value in enumerate(values)
+    ]
+    write_records(tmp_path, lines)
+    report(tmp_path)
+    pairs = pd.read_csv(tmp_path / "pairs.csv", keep_default_na=False).set_index(["first", "second"])
+    assert float(pairs.loc[("a", "b"), "p_value"]) < 1e-6
+    assert pairs["better"].to_dict() == {("a", "b"): "", ("a", "c"): "a", ("b", "c"): "b"}
+    assert float(pairs.loc[("a", "c"), "interval_high"]) < 0
+    rows = [line for line in (tmp_path / "summary.md").read_text().splitlines() if "±" in line]
+    assert [("**" in row, "≈" in row) for row in rows] == [(True, False), (False, True), (False, False)]
+    records = _report._table(read_records(tmp_path))
+    tests = pd.read_csv(tmp_path / "pairs.csv", keep_default_na=False).assign(subject=records["subject"].iloc[0])
+    (axis,) = measures_chart(records, ["average_drop"], tests).axes
+    assert [container[0].get_color() for container in axis.containers] == ["0.6", "tab:red"]
 
 
 def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
     # Seven pictures, all better: p = 2 / 128 = 0.0156, significant for one pair. Of 15 pairs that are all like this,
     # each is 0.0156 (1 + 1/2 + ... + 1/15) = 0.0518.
     def explained(methods: str) -> str:
-        for writer in tmp_path.glob("records-*"):
-            writer.unlink()
         lines = [
             made_up(method, f"{index}.jpg", confidence_drop=0.1 + (0.3 + index / 100) * device)
             for device, method in enumerate(methods)
             for index in range(7)
         ]
-        (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_records(tmp_path, lines)
         report(tmp_path)
         return (tmp_path / "summary.md").read_text()
 
@@ -151,7 +184,7 @@ def test_many_comparisons_take_more_evidence(tmp_path: Path) -> None:
 
 def test_equal_values_do_not_differ(tmp_path: Path) -> None:
     lines = [made_up(method, f"{i}.jpg", confidence_increase=i % 2) for method in "ab" for i in range(9)]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
     assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]
     assert "| b | 9 | 0 | 44.4 ± 17.6 ≈ |" in (tmp_path / "summary.md").read_text()
@@ -164,6 +197,6 @@ def test_rounding_is_no_difference(tmp_path: Path) -> None:
         for method in "ab"
         for i in range(9)
     ]
-    (tmp_path / "records-00000.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(tmp_path, lines)
     report(tmp_path)
     assert pd.read_csv(tmp_path / "pairs.csv")["p_value"].tolist() == [1]

@@ -16,7 +16,8 @@ from captum_fusion import cli
 SMALL = ["page", "--model", "tests.page.conftest:small_net", "--size", "24"]
 
 
-def test_it_serves_this_machine_alone_and_keeps_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_it_serves_this_machine_alone_and_keeps_nothing(end: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "captum_fusion", *SMALL]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -37,7 +38,7 @@ def test_it_serves_this_machine_alone_and_keeps_nothing(tmp_path: Path) -> None:
             assert answer.status == 200
         (file,) = tmp_path.rglob("a.png")
         assert file.is_relative_to(next(tmp_path.glob("captum-fusion-*")))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(end)
         assert process.wait(60) == 0
     assert list(tmp_path.glob("captum-fusion-*")) == []
 

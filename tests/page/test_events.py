@@ -5,11 +5,14 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from captum.attr import visualization
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -184,11 +187,12 @@ def test_classes_and_methods_are_typed(visit: Visit) -> None:
     settle(page)
     page.get_by_label("Methods").fill("scoer-cam")
     page.keyboard.press("Enter")
-    expect(status(page)).to_contain_text("There is no method 'scoer-cam'. Close: score-cam")
-    other = page.locator(".bar:not(.chosen) .text").first.text_content()
-    choose(page, "Classes", str(other))
-    # The page lives on.
-    expect(status(page)).to_contain_text("There is no method")
+    expect(status(page)).to_contain_text("scoer-cam")
+    expect(status(page)).to_contain_text("score-cam")
+    # The maps stay, and the page goes on.
+    assert len(names(page)) == 6
+    page.locator(".bar:not(.chosen) .name").first.click()
+    expect(status(page)).to_contain_text("scoer-cam")
 
 
 def test_every_method_is_offered(visit: Visit) -> None:
@@ -357,3 +361,59 @@ def test_no_path_reaches_the_file_system(visit: Visit, address: str) -> None:
     for path in (secret, "/etc/passwd", os.path.relpath(secret, "/tmp")):
         answer = page.request.get(f"{address}gradio_api/file={path}")
         assert answer.status in (403, 404)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_has_no_accessibility_violations(scheme: Any, visit: Visit) -> None:
+    page = visit()
+    page.emulate_media(color_scheme=scheme)
+    settle(page)
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def test_a_narrow_screen_shows_maps_and_all_tabs_first(visit: Visit) -> None:
+    page = visit()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.reload()
+    settle(page)
+    for name in ("Maps", "Stages", "Agreement", "Curves", "Python"):
+        expect(page.get_by_role("tab", name=name)).to_be_in_viewport()
+    expect(page.locator(".maps:visible canvas").first).to_be_in_viewport()
+
+
+def test_a_reload_keeps_photograph_settings_and_classes(visit: Visit) -> None:
+    page = visit()
+    settle(page)
+    change(page, "photograph", lambda: page.locator(".sample").nth(1).click())
+    change(page, "fusion-cam", lambda: page.get_by_label("number input for Percentile").fill("80"))
+    change(page, "grad-cam", lambda: page.locator(".bar .name").nth(1).click())
+    before = [drawn(page, name) for name in ("photograph", "grad-cam", "fusion-cam")]
+    page.reload()
+    expect(status(page)).to_contain_text(" in ")
+    settle(page)
+    assert [drawn(page, name) for name in ("photograph", "grad-cam", "fusion-cam")] == before
+    expect(page.get_by_label("number input for Percentile")).to_have_value("80")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        (None, None, 200),
+        (None, "http://{own}", 200),
+        # A stranger's name that leads here, and requests of a stranger's page.
+        ("example.org:{port}", None, 400),
+        (None, "http://example.org", 403),
+        (None, "null", 403),
+    ],
+)
+def test_answers_its_own_address_only(host: str | None, origin: str | None, status: int, address: str) -> None:
+    own = urlsplit(address)
+    headers = {"Host": (host or own.netloc).format(port=own.port)}
+    if origin is not None:
+        headers["Origin"] = origin.format(own=own.netloc)
+    connection = HTTPConnection(str(own.hostname), own.port, timeout=60)
+    connection.request("GET", "/", headers=headers)
+    response = connection.getresponse()
+    assert response.status == status
+    assert status != 200 or response.getheader("Content-Security-Policy") == "frame-ancestors 'none'"

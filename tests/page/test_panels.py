@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_fusion.explain import Explainer, OpenedPicture
+from captum_fusion.explain import ClassifiedImage, Explainer
 from captum_fusion.page import _panels as views
 from tests.conftest import SmallNet
 
 
 @pytest.fixture
-def picture(net: SmallNet) -> OpenedPicture:
+def picture(net: SmallNet) -> ClassifiedImage:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     return Explainer(net, size=24).open(Image.fromarray(pixels))
 
@@ -25,7 +25,7 @@ def values_of(panel: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(b64decode(panel["values"]), dtype="<u2").reshape(24, 24) / 65535
 
 
-def test_maps_are_there_to_four_digits_and_what_is_missing_is_pending(picture: OpenedPicture) -> None:
+def test_maps_are_there_to_four_digits_and_what_is_missing_is_pending(picture: ClassifiedImage) -> None:
     made = {1: picture.explain(1, ["grad-cam"])}
     view = json.loads(views.maps(picture.prediction, [1, 2], made, ["grad-cam", "score-cam"]))
     assert [[panel["kind"] for panel in row["panels"]] for row in view["rows"]] == [
@@ -34,14 +34,14 @@ def test_maps_are_there_to_four_digits_and_what_is_missing_is_pending(picture: O
     ]
     shown = view["rows"][0]["panels"][0]
     np.testing.assert_allclose(values_of(shown), made[1].maps["grad-cam"][0, 0].numpy(), atol=1e-5)
-    assert shown["note"] == f"keeps P = {made[1].kept['grad-cam']:.3f}"
+    assert shown["note"] == f"keeps P = {made[1].masked_probabilities['grad-cam']:.3f}"
     photograph = Image.open(BytesIO(b64decode(view["photograph"].partition(",")[2])))
     np.testing.assert_array_equal(
         np.asarray(photograph) / np.float32(255), picture.prediction.pixels[0].permute(1, 2, 0).numpy()
     )
 
 
-def test_stages_and_agreement_are_those_of_the_fusions(picture: OpenedPicture) -> None:
+def test_stages_and_agreement_are_those_of_the_fusions(picture: ClassifiedImage) -> None:
     explanation = picture.explain(1, ["x-grad-cam", "fusion(x-grad-cam,group-cam)"])
     stage = explanation.stages["fusion(x-grad-cam,group-cam)"]
     (row,) = json.loads(views.stages([explanation]))["rows"]
@@ -56,14 +56,14 @@ def test_stages_and_agreement_are_those_of_the_fusions(picture: OpenedPicture) -
     assert json.loads(views.stages([picture.explain(1, ["grad-cam"])]))["rows"] == []
 
 
-def test_an_empty_map_says_so(picture: OpenedPicture) -> None:
+def test_an_empty_map_says_so(picture: ClassifiedImage) -> None:
     explanation = picture.explain(1, ["grad-cam"])
     explanation.maps["grad-cam"] = torch.zeros(1, 1, 24, 24)
     (row,) = json.loads(views.maps(explanation, [1], {1: explanation}, ["grad-cam"]))["rows"]
-    assert row["panels"][0]["note"] == "empty: nothing speaks for the class"
+    assert row["panels"][0]["note"] == "empty: no positive evidence for the class"
 
 
-def test_the_five_most_probable_classes_and_those_chosen_beside_them(photograph_of_ten: OpenedPicture) -> None:
+def test_the_five_most_probable_classes_and_those_chosen_beside_them(photograph_of_ten: ClassifiedImage) -> None:
     prediction = photograph_of_ten.prediction
     order = prediction.probabilities.argsort(descending=True).tolist()
     shown = json.loads(views.bars(prediction, [order[0], order[8]]))["classes"]
@@ -73,11 +73,11 @@ def test_the_five_most_probable_classes_and_those_chosen_beside_them(photograph_
 
 
 @pytest.fixture
-def photograph_of_ten() -> OpenedPicture:
+def photograph_of_ten() -> ClassifiedImage:
     return Explainer(SmallNet(classes=10), size=24).open(Image.new("RGB", (30, 40), "teal"))
 
 
-def test_classes_of_the_same_name_are_told_apart(picture: OpenedPicture) -> None:
+def test_classes_of_the_same_name_are_told_apart(picture: ClassifiedImage) -> None:
     prediction = picture.prediction
     object.__setattr__(prediction, "categories", ("crane", "maillot", "crane"))
     assert views.labelled(prediction) == [("crane (0)", 0), ("maillot", 1), ("crane (2)", 2)]

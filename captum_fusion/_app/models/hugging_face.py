@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode
 
-from captum_fusion._app.models.loading import Parts, Preprocessing
+from captum_fusion._app.models.classifier import LoadedModel
+from captum_fusion._app.models.preprocessing import Preprocessing
+from captum_fusion.arguments import Activation
 
 # The numbers that Pillow gives them, which processors hold.
 _INTERPOLATIONS = {
@@ -20,7 +22,7 @@ _INTERPOLATIONS = {
 }
 
 
-def from_hugging_face(name: str, pretrained: bool) -> Parts:
+def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
     """An image classifier with its image processor's preprocessing and the names of its categories.
 
     Args:
@@ -35,25 +37,33 @@ def from_hugging_face(name: str, pretrained: bool) -> Parts:
         ) from error
     folder = Path(name).is_dir()
     auto: Any = transformers.AutoModelForImageClassification
-    lacking: list[str] = []
+    missing: list[str] = []
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=folder)
         processor: Any = transformers.AutoImageProcessor.from_pretrained(name, local_files_only=folder)
         if pretrained:
             model, info = auto.from_pretrained(name, local_files_only=folder, output_loading_info=True)
-            lacking = sorted(info["missing_keys"])
+            missing = sorted(info["missing_keys"])
         else:
             model = auto.from_config(config)
     except Exception as error:  # Of its own, of the hub's and of the network's.
         raise ValueError(f"Hugging Face cannot load {name}: {' '.join(str(error).split())}") from error
-    if lacking:
+    if missing:
         raise ValueError(
-            f"{name} has no weights for {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''} of "
+            f"{name} has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} of "
             f"{type(model).__name__}; expected an image classifier"
         )
+    if config.problem_type == "regression":
+        raise ValueError(f"{name} is a regression model; expected an image classifier")
     names = tuple(config.id2label[index] for index in range(config.num_labels))
     unnamed = all(label == f"LABEL_{index}" for index, label in enumerate(names))
-    return model, _preprocessing(name, processor), None if unnamed else names
+    return LoadedModel(model.float(), _preprocessing(name, processor), None if unnamed else names, _activation(config))
+
+
+def _activation(config: Any) -> Activation:
+    """The activation of the model's own pipeline."""
+    several = config.problem_type == "multi_label_classification"
+    return "sigmoid" if several or config.num_labels == 1 else "softmax"
 
 
 def _preprocessing(name: str, processor: Any) -> Preprocessing:
@@ -70,32 +80,32 @@ def _preprocessing(name: str, processor: Any) -> Preprocessing:
 
 def _read(processor: Any) -> Preprocessing | None:
     """The processor's settings, where they say enough."""
-    given: dict[str, Any] = {name: value for name, value in processor.to_dict().items() if value is not None}
-    size, crop = given.get("size") or {}, given.get("crop_size") or {}
+    settings: dict[str, Any] = {name: value for name, value in processor.to_dict().items() if value is not None}
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     shortest = size.get("shortest_edge")
     resize = shortest or size.get("height")
     if not resize or size.get("width", resize) != resize or crop.get("width") != crop.get("height"):
         return None
-    taken = crop.get("height", resize) if given.get("do_center_crop") else resize
+    side = crop.get("height", resize) if settings.get("do_center_crop") else resize
     squash = shortest is None
-    if "crop_pct" in given and shortest:
+    if "crop_pct" in settings and shortest:
         # ConvNeXt's: small inputs are cropped out of larger ones, large ones are the whole picture.
         squash = shortest >= 384
-        resize = shortest if squash else int(shortest / given["crop_pct"])
+        resize = shortest if squash else int(shortest / settings["crop_pct"])
     elif type(processor).__name__.startswith("Levit") and shortest:
         resize = int(256 / 224 * shortest)
     # Normalization of values from 0 to 255, as one of values from 0 to 1.
-    factor = 255 * (given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1)
-    offset = 1 if given.get("rescale_offset") else 0
-    mean, std = (given["image_mean"], given["image_std"]) if given.get("do_normalize") else ([0] * 3, [1] * 3)
-    if given.get("include_top"):
+    factor = 255 * (settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1)
+    offset = 1 if settings.get("rescale_offset") else 0
+    mean, std = (settings["image_mean"], settings["image_std"]) if settings.get("do_normalize") else ([0] * 3, [1] * 3)
+    if settings.get("include_top"):
         std = [value**2 for value in std]  # EfficientNet's divides by it twice.
     return Preprocessing(
         resize=resize,
-        size=taken,
+        size=side,
         mean=tuple((value + offset) / factor for value in mean),
         std=tuple(value / factor for value in std),
-        interpolation=_INTERPOLATIONS[int(given.get("resample", 2))],
+        interpolation=_INTERPOLATIONS[int(settings.get("resample", 2))],
         squash=squash,
     )
 
@@ -107,6 +117,6 @@ def _same(preprocessing: Preprocessing, processor: Any) -> bool:
     rows, columns = np.mgrid[0:1:480j, 0:1:640j]
     picture = Image.fromarray((255 * np.stack([rows, columns, rows * columns], axis=-1)).astype(np.uint8))
     expected = torch.as_tensor(np.asarray(processor(picture, return_tensors="np")["pixel_values"]))
-    given = preprocessing.normalize(preprocessing.crop(picture))
+    values = preprocessing.normalize(preprocessing.crop(picture))
     scale = torch.tensor(preprocessing.std).view(-1, 1, 1)
-    return given.shape == expected.shape and bool(((given - expected).abs() * scale).max() < 0.02)
+    return values.shape == expected.shape and bool(((values - expected).abs() * scale).max() < 0.02)

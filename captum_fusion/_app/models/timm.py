@@ -5,20 +5,21 @@ from math import floor
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from captum_fusion._app.models.loading import Parts, Preprocessing, imagenet_categories
-from captum_fusion._app.names import close_names
+from captum_fusion._app.messages import close_names
+from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
+from captum_fusion._app.models.preprocessing import Preprocessing
+from captum_fusion._app.models.weights import State, count_classes
 
 
-def from_timm(name: str, pretrained: bool, state: Mapping[str, Tensor] | None) -> Parts:
+def from_timm(name: str, pretrained: bool, state: State | None) -> LoadedModel:
     """A model of timm, with the preprocessing and the categories that timm has for it.
 
     Args:
         name (str): A name that ``timm.create_model`` takes; "local-dir:FOLDER" needs no network.
         pretrained (bool): Whether to load its weights.
-        state (Mapping or None): Weights that will be loaded, whose head tells the number of classes.
+        state (Mapping or None): Weights that will be loaded, whose head gives the number of classes.
     """
     try:
         import timm
@@ -35,15 +36,17 @@ def from_timm(name: str, pretrained: bool, state: Mapping[str, Tensor] | None) -
         raise ValueError(
             f"timm cannot build {name}{' with its weights' if pretrained else ''}: {error}.{advice}"
         ) from error
-    return model, _preprocessing(name, timm.data.resolve_data_config(model.pretrained_cfg)), _categories(timm, model)
+    preprocessing = _preprocessing(name, timm.data.resolve_data_config(model.pretrained_cfg))
+    return LoadedModel(model, preprocessing, _categories(timm, model))
 
 
-def _classes(timm: Any, name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+def _classes(timm: Any, name: str, state: State) -> dict[str, int]:
     """The number of classes of the weights, as an argument of the model's builder, where they have the model's head."""
     with torch.device("meta"):
         head = timm.create_model(name, pretrained=False).pretrained_cfg.get("classifier")
     weight = f"{head if isinstance(head, str) else (head or ['head'])[0]}.weight"
-    return {"num_classes": len(state[weight])} if weight in state else {}
+    classes = count_classes(state, weight, 0)
+    return {"num_classes": classes} if classes else {}
 
 
 def _preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:

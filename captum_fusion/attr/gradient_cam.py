@@ -1,4 +1,4 @@
-"""What the gradient methods at the layer's resolution share."""
+"""Class activation maps from gradients and activations: the base of the gradient methods."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
+from captum_fusion._engine.captum import ForwardFunc, TargetType, logged, select_targets
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion._engine.guards import check_gradients_allowed, check_layer
@@ -21,6 +21,11 @@ class GradientCam(LayerAttribution, GradientAttribution):
     """A class activation map that follows from the layer's gradients and activations.
 
     A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
+
+    Args:
+        {forward_func}
+        {layer}
+        {device_ids}
     """
 
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
@@ -49,6 +54,18 @@ class GradientCam(LayerAttribution, GradientAttribution):
             *Tensor* of shape (N, C, \*s).
         """
         return weighted(activations, self.channel_weights(gradients, activations))
+
+    def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
+        """Selects the scores whose gradients are taken, by default the target's.
+
+        Args:
+            output (Tensor): The output of ``forward_func``.
+            target (int, tuple, Tensor, list or None): The target of ``attribute``.
+
+        Returns:
+            *Tensor* of one score for each example, with its graph.
+        """
+        return select_targets(output, target)
 
     @logged
     def attribute(
@@ -82,15 +99,19 @@ class GradientCam(LayerAttribution, GradientAttribution):
             {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
-        check_layer(self.layer)
-        call = self._call(inputs, target, additional_forward_args)
-        where = (self.layer, self.device_ids, attribute_to_layer_input)
-        with forward_pass(call, *where, with_gradients=True, grad_kwargs=grad_kwargs) as unmasked:
+        call = ModelCall(
+            forward_func=self.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            layer=check_layer(self.layer),
+            device_ids=self.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+
+        def explained(output: Tensor) -> Tensor:
+            return self.explained_scores(output, call.targets)
+
+        with forward_pass(call, gradients_of=explained, grad_kwargs=grad_kwargs) as unmasked:
             channels = self.channel_maps(unmasked.layer_gradients, unmasked.layer_value)
         return layer_attributions(channels, attr_dim_summation, relu_attributions)
-
-    def _call(
-        self, inputs: Tensor | tuple[Tensor, ...], target: TargetType, additional_forward_args: object
-    ) -> ModelCall:
-        """What is explained, by default the target's score."""
-        return ModelCall(self.forward_func, inputs, target, additional_forward_args)

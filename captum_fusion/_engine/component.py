@@ -1,4 +1,4 @@
-"""Attributions that are fused with others."""
+"""Attributions as components of a fusion."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,7 +13,6 @@ from captum_fusion._engine.captum import ForwardFunc, eager
 from captum_fusion._engine.forward_pass import isolated, sole_user
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
-from captum_fusion._engine.state import in_turn
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
@@ -33,60 +32,75 @@ def check_component(name: str, method: object, forward_func: ForwardFunc | None)
 
 
 def component_map(
+    scorer: MaskedScorer,
     name: str,
     method: Attribution,
-    scorer: MaskedScorer,
-    show_progress: bool,
     further: Mapping[str, object] | None = None,
+    attributions: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Tensor:
     r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))).
 
     Args:
-        name (str): What the component is, for messages.
+        scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
+        name (str): The component's argument, for messages.
         method (Attribution): The component.
-        scorer (Scorer): What is explained. What the user gave for it reaches the component as far as it takes it.
-        show_progress (bool): Likewise.
         further (Mapping or None): Arguments that the component has to take. Default: None
+        attributions (Tensor, tuple or None): The component's attributions where they are there already.
+            Default: None, which means that the component computes them
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
     """
-    call = scorer.call
-    # Again, since forward_func may have been set since.
-    check_component(name, method, call.forward_func)
-    options = {
-        "target": call.target,
-        "additional_forward_args": call.additional_forward_args or None,
-        "baselines": call.given_baselines,
-        "attribute_to_layer_input": scorer.forward_pass.attribute_to_layer_input or None,
-        # As the component has it unless another one is asked for.
-        "interpolate_mode": None if scorer.interpolate_mode == "bilinear" else scorer.interpolate_mode,
-        "perturbations_per_eval": scorer.perturbations_per_eval,
-        "show_progress": show_progress or None,
-    }
-    given = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
-    with ExitStack() as stack:
-        if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
-            # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
-            stack.enter_context(scorer.forward_pass.state.tracking())
-            stack.enter_context(isolated())
-        if not isinstance(method, PerturbationAttribution):
-            # One pass with gradients needs hooks; many masked passes may run compiled.
-            stack.enter_context(in_turn())
-            stack.enter_context(eager())
-            if isinstance(layer := getattr(method, "layer", None), Module):
-                stack.enter_context(sole_user(layer))
-        attributions: Any = method.attribute(scorer.forward_pass.cloned_inputs(), **(given | dict(further or {})))
-    first = scorer.masked[0]
+    if attributions is None:
+        source, attributions = method.get_name(), _attributions(scorer, name, method, further)
+    elif further:
+        raise ValueError(f"The attributions of {name} are given, so that its arguments {dict(further)} have no effect")
+    else:
+        source = f"The caller of {name}"
+    first = scorer.positions[0]
     if isinstance(attributions, tuple):
         attributions = attributions[0 if len(attributions) == 1 else first]
     shape = tuple(scorer.inputs[first].shape)
-    if len(attributions) != call.examples or attributions.dim() != len(shape):
+    if len(attributions) != scorer.call.examples or attributions.dim() != len(shape):
         raise ValueError(
-            f"{method.get_name()} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
+            f"{source} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
             "expected as many examples and as many spatial axes"
         )
-    return saliency_map(attributions, scorer.size, interpolate_mode=scorer.interpolate_mode)
+    return saliency_map(attributions.to(scorer.call.device), scorer.size, interpolate_mode=scorer.call.interpolate_mode)
+
+
+def _attributions(
+    scorer: MaskedScorer, name: str, method: Attribution, further: Mapping[str, object] | None
+) -> Tensor | tuple[Tensor, ...]:
+    """The attributions that the component computes."""
+    call, unmasked = scorer.call, scorer.forward_pass
+    # Again, since forward_func may have been set since.
+    check_component(name, method, call.forward_func)
+    options = {
+        "target": call.targets,
+        "additional_forward_args": call.arguments or None,
+        "baselines": call.baselines,
+        "attribute_to_layer_input": call.attribute_to_layer_input or None,
+        # As the component has it unless another one is asked for.
+        "interpolate_mode": None if call.interpolate_mode == "bilinear" else call.interpolate_mode,
+        "perturbations_per_eval": call.perturbations_per_eval,
+        "show_progress": call.show_progress or None,
+    }
+    options = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
+    with ExitStack() as stack:
+        if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
+            # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
+            stack.enter_context(unmasked.state.tracking(call.forward_func))
+            stack.enter_context(isolated())
+        if not isinstance(method, PerturbationAttribution):
+            # One pass with gradients needs hooks; many masked passes may run compiled.
+            stack.enter_context(eager())
+            if isinstance(layer := getattr(method, "layer", None), Module):
+                stack.enter_context(sole_user(layer))
+        attributions: Tensor | tuple[Tensor, ...] = method.attribute(
+            unmasked.cloned_inputs(), **(options | dict(further or {}))
+        )
+    return attributions
 
 
 def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[str, Any]:

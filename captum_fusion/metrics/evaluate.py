@@ -1,0 +1,112 @@
+"""Several metrics of one attribution from shared forward passes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from captum_fusion._engine.call import ModelCall
+from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.saliency import saliency_maps
+from captum_fusion.arguments import Activation, Sign
+from captum_fusion.metrics.confidence import drop, increase, probabilities
+from captum_fusion.metrics.curves import BLUR, curve_of
+from captum_fusion.metrics.road import road_of
+
+MaskingMetric = Literal["confidence_drop", "confidence_increase", "insertion", "deletion", "road"]
+MASKING_METRICS: tuple[MaskingMetric, ...] = get_args(MaskingMetric)
+
+
+@fill_docstring
+def evaluate(
+    forward_func: ForwardFunc,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    metrics: Sequence[MaskingMetric] = MASKING_METRICS,
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    *,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    steps: int = 100,
+    perturbations_per_eval: int | None = None,
+    show_progress: bool = False,
+) -> dict[str, Tensor]:
+    r"""Computes several metrics of the attributions of one method, which share their forward passes.
+
+    The unmasked input runs once for all metrics, and the input masked by the attribution once for
+    ``confidence_drop`` and ``confidence_increase``. Every value is that of the metric's own function.
+
+    Args:
+        {forward_func}
+        {inputs}
+        {attributions}
+        metrics (list[str], optional): Some of "confidence_drop", "confidence_increase", "insertion", "deletion" and
+            "road". Default: all of them
+        baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
+            the input's shape or with one example, or for a tuple of inputs a tuple of these. Default: None, which means
+            0, and for insertion the input blurred as in ``insertion``
+        {additional_forward_args}
+        {target}
+        {activation}
+        {sign}
+        steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
+        {perturbations_per_eval}
+        {show_progress}
+
+    Returns:
+        *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
+        "insertion_curve" and "deletion_curve", of shape (N, steps + 1): the probability after each step, from none to
+        all pixels. "road" brings its two orders, "road_most" and "road_least", whose half difference it is.
+
+    Raises:
+        ValueError: If a metric is unknown.
+        {metric_errors}
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        >>> values = evaluate(model, images, attributions, ["confidence_drop", "deletion"], target=281, steps=8)
+        >>> list(values), values["deletion_curve"].shape
+        (['confidence_drop', 'deletion', 'deletion_curve'], torch.Size([2, 9]))
+    """
+    unknown = [name for name in metrics if name not in MASKING_METRICS]
+    if isinstance(metrics, str) or unknown:
+        raise ValueError(f"metrics is {metrics!r}; expected some of {MASKING_METRICS}")
+    call = ModelCall(
+        forward_func=forward_func,
+        inputs=inputs,
+        target=target,
+        additional_forward_args=additional_forward_args,
+        activation=activation,
+        baselines=baselines,
+        perturbations_per_eval=perturbations_per_eval,
+        show_progress=show_progress,
+    )
+    maps = saliency_maps(inputs, attributions, sign)
+    values: dict[str, Tensor] = {}
+    with forward_pass(call):
+        if {"confidence_drop", "confidence_increase"} & set(metrics):
+            both = probabilities(call, maps)
+        for name in metrics:
+            if name == "confidence_drop":
+                values[name] = drop(*both)
+            elif name == "confidence_increase":
+                values[name] = increase(*both)
+            elif name == "road":
+                most, least = road_of(call, maps).values()
+                values |= {"road": (least - most) / 2, "road_most": most, "road_least": least}
+            else:
+                restores = name == "insertion"
+                curve = curve_of(replace(call, blur=BLUR) if restores else call, maps, steps, restores=restores)
+                values |= {name: curve.area, f"{name}_curve": curve.probabilities}
+    return values
