@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from captum_fusion._engine.guards import corners
+from captum_fusion._engine.guards import corners, nothing_found
 from captum_fusion._engine.outputs import scores_in
 
 __all__ = ["box_score", "region_scores", "scores_in"]
@@ -96,7 +96,8 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         label (int): Its label.
 
     Returns:
-        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected. Explain it with
+        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected: then maps are
+        zeros, and a warning says so. Explain it with
         ``target=None``, and with ``activation=None`` where a method has an activation.
 
     Raises:
@@ -138,6 +139,9 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
                 "labels and scores for each example. A detector in training mode gives losses: call model.eval()."
             )
+        empty = nothing_found.get()
+        if empty is not None:
+            empty.update(i for i, each in enumerate(detections) if not (each["labels"] == label).any())
         return torch.stack([score(each, inputs) for each in detections])
 
     return forward

@@ -104,10 +104,11 @@ def layer_value(
     additional_forward_args: tuple[Any, ...],
     device_ids: list[int] | None,
     attribute_to_layer_input: bool,
+    with_graph: bool,
 ) -> tuple[Tensor, ...]:
-    """What the layer gives out, or takes in, in its last run."""
+    """The output of the layer, or its input, in its last run."""
     return _forward_layer_eval(
-        forward_func, inputs, layer, additional_forward_args, device_ids, attribute_to_layer_input
+        forward_func, inputs, layer, additional_forward_args, device_ids, attribute_to_layer_input, with_graph
     )
 
 

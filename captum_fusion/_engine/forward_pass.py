@@ -16,6 +16,13 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
+from captum_fusion._engine.guards import (
+    batch_hint,
+    check_runs,
+    explain_missing_graph,
+    nothing_found,
+    warn_of_nothing_found,
+)
 from captum_fusion._engine.state import StateGuard, preserved
 from captum_fusion.functional import as_float
 
@@ -76,18 +83,21 @@ def forward_pass(
     *,
     gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
+    with_graph: bool = False,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
+
+    Without gradients, the layer's value may still keep its graph, ``with_graph``.
 
     A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
     same.
     """
     with preserved(call.tensors) as state:
         outer = _current.get()
-        if outer is not None and gradients_of is None and outer.matches(call):
+        if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            unmasked = _run(call, state, gradients_of, grad_kwargs)
+            unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -100,13 +110,23 @@ def _run(
     state: StateGuard,
     gradients_of: Callable[[Tensor], Tensor] | None,
     grad_kwargs: Mapping[str, Any] | None,
+    with_graph: bool,
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
+    empty: set[int] = set()
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
-        result = call.forward_func(*arguments)
+        token = nothing_found.set(empty)
+        try:
+            result = call.forward_func(*arguments)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if hint := batch_hint(call.tensors):
+                raise type(error)(f"{error}.{hint}") from error
+            raise
+        finally:
+            nothing_found.reset(token)
         scores, output, passed = call.checked_scores(result), result.detach().clone(), True
         return result if gradients_of is None else gradients_of(result)
 
@@ -130,7 +150,10 @@ def _run(
                             observed, call.layer, inputs, None, arguments, devices, side, grad_kwargs
                         )
                     else:
-                        values = layer_value(observed, call.layer, inputs, arguments, devices, side)
+                        values = layer_value(observed, call.layer, inputs, arguments, devices, side, with_graph)
+            except RuntimeError as error:
+                explain_missing_graph(error)
+                raise
             except AssertionError:
                 if not passed or runs:
                     raise
@@ -138,9 +161,15 @@ def _run(
             if len(values) != 1:
                 raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
+            check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     if draws.any:
         state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
+    warn_of_nothing_found(empty)
+    if empty and value.numel():
+        # A layer of zeros has a map of zeros by every method.
+        rows = torch.tensor([i not in empty for i in range(call.examples)], device=value.device)
+        value = value * rows.reshape(-1, *(1,) * (value.dim() - 1))
     return ForwardPass(
         call=call,
         output=output,

@@ -231,3 +231,60 @@ def _from_map(view: Tensor, output: Any) -> Any:
         return view.movedim(1, -1)
     tokens = view.flatten(2).movedim(1, -1)
     return torch.cat([output[:, : output.shape[1] - tokens.shape[1]], tokens], dim=1)
+
+
+@contextmanager
+def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
+    r"""Gives a module to explain in place of one run of a layer that runs several times in a forward pass.
+
+    Hooks, and so all layer attributions, see a layer's last run alone. Inside the ``with``, the output of the named run
+    passes through the yielded module, whose activations and gradients are those of that run. For all runs together, sum
+    the attributions of each.
+
+    Args:
+        layer (torch.nn.Module): The layer, such as the encoder of a Siamese network. Its output is (N, C, \*s).
+        run (int): The index of the run in a forward pass, from 0.
+        of (int): The number of runs in a forward pass.
+
+    Yields:
+        *torch.nn.Module* to pass as ``layer``.
+
+    Raises:
+        ValueError: If there is no such run.
+        RuntimeError: On leaving, if the layer did not run that often in each pass.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import LayerGradCam
+        >>> encoder = torch.nn.Conv2d(3, 4, 3)
+        >>> def similarity(first, second):
+        ...     return (encoder(first) * encoder(second)).sum((1, 2, 3))
+        >>> first, second = torch.rand(2, 1, 3, 8, 8)
+        >>> with layer_run(encoder, 0, of=2) as layer:
+        ...     LayerGradCam(similarity, layer).attribute(first, additional_forward_args=second).shape
+        torch.Size([1, 1, 6, 6])
+    """
+    if not 0 <= run < of:
+        raise ValueError(f"run is {run} of {of}; expected an index from 0 below the number of runs")
+    module, runs = Identity(), 0
+
+    def hook(_: Module, __: tuple[Any, ...], output: Any) -> Any:
+        nonlocal runs
+        if output is None:
+            # A pass that failed in the layer: the next one begins again.
+            runs = 0
+            return None
+        runs += 1
+        return module(output) if (runs - 1) % of == run else None
+
+    handle = layer.register_forward_hook(hook, always_call=True)
+    try:
+        yield module
+    finally:
+        handle.remove()
+    if runs == 0 or runs % of:
+        raise RuntimeError(
+            f"The {type(layer).__name__} ran {runs} times, which is no multiple of {of}; expected {of} runs in each "
+            "forward pass of the model inside the with"
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.guards import check_channels_first
 from captum_fusion.targets import mirrored
 
 
@@ -90,6 +91,8 @@ class AugmentationTunnel(Attribution):
         given = isinstance(inputs, tuple)
         sizes = {tuple(tensor.shape[2:]) for tensor in tensors if _is_spatial(tensor)}
         axes = {len(size) + 2 for size in sizes}
+        for tensor in tensors:
+            check_channels_first(tuple(tensor.shape))
         total: tuple[Tensor, ...] | None = None
         for factor in factors:
             for flipped in (False, True)[: 1 + flip]:

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.captum import TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import saliency_maps
+from captum_fusion._engine.saliency import explained_pixels, saliency_maps
 from captum_fusion._engine.state import preserved, warn
 from captum_fusion.arguments import Sign
 from captum_fusion.functional import rank_correlation
@@ -98,19 +98,30 @@ def weight_randomization(
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
-    def flat_maps() -> Tensor:
+    def saliency() -> dict[int, Tensor]:
         given = tuple(tensor.detach().clone() for tensor in tensors)
         attributions = attribution_method.attribute(
             given if isinstance(inputs, tuple) else given[0], target=target, **further, **(attribution_kwargs or {})
         )
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
-        maps = saliency_maps(inputs, attributions, sign)
-        return torch.cat([maps[position].flatten(1) for position in sorted(maps)], dim=1)
+        return saliency_maps(inputs, attributions, sign)
+
+    def correlate(first: dict[int, Tensor], second: dict[int, Tensor]) -> Tensor:
+        """The correlation over the pixels of the inputs that either explains; the other has zeros there."""
+        pairs: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+        for position in {*first, *second}:
+            none = torch.full_like(first[position] if position in first else second[position], torch.nan)
+            values = [part.get(position, none) for part in (first, second)]
+            nowhere = values[0].isnan() & values[1].isnan()
+            for part, value in zip(pairs, values, strict=True):
+                part[position] = value.nan_to_num(0).masked_fill(nowhere, torch.nan)
+        rows = range(len(tensors[0]))
+        return torch.cat([rank_correlation(*(explained_pixels(part, row) for part in pairs)) for row in rows])
 
     correlations, unchanged = {}, []
     with preserved(tensors) as state, state.tracking():
-        original = flat_maps()
+        original = saliency()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):
                 if randomization == "independent":
@@ -118,7 +129,7 @@ def weight_randomization(
                 before = _weights(part)
                 _randomize(part, seed + position)
                 # The forward pass runs the hooks that make weights.
-                correlations[name] = rank_correlation(original, flat_maps())
+                correlations[name] = correlate(original, saliency())
                 if all(torch.equal(value, before[weight]) for weight, value in _weights(part).items()):
                     unchanged.append(name)
     if unchanged:
