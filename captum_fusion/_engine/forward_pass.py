@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,7 +23,9 @@ from captum_fusion._engine.guards import (
     nothing_found,
     warn_of_nothing_found,
 )
+from captum_fusion._engine.spatial_view import PackedError, unpacked
 from captum_fusion._engine.state import StateGuard, preserved
+from captum_fusion._engine.token_grid import tensors_in
 from captum_fusion.functional import as_float
 
 
@@ -92,12 +94,18 @@ def forward_pass(
     A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
     same.
     """
-    with preserved(call.tensors) as state:
+    with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
         if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+            try:
+                unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+            except PackedError:
+                assert call.layer is not None
+                module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
+                call = replace(call, layer=module, attribute_to_layer_input=False)
+                unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -200,7 +208,10 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
 
     def check(_: Module, *values: Any) -> None:
         runs.append(None)
-        value = values[0 if attribute_to_layer_input else -1]
+        value: Any = values if attribute_to_layer_input else values[-1]
+        if len(tensors_in(value)) == 1 and not _is_seen(value, attribute_to_layer_input):
+            raise PackedError
+        value = value[0] if attribute_to_layer_input else value
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if not isinstance(part, Tensor):
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
@@ -210,11 +221,21 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                     "that does, or, for a quantized model, the model that it was made from."
                 )
 
-    hook = (layer.register_forward_pre_hook if attribute_to_layer_input else layer.register_forward_hook)(check)
+    hook = (
+        layer.register_forward_pre_hook(check, with_kwargs=True)
+        if attribute_to_layer_input
+        else layer.register_forward_hook(check)
+    )
     try:
         yield
     finally:
         hook.remove()
+
+
+def _is_seen(value: Any, attribute_to_layer_input: bool) -> bool:
+    """Whether Captum's hooks see the tensor of a layer: as it is, or the only entry of a tuple."""
+    value = value[0] if attribute_to_layer_input else value
+    return isinstance(value, Tensor) or (type(value) is tuple and len(value) == 1 and isinstance(value[0], Tensor))
 
 
 def _check_map(value: Tensor, call: ModelCall, side: str) -> None:

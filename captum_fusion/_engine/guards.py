@@ -149,9 +149,9 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
         # The layer's axis is longer than this one, which no feature map's is.
         seen = bool(layer_size) and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]
         message = (
-            f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S). Move the axis "
-            "of the channels to dimension 1, and back inside forward_func, as in lambda x: model(x.transpose(1, 2)) "
-            "for frames or lambda x: model(x.movedim(1, -1)) for channels that come last."
+            f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S). Move the "
+            "axis of the channels to dimension 1, and back inside forward_func, as in lambda x: "
+            "model(x.transpose(1, 2)) for frames or lambda x: model(x.movedim(1, -1)) for channels that come last."
         )
         if seen:
             raise ValueError(message)

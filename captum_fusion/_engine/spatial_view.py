@@ -288,3 +288,39 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
             f"The {type(layer).__name__} ran {runs} times, which is no multiple of {of}; expected {of} runs in each "
             "forward pass of the model inside the with"
         )
+
+
+class PackedError(Exception):
+    """The value of a layer is the only tensor of a container, or comes by keyword, where Captum's hooks see none."""
+
+
+def replace_only_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The value with its only tensor, in nested containers too, replaced; each container keeps its type."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        changed: Any = copy(value)
+        for name, part in value.items():
+            if tensors_in(part):
+                changed[name] = replace_only_tensor(part, function)
+        return changed
+    if isinstance(value, (list, tuple)):
+        parts = [replace_only_tensor(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+@contextmanager
+def unpacked(layer: Module, layer_input: bool) -> Iterator[Module]:
+    """Gives a module that takes the only tensor of a layer's output, or input, and gives it on."""
+    module = Identity()
+    if layer_input:
+        handle = layer.register_forward_pre_hook(
+            lambda _, args, kwargs: replace_only_tensor((args, kwargs), module), with_kwargs=True
+        )
+    else:
+        handle = layer.register_forward_hook(lambda _, __, output: replace_only_tensor(output, module))
+    try:
+        yield module
+    finally:
+        handle.remove()
