@@ -95,7 +95,7 @@ def saliency_maps(
     if isinstance(attributions, list):
         attributions = tuple(attributions)
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
-    if not all(value is None or isinstance(value, Tensor) for value in parts) or not parts or parts == (None,):
+    if not all(value is None or isinstance(value, Tensor) for value in parts):
         held = ", ".join(type(value).__name__ for value in parts)
         raise TypeError(f"attributions are ({held}); expected a tensor, or for several inputs a tuple of them")
     if isinstance(attributions, Tensor):
