@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo page test fuzz test-lowest lint docs tutorials benchmark evidence clean
+.PHONY: demo page test fuzz test-lowest lint docs tutorials benchmark evidence test-evidence clean
 
 # One environment, to which each target adds what it needs: the extras in EXTRAS_TARGET, and the dependency group of its
 # name. uv installs it in a fraction of pip's time; installed again only when the project file changes.
@@ -78,11 +78,14 @@ benchmark: $(VENV)/benchmark
 	$(BIN)/python benchmarks/score_cam.py
 	$(BIN)/python -m benchmarks.overhead
 
-# Hours: --dry-run tells how many. IMAGENET, COCO and LEAVES are the folders that benchmarks/evidence.py tells of; what
-# is not given is left out.
+# Without FOLDERS, only what anybody can make again in ten minutes: generated images whose deciding pixels are known.
+# FOLDERS="--ilsvrc FOLDER ..." measures the paper's claims on photographs, for hours; OPTIONS=--dry-run estimates them.
 evidence: $(VENV)/benchmark
-	$(BIN)/python -m benchmarks.evidence build/evidence $(if $(IMAGENET),--imagenet $(IMAGENET)) \
-	  $(if $(COCO),--coco $(COCO)) $(if $(LEAVES),--leaves $(LEAVES)) $(OPTIONS)
+	$(BIN)/python -m benchmarks.evidence build/evidence $(FOLDERS) $(OPTIONS)
+
+# Not part of `make test`: what the evidence computes.
+test-evidence: $(VENV)/test $(VENV)/benchmark
+	$(BIN)/pytest benchmarks/tests
 
 clean:
 	rm -rf $(VENV) $(LOWEST)

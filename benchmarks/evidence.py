@@ -1,241 +1,200 @@
-"""Measures the claims of the Fusion-CAM paper: pictures of three kinds, trained networks, methods, controls.
+r"""Measures the claims of the Fusion-CAM paper on four collections of pictures, and against a known truth.
 
-Each run is one call of the benchmark; a run that was interrupted goes on where it was, and one that is done takes
-seconds. Before anything runs, the rows that each run still has to score are counted, the networks' speed is measured,
-and the time is told. Then benchmarks/results/evidence/ is written anew. From the root of the checkout:
+Each run is one call of the benchmark, which resumes where it was interrupted; a finished run takes seconds. Then the
+page in benchmarks/results/evidence/ is written. From the root of the checkout:
 
-    python -m benchmarks.evidence OUTPUT --imagenet FOLDER --coco FOLDER --leaves FOLDER
+    python -m benchmarks.evidence OUTPUT --ilsvrc FOLDER --voc2012 FOLDER --coco128 FOLDER --leaves FOLDER \
+        --weights FOLDER
 
-OUTPUT takes the records. --imagenet is a folder of photographs, --coco one of COCO128 as benchmarks/evidence_coco.py
-reads it, --leaves what benchmarks/leaves.py wrote. What is not given is left out, and so is what --only does not name.
+OUTPUT takes the records. benchmarks/evidence_pictures.py says what the first three folders hold, --leaves is the output
+of benchmarks/leaves.py, and --weights holds the state dicts of benchmarks/networks.py: without it MobileNetV2 and
+SqueezeNet are left out. A collection without a folder is left out, and so are runs that --only does not name. Without
+any folder, only the truth of generated pictures is measured, in ten minutes.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torchvision.models import get_model
 
-from benchmarks.evidence_coco import convert
-from benchmarks.evidence_report import RESULTS, write
-from benchmarks.evidence_runs import GROUPS, PERCENTILES
-from benchmarks.evidence_variants import STEPS, VARIANTS, measure, missing
-from captum_fusion._app.models.loading import load_classifier
-from captum_fusion._app.output_files import write_whole
+from benchmarks import truth
+from benchmarks.evidence_page import HERE, write
+from benchmarks.evidence_pictures import COLLECTIONS, convert
+from benchmarks.evidence_statistics import COMPETITORS, CONTROLS, OURS, PERCENTILES
+from benchmarks.networks import lite
 from captum_fusion.benchmark import Settings, run
-from captum_fusion.benchmark._plan import variants_of
-from captum_fusion.benchmark._records import read_records
-from captum_fusion.benchmark._run import chosen
-from captum_fusion.benchmark._sources import find_pictures
 
 LITE = "efficientnet-lite0"
+NETWORKS = {"mobilenet_v2": "mobilenet_v2.pt", "squeezenet": "squeezenet1_0.pt"}
+LEAVES = {
+    "vgg": "benchmarks.leaves:vgg",
+    "resnet": "benchmarks.leaves:resnet",
+    "mobilenet_v2": "mobilenet_v2",
+    LITE: LITE,
+    "vgg16": "benchmarks.networks:vgg16",
+}
 FAITHFUL = ("confidence_drop", "confidence_increase", "insertion", "deletion", "complexity")
 # Without curves, in a tenth of the passes.
 MASKED = ("confidence_drop", "confidence_increase", "complexity")
-PLACED = ("pointing_game", "energy_pointing_game", "mask_pointing_game", "mask_energy_pointing_game")
-# The methods of the paper's comparison and the controls, and what else is of the family.
-CORE = ("grad-cam", "score-cam", "union-cam", "fusion-cam")
-COMPARED = (*CORE, "random-map", "centred-gaussian", "grad-cam++", "group-cam")
-FAMILY = (
-    "x-grad-cam",
-    "layer-cam",
-    "hi-res-cam",
-    "grad-cam-element-wise",
-    "eigen-cam",
-    "eigen-grad-cam",
-    "finer-cam",
-    "guided-grad-cam",
-)
-# The rows that a method has scored for one picture, beside Score-CAM's live channels, which fusions share; the passes
-# of Integrated Gradients with their backward passes.
+BOXES = ("pointing_game", "energy_pointing_game")
+OUTLINES = ("mask_pointing_game", "mask_energy_pointing_game", "instances_reached")
+COMPARED = (*COMPETITORS, OURS, *CONTROLS)
+FAMILY = ("x-grad-cam", "layer-cam", "hi-res-cam", "grad-cam-element-wise", "eigen-cam", "eigen-grad-cam", "finer-cam")
+COSTLY = ("ablation-cam", "is-cam", "ss-cam", "rise")
+OTHER_WEIGHTINGS = ("fusion-cam:normalized", "fusion-cam:released")
+NEAR = {"tolerance": 0.05}
+# About the masked passes of a map; LIVE are those of Score-CAM, whose channels the fusions share.
 LIVE = 650
-# Rows of Score-CAM within a tolerance, as a share.
-SHARE = 1 / 8
 ROWS = {
     "group-cam": 33,
-    "union-cam": 3,
-    "fusion-cam": 4,
-    "integrated-gradients": 150,
     "ablation-cam": LIVE,
-    "is-cam": 10 * LIVE * SHARE,
+    "is-cam": 10 * LIVE,
+    "ss-cam": 35 * LIVE,
+    "rise": 4000,
+    "score-cam": LIVE,
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One call of the benchmark: which pictures it needs, and what it is asked."""
+class Run(NamedTuple):
+    """A call of the benchmark: its name, the folder that it needs, its network, and the other settings."""
 
     name: str
-    needs: str
-    asked: dict[str, Any] = field(default_factory=dict)
-
-    def settings(self, images: str, output: Path, leaves: Path | None, limit: int | None) -> Settings:
-        """What the benchmark is asked."""
-        asked: dict[str, Any] = {"metrics": FAITHFUL, "steps": 10, "batch_size": 13, "compile": True} | self.asked
-        if limit is not None:
-            asked["limit"] = min(limit, asked.get("limit", limit))
-        if self.needs == "leaves":
-            assert leaves is not None
-            file = leaves / f"{asked['models'][0].rpartition(':')[2]}.pt"
-            asked |= {"weights": [str(file)], "labels_by_order": True}
-        return Settings(images=images, output=output / self.name, **asked)
+    collection: str
+    model: str
+    weights: str | None
+    settings: dict[str, Any]
 
 
-# Seeded choices of the photographs, for what takes long or decides little.
-HALF = {"limit": 50, "seed": 0}
-QUARTER = {"limit": 25, "seed": 0}
-EIGHTH = {"limit": 13, "seed": 0}
-FEW = {"limit": 8, "seed": 0}
-NEAR = {"tolerance": 0.05}
-RUNS = (
-    Run("imagenet", "imagenet", {"methods": COMPARED, "stages": True}),
-    Run("imagenet", "imagenet", {"methods": ("fusion-cam:raw", "fusion-cam:released")}),
-    Run("tolerance", "imagenet", HALF | NEAR | {"methods": ("score-cam", "fusion-cam")}),
-    Run(
-        "percentiles",
-        "imagenet",
-        HALF | {"methods": ("fusion-cam",), "percentiles": PERCENTILES, "metrics": MASKED},
-    ),
-    Run("family", "imagenet", HALF | {"methods": FAMILY}),
-    Run("dear", "imagenet", FEW | {"methods": ("ablation-cam", "integrated-gradients")}),
-    Run("adcc", "imagenet", EIGHTH | NEAR | {"methods": (*CORE, "centred-gaussian"), "metrics": ("adcc",)}),
-    Run(
-        "coco",
-        "coco",
-        NEAR
-        | {"metrics": (*FAITHFUL, *PLACED, "instances_reached"), "target": "best-label"}
-        | {"methods": COMPARED, "stages": True},
-    ),
-    *(
-        Run(
-            f"lite{number}",
-            "imagenet",
-            QUARTER
-            | NEAR
-            | {"models": [f"efficientnet-lite{number}"], "metrics": MASKED}
-            | {"methods": (*CORE, "grad-cam++", "group-cam")},
-        )
-        for number in (1, 2)
-    ),
-    *(
-        Run(
-            f"leaves-{model.rpartition(':')[2]}",
-            "leaves",
-            NEAR | {"models": [model], "methods": COMPARED, "stages": True, "metrics": MASKED},
-        )
-        for model in ("benchmarks.leaves:vgg", "benchmarks.leaves:resnet", "mobilenet_v2", LITE)
-    ),
-)
+def runs(folders: dict[str, Path], weights: Path | None) -> Iterator[Run]:
+    """Lists the runs of the collections that have a folder."""
+    compared: dict[str, Any] = NEAR | {"methods": COMPARED, "stages": True, "metrics": (*FAITHFUL, *BOXES)}
+    if "ilsvrc" in folders:
+        chosen = {"limit": 200, "seed": 0}
+        yield Run("ilsvrc-lite0", "ilsvrc", LITE, None, compared | chosen)
+        if weights is not None:
+            for name, file in NETWORKS.items():
+                model, state = f"benchmarks.networks:{name}", str(weights / file)
+                yield Run(f"ilsvrc-{name}", "ilsvrc", model, state, compared | chosen)
+        fewer = {"limit": 50, "seed": 0}
+        fusions = {"methods": (OURS,), "percentiles": PERCENTILES, "metrics": MASKED}
+        yield Run("percentiles", "ilsvrc", LITE, None, NEAR | fewer | fusions)
+        yield Run("exact", "ilsvrc", LITE, None, fewer | {"methods": ("score-cam", OURS), "metrics": FAITHFUL})
+        everything = {"methods": (*COMPARED, *FAMILY, *COSTLY, *OTHER_WEIGHTINGS), "metrics": (*FAITHFUL, "adcc")}
+        yield Run("family", "ilsvrc", LITE, None, NEAR | {"limit": 25, "seed": 0} | everything)
+    objects = {"target": "best-label"}
+    if "voc2012" in folders:
+        yield Run("voc2012-lite0", "voc2012", LITE, None, compared | objects)
+    if "coco128" in folders:
+        metrics = {"metrics": (*FAITHFUL, *BOXES, *OUTLINES)}
+        yield Run("coco128-lite0", "coco128", LITE, None, compared | objects | metrics)
+    if "leaves" in folders:
+        for name, model in LEAVES.items():
+            trained = folders["leaves"] / f"{name}.pt"
+            if trained.exists():
+                settings = compared | {"metrics": MASKED, "labels_by_order": True}
+                yield Run(f"leaves-{name}", "leaves", model, str(trained), settings)
 
 
-def rows(settings: Settings) -> int:
-    """About how many rows a run still has to score, for all pictures."""
-    folder = Path(settings.output)
-    records = read_records(folder) if folder.is_dir() else {}
-    curves = len({"insertion", "deletion"} & set(settings.metrics))
-    judged = 1 + curves * (settings.steps + 1)
-    live = LIVE * (SHARE if settings.tolerance else 1)
-    total = 0.0
-    seen: dict[str, set[tuple[Any, ...]]] = {}
-    for key, record in records.items():
-        if "error" not in record:
-            seen.setdefault(key.image, set()).add((key.method, key.percentile, key.stage))
-    pictures = [picture.name for picture in chosen(settings, find_pictures(str(settings.images)))]
-    if settings.target == "best-label" and (folder / "run.json").exists():
-        # A finished run has passed over the pictures without an object that the network knows.
-        pictures = [picture for picture in pictures if picture in seen]
-    for picture in pictures:
-        score_cam = False
-        for variant in variants_of(settings):
-            name = variant.method.name.partition(":")[0]
-            if all((variant.method.name, variant.percentile, part) in seen.get(picture, ()) for part in variant.parts):
-                continue
-            again = live if "adcc" in settings.metrics and name in ("score-cam", "union-cam", "fusion-cam") else 0
-            # The gradient and the region map are judged where they are methods of their own.
-            total += ROWS.get(name, 1) + again + judged * max(1, len(variant.parts) - 2)
-            score_cam |= name in ("score-cam", "union-cam", "fusion-cam")
-        total += live * score_cam
-    return round(total)
+def settings_of(each: Run, images: str, output: Path, limit: int | None) -> Settings:
+    """Builds the settings of a run."""
+    # Compilation pays for many pictures.
+    settings: dict[str, Any] = {"steps": 10, "batch_size": 13, "compile": limit is None} | each.settings
+    if limit is not None:
+        settings["limit"] = min(limit, settings.get("limit", limit))
+    if each.weights is not None:
+        settings["weights"] = [each.weights]
+    return Settings(images=images, output=output / each.name, models=[each.model], **settings)
 
 
-def variant_rows(images: str, file: Path, limit: int | None) -> int:
-    """About how many rows the variants still have to score."""
-    # Score-CAM and the contributions of three fusions, and what judges each map, two of them without curves.
-    left = [len(names) for _, names in missing(images, file, limit)]
-    return round(len(left) * (LIVE * SHARE + 12) + sum(left) * (1 + 2 * (STEPS + 1)))
+def pending_rows(settings: Settings, pictures: int) -> int:
+    """Estimates the rows that a run still has to score."""
+    files, pictures = Path(settings.output).glob("records-*.jsonl"), min(pictures, settings.limit or pictures)
+    lines = [json.loads(line) for file in files for line in file.open("rb")]
+    done = {(line["image"], line["method"], line["percentile"], line["stage"]) for line in lines if "error" not in line}
+    share = 1 / 8 if settings.tolerance else 1.0
+    judged = 1 + (settings.steps + 1) * len({"insertion", "deletion"} & set(settings.metrics))
+    # ADCC explains once more.
+    rows, repeats = 0.0, 2 if "adcc" in settings.metrics else 1
+    for method in settings.methods:
+        fusion = method.startswith("fusion-cam")
+        variants = len(settings.percentiles) if fusion else 1
+        stages = 3 if fusion and settings.stages else 1
+        left = pictures - len({image for image, name, _, stage in done if name == method and stage is None})
+        tolerated = share if method in ("score-cam", "is-cam", "ss-cam") else 1.0
+        rows += left * variants * (ROWS.get(method, 4) * tolerated * repeats + judged * stages)
+    return round(max(0.0, rows))
 
 
 @cache
-def rows_per_second(model: str, weights: str | None) -> float:
-    """How many rows a network scores in a second, not compiled."""
-    classifier = load_classifier(model, weights)
-    size = classifier.preprocessing.size
-    inputs = torch.rand(8, 3, size, size).to(memory_format=torch.channels_last)
+def rows_per_second(model: str) -> float:
+    """Measures how many rows a network scores in a second, not compiled."""
+    module, _, name = model.rpartition(":")
+    network: nn.Module = (
+        getattr(import_module(module), name)() if module else lite() if name == LITE else get_model(name)
+    )
+    inputs = torch.rand(8, 3, 224, 224).to(memory_format=torch.channels_last)
     seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        classifier.scores(inputs)
-        seconds.append(time.perf_counter() - start)
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            network.eval()(inputs)
+            seconds.append(time.perf_counter() - start)
     return len(inputs) / min(seconds)
 
 
 def leaf_groups(folder: Path) -> dict[str, str]:
-    """For each test photograph the parts of one leaf that it belongs to."""
+    """Reads for each test photograph the leaf that it shows a part of."""
     photographs = json.loads((folder / "split.json").read_text(encoding="utf-8"))["photographs"]
-    return {
-        f"{each['disease']}/{each['photograph']}": f"{each['disease']} {each['group']}"
-        for each in photographs
-        if each["part"] == "test"
-    }
+    tested = [each for each in photographs if each["part"] == "test"]
+    return {f"{each['disease']}/{each['photograph']}": f"{each['disease']} {each['group']}" for each in tested}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    for name in ("imagenet", "coco", "leaves"):
+    for name in (*COLLECTIONS, "leaves", "weights"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", nargs="+", choices=sorted({each.name for each in RUNS} | {"variants"}))
-    parser.add_argument("--limit", type=int, help="of each run, at most so many pictures")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page goes. Default: the committed one")
-    parser.add_argument("--dry-run", action="store_true", help="tell how long it takes, and no more")
+    parser.add_argument("--only", nargs="+", help="names of runs, as --dry-run lists them")
+    parser.add_argument("--limit", type=int, help="at most so many pictures a run")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "evidence", help="where the page goes")
+    parser.add_argument("--dry-run", action="store_true", help="print the estimated time and stop")
     given = parser.parse_args(arguments)
-    images = {
-        "imagenet": str(given.imagenet) if given.imagenet else None,
-        "coco": f"coco:{convert(given.coco, given.output / 'pictures')}" if given.coco else None,
-        "leaves": str(given.leaves / "test") if given.leaves else None,
-    }
-    asked = [
-        each.settings(str(images[each.needs]), given.output, given.leaves, given.limit)
-        for each in RUNS
-        if images[each.needs] and each.name in (given.only or [each.name])
-    ]
-    with_variants = given.imagenet and (not given.only or "variants" in given.only)
-    if not asked and not with_variants:
-        parser.error("there is nothing to run; give --imagenet, --coco or --leaves")
-    left = [(Path(settings.output).name, rows(settings), settings.subjects()[0][:2]) for settings in asked]
-    if with_variants:
-        left.append(("variants", variant_rows(str(given.imagenet), given.output / VARIANTS, given.limit), (LITE, None)))
+    folders = {name: folder for name in (*COLLECTIONS, "leaves") if (folder := getattr(given, name)) is not None}
+    images, counts = {}, {}
+    for name, folder in folders.items():
+        if name == "leaves":
+            images[name], counts[name] = str(folder / "test"), len(leaf_groups(folder))
+        else:
+            file = convert(name, folder, given.output / "pictures")
+            images[name], counts[name] = f"coco:{file}", len(json.loads(file.read_text())["images"])
+    planned = [each for each in runs(folders, given.weights) if each.name in (given.only or [each.name])]
     total = 0.0
-    for name, count, subject in left:
-        speed = rows_per_second(*subject)
-        total += count / speed
-        sys.stdout.write(f"{name}: {count} rows, {timedelta(seconds=round(count / speed))} at {speed:.0f} rows/s\n")
-    sys.stdout.write(f"In all {timedelta(seconds=round(total))}, less where compiling pays\n")
+    for each in planned:
+        settings = settings_of(each, images[each.collection], given.output, given.limit)
+        rows, speed = pending_rows(settings, counts[each.collection]), rows_per_second(each.model)
+        total += rows / speed
+        sys.stdout.write(f"{each.name}: {rows} rows, {timedelta(seconds=round(rows / speed))} at {speed:.0f} rows/s\n")
+    sys.stdout.write(f"In all about {timedelta(seconds=round(total))}, less where compilation pays\n")
     if given.dry_run:
         return 0
-    if given.leaves:
-        write_whole(given.output / GROUPS, json.dumps(leaf_groups(given.leaves)))
-    for settings in asked:
-        run(settings, show_progress=sys.stdout.isatty())
-    if with_variants:
-        measure(str(given.imagenet), given.output / VARIANTS, given.limit)
+    if not given.only or "truth" in given.only:
+        truth.main([str(given.output / "truth"), "--results", str(given.results.parent)])
+    if not planned:
+        return 0
+    if "leaves" in folders:
+        (given.output / "groups.json").write_text(json.dumps(leaf_groups(folders["leaves"])))
+    for each in planned:
+        run(settings_of(each, images[each.collection], given.output, given.limit), show_progress=sys.stdout.isatty())
     write(given.output, given.results)
     return 0
 

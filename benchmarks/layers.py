@@ -1,4 +1,7 @@
-"""The layer that last_feature_map chooses, for a small member of each family of timm, with random weights."""
+"""Lists the layer that last_feature_map chooses for a small member of each family of timm, with random weights.
+
+python -m benchmarks.layers --output benchmarks/results/layers.md
+"""
 
 import argparse
 import time
@@ -38,34 +41,34 @@ xcit_nano_12_p16_224
 """
 
 
-# These take no other size as an argument.
+# Their builders take no input size.
 FIXED = ("csatv2", "sam2_hiera_tiny")
 
 
 def row(name: str) -> str:
     torch.manual_seed(0)
     size = timm.get_pretrained_cfg_value(name, "input_size") or (3, 224, 224)
-    # Large inputs take long, and change nothing but the grid.
+    # Large inputs take long and change only the grid.
     options = {"img_size": 224} if size[1] > 400 and name not in FIXED else {}
     size = (3, 224, 224) if options else size
     model = timm.create_model(name, pretrained=False, **options).eval()
     try:
-        found = last_feature_map(model, torch.randn(1, *size))
+        feature_map = last_feature_map(model, torch.randn(1, *size))
     except ValueError as error:
         return f"| `{name}` | {size[1]}x{size[2]} | none | | {str(error).partition('.')[0]} |"
-    shape = "x".join(map(str, found.shape))
-    return f"| `{name}` | {size[1]}x{size[2]} | `{found.name}` | {shape} | {found.form} |"
+    shape = "x".join(map(str, feature_map.shape))
+    return f"| `{name}` | {size[1]}x{size[2]} | `{feature_map.name}` | {shape} | {feature_map.form} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=FAMILIES.split())
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = [f"timm {timm.__version__}, torch {torch.__version__}, random weights.", ""]
-    lines += ["| model | input | layer | feature map | given as |", "| --- | --- | --- | --- | --- |"]
+    lines = ["# The layer to explain", "", f"timm {timm.__version__}, torch {torch.__version__}, random weights.", ""]
+    lines += ["| model | input | layer | feature map | layout |", "| --- | --- | --- | --- | --- |"]
     for name in arguments.models:
         start = time.perf_counter()
         lines.append(row(name))

@@ -1,11 +1,10 @@
 """Times Score-CAM, insertion and deletion against the model's own forward passes, on this machine, in one run.
 
-Insertion is timed with a compiled model as well, whose weights are frozen; its seconds include no compiling.
+Insertion is also timed with a compiled model whose weights are frozen; its seconds exclude compilation.
 
-A machine's speed drifts by more than what is measured here. So each takes turns with forward passes alone, in every
-batch size and memory format, on pieces of work of a few seconds. The figure is the time for each input that the model
-evaluates over that of the fastest way to run the model alone, turn by turn. Results go to the terminal and to
-benchmarks/results/.
+A machine's speed drifts by more than the overhead. So each task takes turns with forward passes alone, in every batch
+size and memory format, for a few seconds each. The figure is the time per evaluated input over that of the fastest way
+to run the model alone, turn by turn. Results go to the terminal and to benchmarks/results/.
 
     python -m benchmarks.overhead
 """
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from captum.attr import LayerActivation, LayerGradCam
@@ -31,29 +31,29 @@ RESULTS = Path(__file__).parent / "results" / "overhead.md"
 
 
 def score_channels(model: nn.Module, layer: nn.Module, inputs: Tensor, target: int) -> Callable[[], object]:
-    """Score-CAM's work on the channels of the layer that vary most, as many as make ROWS masked inputs."""
+    """Builds the task of Score-CAM on the channels of the layer that vary most, for ROWS masked inputs in all."""
     activations = LayerActivation(model, layer).attribute(inputs)
     flat = activations.flatten(2)
     spans = (flat.amax(2) - flat.amin(2)).amin(0)
     live = spans.topk(ROWS // len(inputs)).indices
 
-    def keep_others(chosen: Tensor, output: Tensor) -> Tensor:
-        return output.index_copy(1, live, chosen)
+    def replace_live(channels: Tensor, output: Tensor) -> Tensor:
+        return output.index_copy(1, live, channels)
 
-    def work() -> Tensor:
-        with spatial_view(layer, to_map=lambda output: output[:, live], from_map=keep_others) as view:
-            return LayerScoreCam(model, view).attribute(inputs, target)
+    def work() -> None:
+        with spatial_view(layer, to_map=lambda output: output[:, live], from_map=replace_live) as view:
+            LayerScoreCam(model, view).attribute(inputs, target)
 
     return work
 
 
 def overheads(name: str, turns: int) -> dict[str, list[float]]:
-    """For each kind of work, its seconds per input over those of a forward pass alone, turn by turn."""
+    """Computes for each task its seconds per input over those of a forward pass alone, turn by turn."""
     model, layer, image = load(name)
     with torch.no_grad():
         target = int(model(image).argmax())
     attributions = LayerGradCam(model, layer).attribute(image, target)
-    works = {
+    works: dict[str, Callable[[], Any]] = {
         "Score-CAM, one image": score_channels(model, layer, image, target),
         "Score-CAM, batch of three": score_channels(
             model, layer, torch.cat([image, image.flip(3), image.flip(2)]), target
@@ -61,7 +61,7 @@ def overheads(name: str, turns: int) -> dict[str, list[float]]:
         "insertion": partial(insertion, model, image, attributions, target=target, steps=ROWS),
         "deletion": partial(deletion, model, image, attributions, target=target, steps=ROWS),
     }
-    compiled = torch.compile(model, options={"freezing": True})
+    compiled: Any = torch.compile(model, options={"freezing": True})
     works["insertion, compiled"] = partial(insertion, compiled, image, attributions, target=target, steps=ROWS)
     works["insertion, compiled"]()
     for rows in (1, 2, 4, 8, 16):
@@ -102,6 +102,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
     lines = [
+        "# Overhead of masked passes",
+        "",
+        "Time per evaluated input over that of the fastest way to run the model alone.",
+        "",
         "| model | work | seconds over those of the forward passes alone, median (range) |",
         "| --- | --- | ---: |",
     ]

@@ -1,11 +1,11 @@
 """Times Score-CAM against its peers, on this machine, in one run.
 
-Each measurement is a process of its own, so that no implementation inherits another's memory or caches; the
-implementations take turns, repeat by repeat, so that a machine whose speed drifts is fair to all. The processes say how
-long one picture took after a warm-up, how much memory it took, and what the map is. Results go to the terminal and to
+Each measurement runs in its own process, so that no implementation inherits another's memory or caches. The
+implementations take turns, repeat by repeat, so that a machine whose speed drifts is fair to all. A process reports the
+time of one picture after a warm-up, the memory that it took, and the map. Results go to the terminal and to
 benchmarks/results/.
 
-    python benchmarks/score_cam.py --repeats 3
+    python -m benchmarks.score_cam --repeats 3
 """
 
 import argparse
@@ -20,15 +20,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from captum.attr import LayerActivation
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models import get_model
 
+from benchmarks.networks import lite, preprocess
 from captum_fusion import LayerScoreCam
-from captum_fusion._app.models.loading import load_classifier
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {
@@ -37,7 +39,7 @@ MODELS = {
     "resnet50": "layer4",
     "vgg16": "features",
 }
-# The others have seeded random weights, and noise for a picture.
+# The other networks have seeded random weights, and their input is noise.
 TRAINED = ("efficientnet-lite0",)
 OURS = "captum-fusion"
 CLASSES = 5
@@ -52,22 +54,20 @@ class Features(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.extract_features(x)
+        features: Tensor = self.model.extract_features(x)  # type: ignore[operator]
+        return features
 
 
 def load(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
-    """The model, its layer and an input: a real photograph for real weights, else noise for seeded random weights."""
+    """Builds the model, its layer and an input: a photograph for trained weights, noise for random ones."""
     if name == "efficientnet-lite0":
         from PIL import Image
         from skimage.data import coffee
 
-        classifier = load_classifier()
-        lite = classifier.model
-        parts = OrderedDict(
-            features=Features(lite), pool=lite._avg_pooling, flatten=nn.Flatten(), dropout=lite._dropout, head=lite._fc
-        )
-        model = nn.Sequential(parts).eval()
-        image = classifier.preprocessing.normalize(classifier.preprocessing.crop(Image.fromarray(coffee())))
+        network: Any = lite()
+        parts = {"features": Features(network), "pool": network._avg_pooling, "flatten": nn.Flatten()}
+        model: nn.Module = nn.Sequential(OrderedDict(parts | {"head": network._fc})).eval()
+        image = preprocess(Image.fromarray(coffee()), 224)
     else:
         torch.manual_seed(0)
         model = get_model(name, weights=None).eval()
@@ -78,32 +78,34 @@ def load(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
 
 
 def captum_fusion(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    return LayerScoreCam(model, layer).attribute(image, target=target, relu_attributions=True)
+    return within(0.0)(model, layer, image, target)
 
 
 def within(tolerance: float) -> Explainer:
     def explain(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
         score_cam = LayerScoreCam(model, layer, tolerance=tolerance)
-        return score_cam.attribute(image, target=target, relu_attributions=True)
+        attributions: Tensor = score_cam.attribute(image, target=target, relu_attributions=True)
+        return attributions
 
     return explain
 
 
 def several_classes(tolerance: float) -> Explainer:
-    """The target and the classes after it, of the one picture."""
+    """Explains the target and the classes after it for one picture."""
 
     def explain(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
         score_cam = LayerScoreCam(model, layer, tolerance=tolerance)
         targets = [(target + step) % 1000 for step in range(CLASSES)]
         images = image.expand(CLASSES, -1, -1, -1)
-        return score_cam.attribute(images, target=targets, relu_attributions=True)[:1]
+        attributions: Tensor = score_cam.attribute(images, target=targets, relu_attributions=True)
+        return attributions[:1]
 
     return explain
 
 
 def pytorch_grad_cam(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    from pytorch_grad_cam import ScoreCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from pytorch_grad_cam import ScoreCAM  # type: ignore[import-untyped]
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # type: ignore[import-untyped]
 
     with ScoreCAM(model, [layer]) as cam:
         return torch.from_numpy(cam(image, [ClassifierOutputTarget(target)])).unsqueeze(1)
@@ -114,22 +116,21 @@ def torchcam(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> 
 
     with ScoreCAM(model, layer) as cam, torch.inference_mode():
         model(image)
-        return cam(target)[0].reshape(1, 1, *layer_shape(model, layer, image)[2:])
+        activations = LayerActivation(model, layer).attribute(image)
+        attributions: Tensor = cam(target)[0].reshape(1, 1, *activations.shape[2:])
+    return attributions
 
 
 def one_by_one(model: nn.Module, layer: nn.Module, image: Tensor, target: int) -> Tensor:
-    kept: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    activations: Tensor = LayerActivation(model, layer).attribute(image).detach()
     with torch.no_grad():
-        model(image)
-        hook.remove()
-        masks = interpolate(kept[0], image.shape[2:], mode="bilinear")
+        masks = interpolate(activations, image.shape[2:], mode="bilinear")
         scores = []
         for channel in range(masks.shape[1]):
             mask = masks[:, channel : channel + 1] - masks[:, channel].min()
             scores.append(model(image * (mask / mask.max().clamp(min=1e-30)))[0, target])
     weights = torch.stack(scores).softmax(0).view(1, -1, 1, 1)
-    return (weights * kept[0]).sum(1, keepdim=True).relu()
+    return (weights * activations).sum(1, keepdim=True).relu()
 
 
 IMPLEMENTATIONS: dict[str, Explainer] = {
@@ -144,17 +145,8 @@ IMPLEMENTATIONS: dict[str, Explainer] = {
 }
 
 
-def layer_shape(model: nn.Module, layer: nn.Module, image: Tensor) -> torch.Size:
-    shapes: list[torch.Size] = []
-    hook = layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
-    with torch.no_grad():
-        model(image)
-    hook.remove()
-    return shapes[0]
-
-
 def measure(name: str, implementation: str, file: Path) -> None:
-    """Runs in a process of its own: explains one picture and saves the figures."""
+    """Explains one picture in its own process and saves the figures."""
     model, layer, image = load(name)
     rows = 0
 
@@ -172,19 +164,19 @@ def measure(name: str, implementation: str, file: Path) -> None:
     seconds = time.perf_counter() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     counter.remove()
-    figures = {"seconds": seconds, "megabytes": memory / 1024, "forward_passes": rows}
+    figures: dict[str, Any] = {"seconds": seconds, "megabytes": memory / 1024, "forward_passes": rows}
     maps = interpolate(attribution.float(), image.shape[2:], mode="bilinear")
     np.savez(file, map=maps[0, 0].numpy(), **figures)
 
 
-def run(name: str, implementations: list[str], repeats: int) -> dict[str, object]:
+def run(name: str, implementations: list[str], repeats: int) -> dict[str, Any]:
     """Measures the implementations on one model."""
     records: dict[str, list[dict[str, float]]] = {implementation: [] for implementation in implementations}
-    maps: dict[str, np.ndarray] = {}
+    maps: dict[str, np.ndarray[Any, Any]] = {}
     for repeat in range(repeats):
         for implementation in implementations:
             file = RESULTS / "measurement.npz"
-            command = [sys.executable, __file__, "--measure", name, implementation, str(file)]
+            command = [sys.executable, "-m", "benchmarks.score_cam", "--measure", name, implementation, str(file)]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             with np.load(file) as saved:
                 maps[implementation] = saved["map"]
@@ -195,10 +187,10 @@ def run(name: str, implementations: list[str], repeats: int) -> dict[str, object
     return summarize(records, maps)
 
 
-def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.ndarray]) -> dict[str, object]:
-    """Medians, ratios repeat by repeat against ours, and the correlation of the maps with ours."""
+def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Computes medians, ratios to ours repeat by repeat, and the correlation of the maps with ours."""
     ours = records[OURS]
-    summary: dict[str, object] = {}
+    summary: dict[str, Any] = {}
     for implementation, measurements in records.items():
         ratios = [their["seconds"] / our["seconds"] for their, our in zip(measurements, ours, strict=True)]
         summary[implementation] = {
@@ -212,8 +204,12 @@ def summarize(records: dict[str, list[dict[str, float]]], maps: dict[str, np.nda
     return summary
 
 
-def markdown(results: dict[str, object]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     lines = [
+        "# Score-CAM and its peers",
+        "",
+        '"Times" is the time over that of captum-fusion, and the correlation is that with its map.',
+        "",
         "| model | weights | implementation | seconds | times captum-fusion (range) | forward passes | extra MB "
         "| correlation |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -242,10 +238,10 @@ def main() -> None:
         measure(name, implementation, Path(file))
         return
     if OURS not in arguments.implementations:
-        parser.error(f"--implementations needs {OURS!r}, which the others are compared with")
+        parser.error(f"--implementations lacks {OURS!r}, the reference of the others")
     RESULTS.mkdir(exist_ok=True)
     results_file = RESULTS / "score_cam.json"
-    # Models that are not measured this time keep their results.
+    # Models that this run does not measure keep their results.
     models = json.loads(results_file.read_text())["models"] if results_file.exists() else {}
     environment = {
         "machine": platform.machine(),
@@ -263,7 +259,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's name where Linux tells it."""
+    """Reads the processor's name from Linux, "unknown" elsewhere."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

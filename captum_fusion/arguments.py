@@ -5,7 +5,7 @@ from typing import Literal, get_args
 Activation = Literal["softmax", "sigmoid"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
-Weighting = Literal["normalized", "raw", "released"]
+Weighting = Literal["raw", "released", "normalized"]
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 InterpolateMode = Literal["bilinear", "nearest", "nearest-exact", "area"]

@@ -223,7 +223,7 @@ def _launch(
             warnings.showwarning = _warn  # type: ignore[assignment]
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        report_error("interrupted" + ("; run it again to resume" if tokens[:1] == ("benchmark",) else ""))
+        report_error("interrupted")
         return INTERRUPTED
     except Exception as error:
         if verbose:
@@ -254,5 +254,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             # A name that the terminal's encoding lacks is shown with escapes rather than end the work.
             stream.reconfigure(errors="backslashreplace")
-    status: int = app.meta(arguments, result_action="return_value", exit_on_error=False, print_error=False)
-    return status
+    status: int | None = app.meta(arguments, result_action="return_value", exit_on_error=False, print_error=False)
+    # --help has none.
+    return status or 0

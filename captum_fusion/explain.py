@@ -44,8 +44,8 @@ def explain(
             "fusion(x-grad-cam,group-cam)". Default: the stages of Fusion-CAM
         percentile (float, optional): The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
             Default: 10.0
-        weighting (str, optional): The weighting of fusions that name none, see ``LayerFusionCam``: "normalized", "raw"
-            or "released". Default: "normalized"
+        weighting (str, optional): The weighting of fusions that name none, see ``LayerFusionCam``: "raw", "released" or
+            "normalized". Default: "raw"
         tolerance (float, optional): The largest error of Score-CAM's map, alone or fused, in [0, 1), see
             ``LayerScoreCam``. Default: 0.0, which is exact
         show_progress (bool, optional): Whether to show progress. Default: False

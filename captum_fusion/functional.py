@@ -6,7 +6,7 @@ whatever the precision of its arguments, and returns that. Symbols are those of 
 (https://arxiv.org/abs/2603.05386).
 """
 
-from math import ceil, floor
+from math import ceil, floor, inf, sqrt
 from typing import Literal, get_args
 
 import torch
@@ -31,12 +31,19 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def as_float(values: Tensor) -> Tensor:
     """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
 
+    Args:
+        values (Tensor): Values of any type and shape.
+
+    Returns:
+        *Tensor* of the same shape, float32 or float64.
+
     Examples::
 
         >>> as_float(torch.tensor([1, 2]))
         tensor([1., 2.])
     """
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    exact = values.dtype in (torch.float32, torch.float64)
+    return values if exact else values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(values: Tensor, maps: Tensor) -> Tensor:
@@ -167,9 +174,8 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     values = as_float(values)
     eps = torch.finfo(values.dtype).eps
     if isinstance(scale, Tensor):
-        share: Tensor = (10 * eps * scale).clamp(min=_ROUNDING * eps, max=eps**0.5)
-        return share * values.abs()
-    return values.abs().mul(min(eps * max(10 * scale, _ROUNDING), eps**0.5))
+        return (10 * eps * scale).clamp(min=_ROUNDING * eps, max=sqrt(eps)) * values.abs()
+    return min(eps * max(10 * scale, _ROUNDING), sqrt(eps)) * values.abs()
 
 
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -200,21 +206,20 @@ def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) 
     return torch.where(difference.abs() > rounding(larger, scale), difference, 0)
 
 
-def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "normalized") -> tuple[Tensor, Tensor]:
+def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "raw") -> tuple[Tensor, Tensor]:
     """The weights of two maps from their contributions.
 
-    In symbols, for the normalized weights of contributions c_1 and c_2 that are not negative::
+    In symbols, for contributions c_1 and c_2, "raw", "released" and "normalized"::
 
-        w_1 = c_1 / (c_1 + c_2)
-        w_2 = c_2 / (c_1 + c_2)
+        w_1, w_2 = ReLU(c_1), ReLU(c_2)
+        w_1, w_2 = c_1 / (c_1 + c_2 + 1e-8), c_2 / (c_1 + c_2 + 1e-8)
+        w_1, w_2 = ReLU(c_1) / (ReLU(c_1) + ReLU(c_2)), ReLU(c_2) / (ReLU(c_1) + ReLU(c_2))
 
     Args:
         first (Tensor): Contributions of the first map, shape (N,).
         second (Tensor): Contributions of the second map, shape (N,).
-        weighting (str): "normalized" divides both by their sum, "raw" takes them as they are, and in both a negative
-            one counts as 0. "released" is what the script released with Fusion-CAM does: it divides both by their sum
-            plus 1e-8, without regard to their signs, so that a weight can be negative or above 1.
-            Default: "normalized"
+        weighting (str, optional): "raw" and "normalized" count a negative contribution as 0. "released" does not, so
+            that a weight can be negative or above 1. Default: "raw"
 
     Returns:
         *tuple* of two *Tensors* of shape (N,), finite. Where both contributions are 0 (in "released" also where their
@@ -223,6 +228,8 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
     Examples::
 
         >>> contribution_weights(torch.tensor([0.6, -0.1]), torch.tensor([0.2, 0.0]))
+        (tensor([0.6000, 1.0000]), tensor([0.2000, 1.0000]))
+        >>> contribution_weights(torch.tensor([0.6, -0.1]), torch.tensor([0.2, 0.0]), "normalized")
         (tensor([0.7500, 0.5000]), tensor([0.2500, 0.5000]))
         >>> contribution_weights(torch.tensor([0.6]), torch.tensor([-0.2]), "released")
         (tensor([1.5000]), tensor([-0.5000]))
@@ -419,7 +426,8 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
         tensor([[1.2500]])
     """
     gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
-    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), activations.abs().sum(dim=2))
+    terms = torch.linalg.vector_norm(activations.detach(), ord=1, dim=2)
+    return _quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), terms)
 
 
 def grad_cam_weights(gradients: Tensor) -> Tensor:
@@ -876,5 +884,4 @@ def _or_one(values: Tensor) -> Tensor:
 
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
     """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
-    zero = divisor.abs() <= rounding(terms)
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, divisor))
+    return numerator / divisor.masked_fill(divisor.abs() <= rounding(terms), inf)

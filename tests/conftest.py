@@ -11,14 +11,12 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
-# The same examples in every run, and no clock that could fail one on a busy machine.
-settings.register_profile(
-    "default", max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-# Other examples in every run; a failure prints the line that reproduces it.
-settings.register_profile(
-    "fuzz", settings.get_profile("default"), max_examples=5000, derandomize=False, print_blob=True
-)
+# No clock fails an example on a busy machine.
+UNTIMED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+# The same examples in every run.
+settings.register_profile("default", max_examples=60, derandomize=True, **UNTIMED)
+# Other examples in every run; a failure prints what reproduces it, and is tried first in the next run.
+settings.register_profile("fuzz", max_examples=5000, derandomize=False, print_blob=True, **UNTIMED)
 settings.load_profile("default")
 
 
@@ -42,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the networks and inputs of the fixtures are."""
+    """The device of the fixtures' networks and inputs."""
     return torch.device("cpu")
 
 

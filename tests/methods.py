@@ -79,6 +79,18 @@ LAYER_PATHS: list[type[LayerAttribution]] = [
 PATHS: list[Any] = [*LAYER_PATHS, Rise, FusedAttributions, AugmentationTunnel]
 
 
+def run(subject: Any, forward_func: Any, layer: nn.Module, images: Tensor, **options: Any) -> Any:
+    """The attributions of a method, or a metric of the images as attributions of their own.
+
+    An activation is a setting of some methods; the others compare raw scores.
+    """
+    if not isinstance(subject, type):
+        return subject(forward_func, images, images, **options)
+    setting = {name: options.pop(name) for name in ("activation",) if name in options}
+    settings = setting if "activation" in signature(subject).parameters else {}
+    return subject(forward_func, layer, **settings).attribute(images, **options)
+
+
 def takes(algorithm: type[Attribution], argument: str) -> bool:
     return argument in signature(algorithm.attribute).parameters
 

@@ -35,6 +35,7 @@ def upsample(values: Array, size: tuple[int, ...]) -> Array:
     return values
 
 
+@torch.no_grad()
 def masked_score(score: Score, x: Tensor, mask: Array, baseline: Tensor) -> float:
     m = torch.from_numpy(mask).to(x)
     return score(m * x + (1 - m) * baseline)
@@ -48,10 +49,26 @@ def probability(model: nn.Module, target: int) -> Score:
     return lambda x: model(x).softmax(1)[0, target].item()
 
 
+def rounding(masked: float, blank: float, scale: float) -> float:
+    """The largest difference that rounding makes between equal probabilities; it grows with the largest logit."""
+    eps = float(np.finfo(np.float64).eps)
+    return min(eps * max(100, 10 * scale), eps**0.5) * max(abs(masked), abs(blank))
+
+
+def contribution(masked: float, blank: float, scale: float = 1.0) -> float:
+    return masked - blank if abs(masked - blank) > rounding(masked, blank, scale) else 0.0
+
+
+def is_sure(masked: float, blank: float, scale: float = 1.0) -> bool:
+    """Whether rounding neither decides that the contribution is 0 nor is a part of it."""
+    ratio = abs(masked - blank) / (rounding(masked, blank, scale) or 1.0)
+    return ratio < 0.5 or ratio > 1e4
+
+
 def activations_and_gradients(
     model: nn.Module, layer: nn.Module, x: Tensor, target: int, others: list[float] | None = None
 ) -> tuple[Array, Array]:
-    """Of the target's score, or of the sum of all scores by their weights."""
+    """The layer's value and gradients of the target's score, or of the weighted sum of all scores."""
     kept = []
 
     def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
@@ -246,34 +263,43 @@ def union_cam(
     x: Tensor,
     baseline: Tensor,
     percentile: float,
-) -> tuple[Array, tuple[float, float, bool]]:
-    """The map, and what rounding could tip.
-
-    That is: what the union gains on the region map, how far the union is uneven, and whether gradients differ from
-    their percentile, and from each other, by no more than rounding.
-    """
+    scale: float = 1.0,
+) -> tuple[Array, bool]:
+    """The map, and whether rounding could make another one of it."""
     size = tuple(x.shape[2:])
     total = np.zeros(activations.shape[1:])
     tied = False
     for channel, gradient in zip(activations, gradients, strict=True):
         threshold = np.percentile(gradient, percentile)
+        # Gradients that tie but for rounding may fall on either side of their percentile.
         near = gradient[np.abs(gradient - threshold) <= 1e-9 * np.abs(gradient).max()]
         tied = tied or bool(threshold > 0 and near.size and np.ptp(near) > 0)
         kept = np.where((gradient >= threshold) & (gradient > 0), gradient, 0)
         if kept.any():
             total += kept / kept.sum() * channel
     denoised = normalize(upsample(total, size))
-    without = probability(baseline)
-    c_d, c_r = (masked_score(probability, x, mask, baseline) - without for mask in (denoised, region))
-    w_d, w_r = weights(c_d, c_r, "raw")
+    blank = probability(baseline)
+    with_denoised, with_region = (masked_score(probability, x, mask, baseline) for mask in (denoised, region))
+    w_d, w_r = weights(contribution(with_denoised, blank, scale), contribution(with_region, blank, scale), "raw")
     union = w_d * denoised + w_r * region
     combined = normalize(union)
-    gain = masked_score(probability, x, combined, baseline) - without - c_r
-    return (combined if gain > 0 else region), (gain, np.ptp(union) / union.max() if union.any() else 1.0, tied)
+    with_combined = masked_score(probability, x, combined, baseline)
+    sure = is_sure(with_denoised, blank, scale) and is_sure(with_region, blank, scale)
+    sure = sure and is_sure(with_combined, with_region, scale) and not tied
+    # Where D = 1 - R, as on layers of two pixels, the union is constant but for rounding, which is then scaled up.
+    sure = sure and (not union.any() or np.ptp(union) > 1e-4 * union.max())
+    return (combined if contribution(with_combined, with_region, scale) > 0 else region), not sure
 
 
 def component(layer_map: Array, size: tuple[int, ...]) -> Array:
-    evidence = upsample(np.maximum(layer_map, 0), size)
+    return as_mask(upsample(np.maximum(layer_map, 0), size))
+
+
+def region_component(layer_map: Array, size: tuple[int, ...]) -> Array:
+    return as_mask(np.maximum(upsample(layer_map, size), 0))
+
+
+def as_mask(evidence: Array) -> Array:
     scaled = normalize(evidence)
     # What is positive everywhere and the same keeps everything.
     return np.ones_like(scaled) if not scaled.any() and evidence.min() > 0 else scaled
@@ -298,19 +324,30 @@ def weights(a: float, b: float, weighting: str) -> tuple[float, float]:
 
 
 def fusion_cam(
-    gradient: Array, region: Array, probability: Score, x: Tensor, baseline: Tensor, percentile: float, weighting: str
+    gradient: Array,
+    region: Array,
+    probability: Score,
+    x: Tensor,
+    baseline: Tensor,
+    percentile: float,
+    weighting: str,
+    scale: float = 1.0,
 ) -> dict[str, Array | float]:
-    """All stages from the component maps G and R."""
-    black = probability(baseline.expand_as(x))
+    """All stages from the component maps G and R, and whether rounding could make others of them."""
+    blank = probability(baseline.expand_as(x))
+    unsure = False
 
-    def contribution(mask: Array) -> float:
-        return masked_score(probability, x, mask, baseline) - black
+    def measure(mask: Array) -> float:
+        nonlocal unsure
+        masked = masked_score(probability, x, mask, baseline)
+        unsure = unsure or not is_sure(masked, blank, scale)
+        return contribution(masked, blank, scale)
 
     denoised = denoise(gradient, percentile)
-    c_d, c_r = contribution(denoised), contribution(region)
+    c_d, c_r = measure(denoised), measure(region)
     w_d, w_r = weights(c_d, c_r, weighting)
     combined = normalize(w_d * denoised + w_r * region)
-    c_c = contribution(combined)
+    c_c = measure(combined)
     w_c, w_r = weights(c_c, w_r if weighting == "released" else c_r, weighting)
     a, b = w_c * combined, w_r * region
     fused = np.empty_like(a)
@@ -326,6 +363,7 @@ def fusion_cam(
         "gradient_contribution": c_d,
         "region_contribution": c_r,
         "combined_contribution": c_c,
+        "unsure": unsure,
     }
 
 

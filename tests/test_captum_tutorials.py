@@ -145,7 +145,7 @@ def test_cifar_robustness_refuses_to_attack_what_has_no_gradient(
 
 @pytest.mark.parametrize("algorithm", FEW)
 def test_cifar_robustness_compares_attacks(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
-    """How far the map moves under blur and noise, on inputs that are normalized after the attack."""
+    """The change of the map under blur and noise, on inputs that are normalized after the attack."""
     attribution = algorithm(net, net.features)
     normalized = images - 0.5
     expected = attribution.attribute(normalized, target=1)

@@ -1,6 +1,7 @@
 """Random networks, inputs and targets; with ``--hypothesis-profile=fuzz``, others in each run."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -71,8 +72,14 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
     return nn.Sequential(convolution, nn.Sequential(norm, activation), tail, pool, nn.Flatten(), head).eval(), axes
 
 
+class Case(NamedTuple):
+    network: nn.Sequential
+    inputs: Tensor
+    targets: list[int]
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[nn.Sequential, Tensor, list[int]]:
+def cases(draw: st.DrawFn) -> Case:
     network, axes = draw(networks())
     examples = draw(st.integers(1, 3))
     size = [draw(st.integers(1, 6)) for _ in range(axes)]
@@ -83,27 +90,72 @@ def cases(draw: st.DrawFn) -> tuple[nn.Sequential, Tensor, list[int]]:
         if kind in ("zeros", "constant"):
             inputs[example] = 0 if kind == "zeros" else 3
     targets = draw(st.lists(st.integers(0, CLASSES - 1), min_size=examples, max_size=examples))
-    return network.double(), inputs.double(), targets
+    return Case(network.double(), inputs.double(), targets)
+
+
+class Example(NamedTuple):
+    """One example of a case, with what the straight-line computations start from."""
+
+    attribution: Tensor
+    x: Tensor
+    target: int
+    activations: straight_line.Array
+    gradients: straight_line.Array
+    logit: straight_line.Score
+    probability: straight_line.Score
+    blank: Tensor
+    # The largest number that the network handles, and the largest activation, which errors are in proportion to.
+    scale: float
+    largest: float
+
+
+def examples(case: Case, attributions: Tensor) -> list[Example]:
+    network, inputs, targets = case
+    result = []
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
+        scale = max(x.abs().max().item(), network(x).abs().max().item())
+        logit, probability = straight_line.logit(network, target), straight_line.probability(network, target)
+        largest, blank = max(1.0, np.abs(activations).max()), torch.zeros_like(x)
+        result.append(
+            Example(attribution, x, target, activations, gradients, logit, probability, blank, scale, largest)
+        )
+    return result
+
+
+def assert_layer_map(attribution: LayerAttribution, case: Case, straight: Callable[[Example], object]) -> None:
+    """The map is the layer's size, the straight-line one for each example, and the same alone as in a batch."""
+    network, inputs, targets = case
+    attributions = attribution.attribute(inputs, target=targets).detach()
+    with torch.no_grad():
+        assert attributions.shape == (len(inputs), 1, *network[:2](inputs).shape[2:])
+    assert attributions.isfinite().all()
+    for example in examples(case, attributions):
+        np.testing.assert_allclose(example.attribution[0], straight(example), atol=1e-5 * example.largest)
+        alone = attribution.attribute(example.x, target=example.target).detach()
+        torch.testing.assert_close(alone[0], example.attribution)
 
 
 @given(cases())
-def test_score_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
-    network, inputs, targets = case
-    attributions = LayerScoreCam(network, network[1]).attribute(inputs, target=targets)
-    with torch.no_grad():
-        assert attributions.shape == (len(inputs), 1, *network[:2](inputs).shape[2:])
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
-        with torch.no_grad():
-            score = straight_line.logit(network, target)
-            expected = straight_line.score_cam(activations, score, x, torch.zeros_like(x))
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
-        alone = LayerScoreCam(network, network[1]).attribute(x, target=target)
-        torch.testing.assert_close(alone[0], attribution)
+def test_score_cam(case: Case) -> None:
+    assert_layer_map(
+        LayerScoreCam(case.network, case.network[1]),
+        case,
+        lambda example: straight_line.score_cam(example.activations, example.logit, example.x, example.blank),
+    )
+
+
+@given(cases(), st.integers(1, 3))
+def test_is_cam(case: Case, samples: int) -> None:
+    assert_layer_map(
+        LayerISCam(case.network, case.network[1], samples=samples),
+        case,
+        lambda example: straight_line.is_cam(example.activations, example.logit, example.x, example.blank, samples),
+    )
 
 
 @given(cases(), st.sampled_from(["normalized", "raw", "released"]), st.sampled_from([0.0, 10.0, 37.5, 99.0]))
-def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: str, percentile: float) -> None:
+def test_fusion_cam(case: Case, weighting: str, percentile: float) -> None:
     network, inputs, targets = case
     attributions, stages = LayerFusionCam(network, network[1]).attribute(
         inputs, target=targets, weighting=weighting, percentile=percentile, return_stages=True
@@ -114,23 +166,21 @@ def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: st
     for maps in (attributions, *stages[:5]):
         assert maps.ge(0).all()
         assert maps.le(1).all()
-    for example, (x, target) in enumerate(zip(inputs.split(1), targets, strict=True)):
-        # The component maps are given, since rounding may decide on which side of the percentile a value lies.
-        with torch.no_grad():
-            expected = straight_line.fusion_cam(
-                stages.gradient[example, 0].numpy(),
-                stages.region[example, 0].numpy(),
-                straight_line.probability(network, target),
-                x,
-                torch.zeros_like(x),
-                percentile,
-                weighting,
-            )
-        contributions = [float(expected[name]) for name in stages._fields[5:]]
-        # Between rounding and nothing, the straight line divides noise by noise.
-        assume(all(abs(value) > 1e-9 or value == 0 for value in contributions))
+    for index, example in enumerate(examples(case, attributions)):
+        # From the component maps, since rounding may decide on which side of the percentile a value lies.
+        expected = straight_line.fusion_cam(
+            stages.gradient[index, 0].numpy(),
+            stages.region[index, 0].numpy(),
+            example.probability,
+            example.x,
+            example.blank,
+            percentile,
+            weighting,
+            example.scale,
+        )
+        assume(not expected["unsure"])
         for name, values in stages._asdict().items():
-            np.testing.assert_allclose(values[example].squeeze(0), expected[name], atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(values[index].squeeze(0), expected[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -147,29 +197,42 @@ def test_fusion_cam(case: tuple[nn.Sequential, Tensor, list[int]], weighting: st
 )
 @given(case=cases())
 def test_gradient_cams(
-    algorithm: type[LayerAttribution],
-    straight: Callable[..., straight_line.Array],
-    case: tuple[nn.Sequential, Tensor, list[int]],
+    algorithm: type[LayerAttribution], straight: Callable[..., straight_line.Array], case: Case
 ) -> None:
-    network, inputs, targets = case
-    attributions = algorithm(network, network[1]).attribute(inputs, target=targets).detach()
-    with torch.no_grad():
-        assert attributions.shape == (len(inputs), 1, *network[:2](inputs).shape[2:])
-    assert attributions.isfinite().all()
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
+    def expected(example: Example) -> straight_line.Array:
         if straight in (straight_line.eigen_cam, straight_line.eigen_grad_cam):
             # Which direction varies most, and its sign, may be a matter of rounding.
-            channels = activations * gradients if straight is straight_line.eigen_grad_cam else activations
-            assume(straight_line.has_a_principal_component(channels))
-        expected = straight(activations, gradients)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
-        alone = algorithm(network, network[1]).attribute(x, target=target).detach()
-        torch.testing.assert_close(alone[0], attribution)
+            factors = example.gradients if straight is straight_line.eigen_grad_cam else 1
+            assume(straight_line.has_a_principal_component(example.activations * factors))
+        return straight(example.activations, example.gradients)
+
+    assert_layer_map(algorithm(case.network, case.network[1]), case, expected)
+
+
+@given(cases(), st.floats(0, 2), st.integers(1, 3))
+def test_finer_cam(case: Case, strength: float, references: int) -> None:
+    def expected(example: Example) -> straight_line.Array:
+        scores = case.network(example.x)[0].tolist()
+        distances = {k: abs(scores[k] - scores[example.target]) for k in range(CLASSES) if k != example.target}
+        others = sorted(distances, key=distances.__getitem__)
+        near, far = sorted(distances.values())
+        # Rounding may decide which of two classes is closer.
+        assume(references > 1 or far - near > 1e-9 * far)
+        weights = [0.0] * CLASSES
+        weights[example.target] = 1.0
+        for other in others[:references]:
+            weights[other] = -strength / len(others[:references])
+        activations, gradients = straight_line.activations_and_gradients(
+            case.network, case.network[1], example.x, example.target, weights
+        )
+        return straight_line.grad_cam(activations, gradients)
+
+    finer_cam = LayerFinerCam(case.network, case.network[1], strength=strength, references=references)
+    assert_layer_map(finer_cam, case, expected)
 
 
 @given(cases(), st.data())
-def test_group_cam(case: tuple[nn.Sequential, Tensor, list[int]], data: st.DataObject) -> None:
+def test_group_cam(case: Case, data: st.DataObject) -> None:
     network, inputs, targets = case
     groups = data.draw(st.integers(1, network[0].out_channels), label="groups")
     group_cam = LayerGroupCam(network, network[1], groups=groups)
@@ -177,110 +240,58 @@ def test_group_cam(case: tuple[nn.Sequential, Tensor, list[int]], data: st.DataO
     assert attributions.shape == inputs.shape
     assert attributions.isfinite().all()
     assert attributions.ge(0).all()
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
-        with torch.no_grad():
-            expected = straight_line.group_cam(
-                activations,
-                gradients,
-                groups,
-                straight_line.probability(network, target),
-                x,
-                straight_line.blur(x, 51, 50.0),
-            )
+    for attribution, x, target, activations, gradients, _, probability, *_ in examples(case, attributions):
+        blurred = straight_line.blur(x, 51, 50.0)
+        expected = straight_line.group_cam(activations, gradients, groups, probability, x, blurred)
         for channel in attribution:
             np.testing.assert_allclose(channel, expected, atol=1e-5)
         torch.testing.assert_close(group_cam.attribute(x, target=target)[0], attribution)
 
 
 @given(cases(), st.sampled_from([0.0, 10.0, 37.5, 99.0]))
-def test_union_cam(case: tuple[nn.Sequential, Tensor, list[int]], percentile: float) -> None:
+def test_union_cam(case: Case, percentile: float) -> None:
     network, inputs, targets = case
     union_cam = LayerUnionCam(network, network[1])
     attributions = union_cam.attribute(inputs, target=targets, percentile=percentile)
     assert attributions.shape == inputs.shape
     assert attributions.ge(0).all()
     assert attributions.le(1).all()
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target)
-        with torch.no_grad():
-            baseline = torch.zeros_like(x)
-            scores = straight_line.score_cam(activations, straight_line.logit(network, target), x, baseline)
-            expected, (gain, unevenness, tied) = straight_line.union_cam(
-                activations,
-                gradients,
-                straight_line.component(scores, tuple(x.shape[2:])),
-                straight_line.probability(network, target),
-                x,
-                baseline,
-                percentile,
-            )
-        # Between rounding and nothing, either map may be chosen. Where D = 1 - R, as on layers of two pixels, the sum
-        # is constant but for the rounding of each, which normalizing has scaled up with a map that is nearly constant.
-        # Gradients that tie but for rounding may fall on either side of their percentile.
-        assume((abs(gain) > 1e-12 or gain == 0) and unevenness > 1e-4 and not tied)
+    for attribution, x, target, activations, gradients, logit, probability, blank, scale, _ in examples(
+        case, attributions
+    ):
+        score_cam = straight_line.score_cam(activations, logit, x, blank)
+        region = straight_line.region_component(score_cam, tuple(x.shape[2:]))
+        expected, unsure = straight_line.union_cam(
+            activations, gradients, region, probability, x, blank, percentile, scale
+        )
+        assume(not unsure)
         for channel in attribution:
             np.testing.assert_allclose(channel, expected, atol=1e-5)
         torch.testing.assert_close(union_cam.attribute(x, target=target, percentile=percentile)[0], attribution)
 
 
 @given(cases())
-def test_ablation_cam(case: tuple[nn.Sequential, Tensor, list[int]]) -> None:
+def test_ablation_cam(case: Case) -> None:
     network, inputs, targets = case
-    attributions = LayerAblationCam(network, network[1]).attribute(inputs, target=targets)
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
-        with torch.no_grad():
-            expected = straight_line.ablation_cam(network, network[1], x, target, activations)
-            score = abs(straight_line.logit(network, target)(x))
+    ablation_cam = LayerAblationCam(network, network[1])
+    attributions = ablation_cam.attribute(inputs, target=targets)
+    for attribution, x, target, activations, _, logit, *_ in examples(case, attributions):
+        expected = straight_line.ablation_cam(network, network[1], x, target, activations)
         # Differences of scores, which rounding makes, are divided by the score.
-        scale = np.abs(activations).max() / min(score or 1.0, 1.0)
+        scale = np.abs(activations).max() / min(abs(logit(x)) or 1.0, 1.0)
         np.testing.assert_allclose(attribution[0], expected, atol=1e-7 * max(1, scale), rtol=1e-5)
-        alone = LayerAblationCam(network, network[1]).attribute(x, target=target)
+        alone = ablation_cam.attribute(x, target=target)
         np.testing.assert_allclose(alone[0], attribution, atol=1e-7 * max(1, scale), rtol=1e-5)
 
 
-@given(cases(), st.integers(1, 3))
-def test_is_cam(case: tuple[nn.Sequential, Tensor, list[int]], samples: int) -> None:
-    network, inputs, targets = case
-    attributions = LayerISCam(network, network[1], samples=samples).attribute(inputs, target=targets)
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        activations, _ = straight_line.activations_and_gradients(network, network[1], x, target)
-        with torch.no_grad():
-            score = straight_line.logit(network, target)
-            expected = straight_line.is_cam(activations, score, x, torch.zeros_like(x), samples)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
-
-
-@given(cases(), st.floats(0, 2), st.integers(1, 3))
-def test_finer_cam(case: tuple[nn.Sequential, Tensor, list[int]], strength: float, references: int) -> None:
-    network, inputs, targets = case
-    finer_cam = LayerFinerCam(network, network[1], strength=strength, references=references)
-    attributions = finer_cam.attribute(inputs, target=targets).detach()
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        with torch.no_grad():
-            scores = network(x)[0].tolist()
-        others = sorted({0, 1, 2} - {target}, key=lambda k: abs(scores[k] - scores[target]))
-        near, far = (abs(scores[k] - scores[target]) for k in others)
-        # Rounding may decide which of two classes is closer.
-        assume(references > 1 or far - near > 1e-9 * far)
-        weights = [0.0, 0.0, 0.0]
-        weights[target] = 1.0
-        for other in others[:references]:
-            weights[other] = -strength / len(others[:references])
-        activations, gradients = straight_line.activations_and_gradients(network, network[1], x, target, weights)
-        expected = straight_line.grad_cam(activations, gradients)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * max(1, np.abs(activations).max()))
-
-
 @given(cases(), st.integers(1, 8), st.integers(1, 4))
-def test_rise(case: tuple[nn.Sequential, Tensor, list[int]], samples: int, grid: int) -> None:
+def test_rise(case: Case, samples: int, grid: int) -> None:
     """Maps are finite, bounded by the mean of the masks over p, and the same alone as in a batch."""
-    network, inputs, targets = case
-    rise = Rise(network, samples=samples, grid=grid)
-    attributions = rise.attribute(inputs, target=targets)
-    assert attributions.shape == inputs.shape
+    rise = Rise(case.network, samples=samples, grid=grid)
+    attributions = rise.attribute(case.inputs, target=case.targets)
+    assert attributions.shape == case.inputs.shape
     assert attributions.ge(0).all()
     assert attributions.le(2 + 1e-9).all()
-    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
-        torch.testing.assert_close(rise.attribute(x, target=target)[0], attribution)
+    for example in examples(case, attributions):
+        alone = rise.attribute(example.x, target=example.target)
+        torch.testing.assert_close(alone[0], example.attribution)

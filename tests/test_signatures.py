@@ -1,4 +1,4 @@
-"""What a user of Captum types means the same: the arguments, their order, and what comes back for them."""
+"""Signatures: the arguments of Captum's classes, their order, and the results."""
 
 from inspect import Parameter, signature
 from typing import Any

@@ -1,4 +1,4 @@
-"""The split of benchmarks/leaves.py, and that its own network is loaded as the command loads it."""
+"""The split of the leaves, and the training, saving and loading of their networks."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,11 @@ from torch import nn
 
 from benchmarks import leaves
 from benchmarks.leaves import Network, Photograph, find, share, split, vgg
-from captum_fusion._app.models.loading import load_classifier
-from captum_fusion._app.models.preprocessing import Preprocessing
+from captum_fusion.explain import Explainer
 
 
 def photographs_of(count: int) -> tuple[list[Photograph], np.ndarray]:
-    """Three photographs of each leaf of two diseases, and how alike they are: 0.9 for those of one leaf, else less."""
+    """Three photographs of each leaf of two diseases, and their similarities: 0.9 on one leaf, else less."""
     photographs = [
         Photograph(Path(f"{disease}_{number}.jpg"), disease, number, "train")
         for disease in ("blight", "spot")
@@ -43,14 +42,14 @@ def test_leaves_are_kept_apart(seed: int) -> None:
     assert train.any()
 
 
-def test_neighbours_hang_together_where_they_are_a_little_alike() -> None:
+def test_consecutive_photographs_need_less_similarity_to_form_a_group() -> None:
     photographs = [Photograph(Path(f"spot_{number}.jpg"), "spot", number, "train") for number in (1, 2, 7)]
     alike = np.full((3, 3), 0.3)
     groups, _ = split(photographs, alike, seed=0)
     assert groups[0] == groups[1] != groups[2]
 
 
-def test_turned_copies_are_left_out(tmp_path: Path) -> None:
+def test_rotated_copies_are_left_out(tmp_path: Path) -> None:
     for part, name in (("train", "Spot_2"), ("train", "Spot_rot90_2"), ("test", "Spot_1")):
         (tmp_path / part / "Spot").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / part / "Spot" / f"{name}.jpg")
@@ -65,11 +64,11 @@ def test_interval_of_a_share() -> None:
 
 
 def test_the_command_loads_its_vgg(tmp_path: Path) -> None:
-    trained = vgg()
+    trained = vgg().eval()
     torch.save(trained.state_dict(), tmp_path / "vgg.pt")
-    classifier = load_classifier("benchmarks.leaves:vgg", str(tmp_path / "vgg.pt"))
-    picture = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(classifier.scores(picture), trained.eval()(picture))
+    opened = Explainer("benchmarks.leaves:vgg", weights=str(tmp_path / "vgg.pt")).open(Image.new("RGB", (300, 260)))
+    probabilities = trained(opened.inputs).softmax(dim=1)[0]
+    torch.testing.assert_close(opened.prediction.probabilities, probabilities.detach())
 
 
 def test_an_interrupted_run_trains_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,15 +80,15 @@ def test_an_interrupted_run_trains_only_what_is_missing(tmp_path: Path, monkeypa
             Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(part / f"{disease}_{number}.jpg")
     trained_on: list[int] = []
 
-    def train(_: nn.Module, photographs: Sequence[Photograph], __: Preprocessing) -> None:
+    def train(_: nn.Module, photographs: Sequence[Photograph]) -> None:
         if len(trained_on) == interrupted_at:
             raise KeyboardInterrupt
         trained_on.append(len(photographs))
 
     monkeypatch.setattr(leaves, "NETWORKS", {"vgg": Network("benchmarks.leaves:vgg", vgg, train)})
     monkeypatch.setattr(leaves, "TESTED", 2)
-    # No photograph is like another: each is a group.
-    monkeypatch.setattr(leaves, "likeness", lambda _: np.full((12, 12), -1.0))
+    # No photograph is similar to another: each is a group.
+    monkeypatch.setattr(leaves, "similarity", lambda _: np.full((12, 12), -1.0))
     # The setting outlives the run.
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda _: None)
     monkeypatch.setattr("sys.argv", ["leaves", str(folder), str(output)])

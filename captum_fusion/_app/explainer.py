@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from captum_fusion import FeatureMap, FusionCamStages
+from captum_fusion import FeatureMap, FusionCamStages, feature_maps
 from captum_fusion._app.explanation import Curve, Curves, Explanation, Prediction
 from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_photograph, sample_photograph
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
-from captum_fusion._app.models.layer import choose_layer, list_layers
+from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import find_device, load_classifier, return_scores
 from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions
 from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance, check_weighting
@@ -117,15 +117,12 @@ class Explainer:
         return ClassifiedImage(self, prediction, inputs)
 
     def layers(self) -> list[FeatureMap]:
-        """The layers that can be explained, in the order in which they run; the default one is the last of them.
-
-        Raises:
-            ValueError: If the model has no such layer.
-        """
+        """The layers that can be explained, in the order in which they run."""
         preprocessing = self.classifier.preprocessing
         size = (2, len(preprocessing.mean), preprocessing.size, preprocessing.size)
         with self.in_turn():
-            return list_layers(self.classifier.model, torch.full(size, 0.5, device=self.device))
+            candidates = feature_maps(self.classifier.model, torch.full(size, 0.5, device=self.device))
+        return [each for each in candidates.values() if isinstance(each, FeatureMap)]
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -175,7 +172,7 @@ class ClassifiedImage:
             target (int or str, optional): Default: None
             methods (list[str], optional): Default: the stages of Fusion-CAM
             percentile (float, optional): Default: 10.0
-            weighting (str, optional): Default: "normalized"
+            weighting (str, optional): Default: "raw"
             tolerance (float, optional): Default: 0.0
             show_progress (bool, optional): Default: False
         """

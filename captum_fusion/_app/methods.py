@@ -130,8 +130,6 @@ class Method:
             method = _CLASSES[name]
             parameters = signature(method).parameters
             options: dict[str, Any] = {"activation": activation, "tolerance": tolerance}
-            if "region_method" in parameters:
-                options["region_method"] = build(_SCORE_CAM)
             options = {option: value for option, value in options.items() if option in parameters}
             # A compiled model may have no truth value.
             forward_func = model if compiled is None or method not in _OURS else compiled
@@ -152,7 +150,7 @@ def parse_method(text: str, weighting: Weighting = DEFAULT_WEIGHTING) -> Method:
     Args:
         text (str): One of ``METHODS``, or "fusion(gradient,region)" for any two of the others; a fusion may be
             followed by ":raw" or another of its weightings.
-        weighting (str, optional): The weighting of a fusion that names none. Default: "normalized"
+        weighting (str, optional): The weighting of a fusion that names none. Default: "raw"
 
     Returns:
         *Method*.

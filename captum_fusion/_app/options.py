@@ -20,8 +20,8 @@ DEFAULT_MODEL = "efficientnet-lite0"
 DEFAULT_ALPHA = 0.8
 """The opacity of a map over the photograph where it is 1, in [0, 1]."""
 
-DEFAULT_WEIGHTING: Weighting = "normalized"
-"""The weighting of a fusion that names none."""
+DEFAULT_WEIGHTING: Weighting = "raw"
+"""The weighting of a fusion that names none, as in ``LayerFusionCam``."""
 
 
 def _whole_number(_: object, tokens: "Sequence[Token]") -> int:

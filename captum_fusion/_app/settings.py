@@ -1,7 +1,7 @@
 """The settings and the metrics of a benchmark; imported without torch, so that ``--help`` is instant."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Target = Literal["predicted", "label", "best-label"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Protocol = Literal["xplain-cam"]
+# Xplain-CAM removes 448 of 224 x 224 pixels a step.
+_PROTOCOL_SIZE, _PROTOCOL_STEPS = 224, 112
 
 
 class Measure(NamedTuple):
@@ -92,6 +95,9 @@ class Settings(ModelSelection):
         limit: The number of pictures.
         seed: Draw the pictures at random instead of taking the first ones.
         steps: The number of steps of insertion and deletion.
+        protocol: The protocol behind the figures of Xplain-CAM's README, which sets size and steps: pictures squashed
+            to 224, the last convolution unless a layer is named, insertion from a Gaussian blur (kernel 51, sigma 50),
+            deletion to 0, both in 112 steps, and a drop of max(0, Y - O) / (Y + 1e-8).
         precision: float32, or bfloat16 or float16 for autocast.
         batch_size: The number of pictures that are explained together.
         compile: Run the masked inputs through torch.compile, which pays for many pictures.
@@ -111,6 +117,7 @@ class Settings(ModelSelection):
     limit: IntOption | None = None
     seed: IntOption | None = None
     steps: IntOption = 100
+    protocol: Protocol | None = None
     precision: Precision = "float32"
     batch_size: IntOption = 1
     compile: bool = False
@@ -123,9 +130,15 @@ class Settings(ModelSelection):
                 raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list of these")
             if not getattr(self, name) and name not in ("layers", "weights"):
                 raise ValueError(f"{name} is empty; expected at least one")
+        # Imports torch, for which --help need not wait.
+        from captum_fusion._app.models.torchvision import check_name
+
+        for model in self.models:
+            check_name(model)
         self.parsed_methods()
         choices: list[tuple[str, str, Sequence[str]]] = [("metrics", metric, METRICS) for metric in self.metrics]
         choices += [("target", self.target, get_args(Target)), ("precision", self.precision, get_args(Precision))]
+        choices += [("protocol", self.protocol, get_args(Protocol))] if self.protocol is not None else []
         for name, choice, allowed in choices:
             if choice not in allowed:
                 raise ValueError(f"{name} is {choice!r}.{close_names(choice, allowed)} Expected {', '.join(allowed)}")
@@ -142,6 +155,22 @@ class Settings(ModelSelection):
             if number < least:
                 raise ValueError(f"{name} is {number}; expected at least {least}")
         self.subjects()
+
+    def resolved(self) -> "Settings":
+        """The settings with those that the protocol sets.
+
+        Raises:
+            ValueError: If one of them is set to another value.
+        """
+        if self.protocol is None:
+            return self
+        for name, own, values in (
+            ("size", _PROTOCOL_SIZE, (None, _PROTOCOL_SIZE)),
+            ("steps", _PROTOCOL_STEPS, (Settings.steps, _PROTOCOL_STEPS)),
+        ):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)}, and the protocol {self.protocol} sets it to {own}")
+        return replace(self, size=_PROTOCOL_SIZE, steps=_PROTOCOL_STEPS)
 
     def parsed_methods(self) -> "list[Method]":
         """The methods, each once."""

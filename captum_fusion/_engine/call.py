@@ -1,7 +1,7 @@
 """The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from captum_fusion.arguments import Activation, InterpolateMode, check_activatio
 from captum_fusion.functional import as_float, gaussian_blur
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ModelCall:
     """The arguments of an ``attribute`` or a metric, under Captum's names; what follows from them is computed once.
 
@@ -37,13 +37,14 @@ class ModelCall:
     additional_forward_args: object = None
     activation: Activation | None = None
     baselines: BaselineType = None
+    perturbations_per_eval: int | None = None
+    show_progress: bool = False
+    _: KW_ONLY
     blur: tuple[int, float] | None = None
     layer: Module | None = None
     device_ids: list[int] | None = None
     attribute_to_layer_input: bool = False
     interpolate_mode: InterpolateMode = "bilinear"
-    perturbations_per_eval: int | None = None
-    show_progress: bool = False
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
@@ -193,24 +194,29 @@ class ModelCall:
             )
         if self.activation == "softmax":
             check_logits(output, {tensor.dim() - 2 for tensor in self.tensors})
-        choice = "no target was" if self.target is None else f"target {self.target!r} was"
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{choice} given, which does not fit an output of shape {shape}: {error}") from error
+            raise ValueError(
+                f"{self._choice()} given, which does not fit an output of shape {shape}: {error}"
+            ) from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
-                f"{choice} given for an output of shape {shape}, which selects scores of shape {tuple(scores.shape)}; "
-                "expected a target that selects one score per example"
+                f"{self._choice()} given for an output of shape {shape}, which selects scores of shape "
+                f"{tuple(scores.shape)}; expected a target that selects one score per example"
             )
-        not_finite = int((~scores.isfinite()).sum())
-        if not_finite:
+        finite = scores.isfinite()
+        if not finite.all():
+            not_finite = int((~finite).sum())
             raise RuntimeError(
                 f"forward_func gave scores that are not finite for {not_finite} of {self.examples} inputs as they are. "
                 "Expected finite scores: check the inputs and the model."
             )
         return scores.reshape(-1).to(self.device)
+
+    def _choice(self) -> str:
+        return "no target was" if self.target is None else f"target {self.target!r} was"
 
 
 def _wrap(output: object) -> str:

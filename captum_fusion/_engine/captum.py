@@ -1,18 +1,18 @@
 """Every use of Captum's internals, so that a Captum release touches one file."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from captum._utils.common import _run_forward, _select_targets
-from captum._utils.gradient import _forward_layer_eval, compute_layer_gradients_and_eval
+from captum._utils.common import _run_forward as run_forward
+from captum._utils.common import _select_targets as select_targets
+from captum._utils.gradient import _forward_layer_eval as layer_value
+from captum._utils.gradient import compute_layer_gradients_and_eval as layer_gradients
 from captum._utils.progress import progress
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
 from captum.log import log_usage
-from torch import Tensor
-from torch.nn import Module
 
 from captum_fusion._engine.progress import told_bar
 
@@ -90,51 +90,3 @@ def is_compiled(forward_func: object) -> bool:
 def progress_bar(description: str, total: int) -> ProgressBar:
     """Captum's progress bar, moved on by hand, or that of a listener."""
     return told_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))
-
-
-def run_forward(forward_func: ForwardFunc, inputs: tuple[Tensor, ...], additional_forward_args: tuple[Any, ...]) -> Any:
-    """Calls ``forward_func`` as Captum does and returns its whole output."""
-    return _run_forward(forward_func, inputs, None, additional_forward_args)
-
-
-def layer_value(
-    forward_func: ForwardFunc,
-    layer: Module,
-    inputs: tuple[Tensor, ...],
-    additional_forward_args: tuple[Any, ...],
-    device_ids: list[int] | None,
-    attribute_to_layer_input: bool,
-    with_graph: bool,
-) -> tuple[Tensor, ...]:
-    """The output of the layer, or its input, in its last run."""
-    return _forward_layer_eval(
-        forward_func, inputs, layer, additional_forward_args, device_ids, attribute_to_layer_input, with_graph
-    )
-
-
-def layer_gradients(
-    forward_func: ForwardFunc,
-    layer: Module,
-    inputs: tuple[Tensor, ...],
-    target: TargetType,
-    additional_forward_args: tuple[Any, ...],
-    device_ids: list[int] | None,
-    attribute_to_layer_input: bool,
-    grad_kwargs: Mapping[str, Any] | None,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The gradients of the targets with respect to the layer, and its value, which keeps its graph."""
-    return compute_layer_gradients_and_eval(
-        forward_func,
-        layer,
-        inputs,
-        target,
-        additional_forward_args,
-        device_ids=device_ids,
-        attribute_to_layer_input=attribute_to_layer_input,
-        grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
-    )
-
-
-def select_targets(output: Tensor, target: TargetType) -> Tensor:
-    """Selects the target of each example from the output, in all of Captum's target forms."""
-    return _select_targets(output, target)

@@ -1,6 +1,6 @@
 """Attributions as components of a fusion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from inspect import Parameter, signature
 from typing import Any
@@ -14,6 +14,7 @@ from captum_fusion._engine.captum import ForwardFunc, eager
 from captum_fusion._engine.forward_pass import isolated, sole_user
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
+from captum_fusion.arguments import check_tolerance
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
@@ -32,14 +33,26 @@ def check_component(name: str, method: object, forward_func: ForwardFunc | None)
         )
 
 
+def check_region_tolerance(tolerance: float, region_method: Attribution | None) -> None:
+    """Refuses a tolerance that would have no effect, since the region method has its own."""
+    check_tolerance(tolerance)
+    if tolerance and region_method is not None:
+        raise ValueError(
+            f"tolerance is {tolerance!r}, but it belongs to the default region method; expected it in that of "
+            f"{type(region_method).__name__}, such as LayerScoreCam(model, layer, tolerance={tolerance!r})"
+        )
+
+
 def component_map(
     scorer: MaskedScorer,
     name: str,
     method: Attribution,
     further: Mapping[str, object] | None = None,
     attributions: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    to_map: Callable[..., Tensor] = saliency_map,
 ) -> Tensor:
-    r"""G or R: the saliency map of a component's attributions, N(U(ReLU(.))), for all masked inputs.
+    r"""G or R: the map of a component's attributions, for all masked inputs.
 
     Args:
         scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
@@ -48,6 +61,7 @@ def component_map(
         further (Mapping or None): Arguments that the component has to take. Default: None
         attributions (Tensor, tuple or None): The component's attributions where they are there already.
             Default: None, which means that the component computes them
+        to_map (Callable): ``region_map`` for R. Default: ``saliency_map``
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
@@ -55,7 +69,7 @@ def component_map(
     Raises:
         ValueError: If the component gives each input a map of its own, since one mask is for all of them.
     """
-    maps = component_maps(scorer, name, method, further, attributions)
+    maps = component_maps(scorer, name, method, further, attributions, to_map=to_map)
     first, *others = maps.values()
     if any(other.shape != first.shape or not torch.equal(other, first) for other in others):
         raise ValueError(
@@ -71,6 +85,8 @@ def component_maps(
     method: Attribution,
     further: Mapping[str, object] | None = None,
     attributions: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    to_map: Callable[..., Tensor] = saliency_map,
 ) -> dict[int, Tensor]:
     """As ``component_map``, for each masked input by its position; one map for the first where all share it."""
     if attributions is None:
@@ -100,7 +116,7 @@ def component_maps(
                 "expected as many examples and as many spatial axes"
             )
         size = scorer.size_of(position)
-        maps[position] = saliency_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
+        maps[position] = to_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
     return maps
 
 

@@ -23,6 +23,9 @@ tolerance (float, optional): How far, at most, the final map (ReLU, then min-max
     others, smooth functions of the masks, are inferred from them. Channels are scored until the estimate of
     the error is within the tolerance; where the scores are not smooth, all are. The estimate covers the error
     for about nine examples of ten, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact""",
+    "region_tolerance": """
+tolerance (float, optional): How far, at most, the region map may be from the exact one at any point, as a share of
+    its range, in [0, 1), see ``LayerScoreCam``; for the default region method only. Default: 0.0, which is exact""",
     "activation": """
 activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
     selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities, or scores that are to be
@@ -102,10 +105,26 @@ RuntimeError: If scores are not finite, if another thread runs the layer while i
     ``torch.inference_mode()``.""",
 }
 
+_CAM = ("target", "additional_forward_args", "attribute_to_layer_input", "relu_attributions", "attr_dim_summation")
+_MASKED = ("masked_inputs", "target", "additional_forward_args", "interpolate_mode", "attribute_to_layer_input")
+# Arguments that several signatures have in the same order.
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "layer_constructor": ("forward_func", "layer", "device_ids"),
+    "layer_arguments": ("inputs", *_CAM),
+    "masked_layer_arguments": ("masked_inputs", *_CAM),
+    "masked_arguments": _MASKED,
+    "metric_arguments": ("forward_func", "inputs", "attributions", "baselines", "additional_forward_args", "target"),
+    "progress_arguments": ("perturbations_per_eval", "show_progress"),
+}
+
+
+def _prose(name: str) -> str:
+    return "\n".join(_PROSE[part].strip() for part in _GROUPS.get(name, (name,)))
+
 
 def fill_docstring(thing: Documented) -> Documented:
     """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods."""
     for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
         if getattr(part, "__doc__", None) and (part is thing or callable(part)):
-            part.__doc__ = _PLACE.sub(lambda place: indent(_PROSE[place[2]].strip(), place[1]), part.__doc__)
+            part.__doc__ = _PLACE.sub(lambda place: indent(_prose(place[2]), place[1]), part.__doc__)
     return thing

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,7 +45,7 @@ class ForwardPass:
     layer_runs: int
     """The number of runs of the layer; its value is that of the last one."""
     live_bytes: int
-    """The most memory that the outputs of the modules took at once."""
+    """The most memory that the outputs of the modules took at once, where it was measured."""
     state: StateGuard
 
     @cached_property
@@ -86,6 +86,7 @@ def forward_pass(
     gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
     with_graph: bool = False,
+    measure_memory: bool = False,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
@@ -99,13 +100,17 @@ def forward_pass(
         if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            try:
-                unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
-            except PackedError:
-                assert call.layer is not None
-                module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
-                call = replace(call, layer=module, attribute_to_layer_input=False)
-                unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+            # A hook on every module is what a single pass of a tiny network does not need.
+            with _memory(call.tensors) if measure_memory else nullcontext() as memory:
+                try:
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+                except PackedError:
+                    assert call.layer is not None
+                    module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
+                    call = replace(call, layer=module, attribute_to_layer_input=False)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+            if memory:
+                unmasked = replace(unmasked, live_bytes=memory.most)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -144,10 +149,10 @@ def _run(
     values: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
     runs: list[None] = []
-    with eager(), state.tracking(call.forward_func) as draws, _memory(inputs) as memory:
+    with eager(), state.tracking(call.forward_func):
         if call.layer is None:
             with torch.no_grad():
-                run_forward(observed, inputs, arguments)
+                run_forward(observed, inputs, None, arguments)
         else:
             devices = call.device_ids or getattr(call.forward_func, "device_ids", None)
             side = call.attribute_to_layer_input
@@ -155,10 +160,16 @@ def _run(
                 with sole_user(call.layer), _checked(call.layer, side, runs):
                     if gradients_of is not None:
                         gradients, values = layer_gradients(
-                            observed, call.layer, inputs, None, arguments, devices, side, grad_kwargs
+                            observed,
+                            call.layer,
+                            inputs,
+                            additional_forward_args=arguments,
+                            device_ids=devices,
+                            attribute_to_layer_input=side,
+                            grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
                         )
                     else:
-                        values = layer_value(observed, call.layer, inputs, arguments, devices, side, with_graph)
+                        values = layer_value(observed, inputs, call.layer, arguments, devices, side, with_graph)
             except RuntimeError as error:
                 explain_missing_graph(error)
                 raise
@@ -170,8 +181,7 @@ def _run(
                 raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
             check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
-    if draws.any:
-        state.warn_of_chance()
+    state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
     warn_of_nothing_found(empty)
     if empty and value.numel():
@@ -185,7 +195,7 @@ def _run(
         layer_value=value,
         layer_gradients=gradient,
         layer_runs=len(runs),
-        live_bytes=memory.most,
+        live_bytes=0,
         state=state,
     )
 

@@ -18,7 +18,7 @@ from captum_fusion.arguments import INTERPOLATE_MODES
 
 def check_forward_func(forward_func: object) -> None:
     """Refuses a compiled model where torch cannot run its hooks: its layer would give no value."""
-    if is_compiled(forward_func) and not hasattr(torch.compiler, "set_stance"):
+    if not hasattr(torch.compiler, "set_stance") and is_compiled(forward_func):
         raise ValueError(
             f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
             "2.6 or later, or the model before torch.compile"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import log2
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -282,7 +282,7 @@ class MaskedScorer:
         tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
         with running, tracking:
-            output: Tensor = run_forward(self.call.forward_func, batch, arguments)
+            output: Tensor = cast(Tensor, run_forward(self.call.forward_func, batch, None, arguments))
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
@@ -318,7 +318,8 @@ def masked_scorer(
     call.check_rows()
     if positions != ():
         call.check_maskable()
-    with forward_pass(call, gradients_of=call.explained if with_gradients else None) as unmasked:
+    gradients_of = call.explained if with_gradients else None
+    with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
 
 

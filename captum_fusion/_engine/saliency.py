@@ -52,6 +52,26 @@ def saliency_map(
     """
     if sign not in SIGNS:
         raise ValueError(f"sign is {sign!r}; expected one of {SIGNS}")
+    evidence = _evidence(attributions, size)
+    if sign == "positive":
+        evidence = relu(evidence)
+    elif sign == "negative":
+        evidence = relu(-evidence)
+    elif sign == "absolute_value":
+        evidence = evidence.abs()
+    return _as_mask(upsample(evidence, size, interpolate_mode))
+
+
+def region_map(attributions: Tensor, size: tuple[int, ...], interpolate_mode: InterpolateMode) -> Tensor:
+    """R: the saliency map of positive evidence, but with the ReLU after the interpolation, as in Score-CAM's own code.
+
+    Where attributions are negative it is another map: interpolated first, they wear down their positive neighbours.
+    """
+    return _as_mask(relu(upsample(_evidence(attributions, size), size, interpolate_mode)))
+
+
+def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The sum over the channels, after checks."""
     if attributions.dim() != len(size) + 2:
         raise ValueError(
             f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
@@ -59,15 +79,13 @@ def saliency_map(
         )
     evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
     check_finite(attributions, evidence)
-    if sign == "positive":
-        evidence = relu(evidence)
-    elif sign == "negative":
-        evidence = relu(-evidence)
-    elif sign == "absolute_value":
-        evidence = evidence.abs()
-    upsampled = upsample(evidence, size, interpolate_mode)
-    maps = normalize(upsampled)
-    keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (upsampled.flatten(1).amin(dim=1) > 0)
+    return evidence
+
+
+def _as_mask(evidence: Tensor) -> Tensor:
+    """N, but ones for a map that is constant and positive: it keeps everything."""
+    maps = normalize(evidence)
+    keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (evidence.flatten(1).amin(dim=1) > 0)
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
 
 

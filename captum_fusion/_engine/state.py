@@ -36,7 +36,7 @@ def warn(message: str) -> None:
 
 
 class _Draws(TorchDispatchMode):
-    """Notes whether this thread draws random numbers."""
+    """Notes whether this thread, and no other one, draws random numbers."""
 
     supports_higher_order_operators = True
 
@@ -61,8 +61,10 @@ class StateGuard:
         self._buffers: list[tuple[Module, str, Tensor | None, Tensor | None]] = []
 
     @contextmanager
-    def tracking(self, forward_func: object = None) -> Iterator[_Draws]:
+    def tracking(self, forward_func: object = None) -> Iterator[None]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
+        # Where no other thread can have moved it, the random state tells as much, and slows no operation down.
+        others = threading.active_count() > 1
         thread = threading.get_ident()
 
         def keep(module: Module, _: object) -> None:
@@ -76,13 +78,16 @@ class StateGuard:
         try:
             # Filters belong to the process: they are touched only where a compiled module warns that it calls global
             # hooks twice, which does no harm here.
-            with draws, warnings.catch_warnings() if is_compiled(forward_func) else nullcontext():
+            with draws if others else nullcontext():
                 if is_compiled(forward_func):
-                    warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
-                yield draws
+                    with warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+                        yield
+                else:
+                    yield
         finally:
             hook.remove()
-            self.draws |= draws.any
+            self.draws |= draws.any if others else threading.active_count() == 1 and bool(self._moved())
             self._warn_if_unstable()
 
     def _keep(self, module: Module) -> None:
@@ -115,7 +120,7 @@ class StateGuard:
 
     def warn_of_chance(self) -> None:
         """Warns once that the model draws random numbers."""
-        if not self.warned and self._moved():
+        if self.draws and not self.warned and self._moved():
             self.warned = True
             warn(
                 "The model draws random numbers, though no module of it is in training mode, so that scores depend on "

@@ -37,9 +37,7 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
     More details can be found in the paper: https://doi.org/10.1109/WACV45572.2020.9093360
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 
@@ -70,12 +68,7 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
         r"""Computes the attribution of the layer.
 
         Args:
-            {inputs}
-            {target}
-            {additional_forward_args}
-            {attribute_to_layer_input}
-            {relu_attributions}
-            {attr_dim_summation}
+            {layer_arguments}
             perturbations_per_eval (int, optional): Number of channels per example in one call of ``forward_func``, at
                 least 1. Default: None, which chooses for the device
             show_progress (bool, optional): Whether to show a progress bar over the channels. Default: False

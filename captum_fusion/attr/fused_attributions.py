@@ -80,8 +80,7 @@ class FusedAttributions(Attribution):
             {interpolate_mode}
             {attribute_to_layer_input}
             {baselines}
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],

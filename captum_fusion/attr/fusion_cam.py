@@ -1,7 +1,7 @@
 """Fusion-CAM."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast
 
 import torch
 from captum.attr import Attribution, LayerGradCam
@@ -10,10 +10,11 @@ from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.component import check_component, component_map
+from captum_fusion._engine.component import check_component, check_region_tolerance, component_map
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_gradients_allowed, check_layer
 from captum_fusion._engine.masking import masked_scorer
+from captum_fusion._engine.saliency import region_map
 from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
@@ -57,7 +58,7 @@ class LayerFusionCam(MaskedCam):
     size and the contribution c(m) of a map m::
 
         G = N(U(ReLU(Grad-CAM)))
-        R = N(U(ReLU(Score-CAM)))
+        R = N(ReLU(U(Score-CAM)))
         c(m) = P(m x + (1 - m) b) - P(b)
 
     1. Denoise, with the percentile tau of the values of G::
@@ -81,19 +82,20 @@ class LayerFusionCam(MaskedCam):
     More details can be found in the paper: https://arxiv.org/abs/2603.05386
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         gradient_method (Attribution, optional): The attribution to denoise: any of Captum's or of this package for the
             same model, or a ``NoiseTunnel`` around one. Attributions with several channels are summed over the
             channels and negative evidence is dropped; then they are brought to the input's size and normalized.
             Default: None, which means ``captum.attr.LayerGradCam(forward_func, layer, device_ids)``
-        region_method (Attribution, optional): The attribution to fuse it with, likewise. Default: None, which means
-            ``LayerScoreCam(forward_func, layer, device_ids)``
+        region_method (Attribution, optional): The attribution to fuse it with. Its negative evidence is dropped at the
+            input's size, after the interpolation. Default: None, which means
+            ``LayerScoreCam(forward_func, layer, device_ids, tolerance=tolerance)``
         {activation}
+        {region_tolerance}
 
     Raises:
-        ValueError: If the activation is unknown, or if a component explains another model.
+        ValueError: If the activation is unknown, if a component explains another model, if the tolerance is no number
+            in [0, 1), or if it is given together with a region method.
         TypeError: If a component is not an attribution.
     """
 
@@ -106,9 +108,11 @@ class LayerFusionCam(MaskedCam):
         gradient_method: Attribution | None = None,
         region_method: Attribution | None = None,
         activation: Activation | None = "softmax",
+        tolerance: float = 0.0,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, activation=activation)
-        self._gradient_method, self._region_method = gradient_method, region_method
+        check_region_tolerance(tolerance, region_method)
+        self._gradient_method, self._region_method, self.tolerance = gradient_method, region_method, tolerance
         check_component("gradient_method", self.gradient_method, forward_func)
         check_component("region_method", self.region_method, forward_func)
 
@@ -120,49 +124,9 @@ class LayerFusionCam(MaskedCam):
     @property
     def region_method(self) -> Attribution:
         """The attribution to fuse it with; by default Score-CAM of the layer as it is now."""
-        return self._region_method or LayerScoreCam(self.forward_func, self.layer, self.device_ids)
-
-    @overload
-    def attribute(
-        self,
-        inputs: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        interpolate_mode: InterpolateMode = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        percentile: float = ...,
-        weighting: Weighting = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_stages: Literal[False] = ...,
-        gradient_kwargs: Mapping[str, Any] | None = ...,
-        region_kwargs: Mapping[str, Any] | None = ...,
-        gradient_attributions: Tensor | None = ...,
-        region_attributions: Tensor | None = ...,
-    ) -> TensorOrTupleOfTensorsGeneric: ...
-
-    @overload
-    def attribute(
-        self,
-        inputs: TensorOrTupleOfTensorsGeneric,
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        interpolate_mode: InterpolateMode = ...,
-        attribute_to_layer_input: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        percentile: float = ...,
-        weighting: Weighting = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_stages: Literal[True],
-        gradient_kwargs: Mapping[str, Any] | None = ...,
-        region_kwargs: Mapping[str, Any] | None = ...,
-        gradient_attributions: Tensor | None = ...,
-        region_attributions: Tensor | None = ...,
-    ) -> tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]: ...
+        return self._region_method or LayerScoreCam(
+            self.forward_func, self.layer, self.device_ids, tolerance=self.tolerance
+        )
 
     @logged
     def attribute(
@@ -175,7 +139,7 @@ class LayerFusionCam(MaskedCam):
         *,
         baselines: BaselineType = None,
         percentile: float = 10.0,
-        weighting: Weighting = "normalized",
+        weighting: Weighting = "raw",
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_stages: bool = False,
@@ -187,27 +151,24 @@ class LayerFusionCam(MaskedCam):
         r"""Computes the attribution of the inputs.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {interpolate_mode}
-            {attribute_to_layer_input}
+            {masked_arguments}
             {baselines}
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of the
                 gradient map's values that is dropped. The paper finds 10 to 20 best. Default: 10.0
             weighting (str, optional): How weights follow from two contributions:
 
-                - "normalized": each divided by their sum, or 0.5 each where both are 0; negative ones count as 0
-                - "raw": as they are, or 1 each where both are 0; negative ones count as 0
-                - "released": as the script released with the paper does it: each divided by their sum plus 1e-8,
-                  negative ones as they are, and step 3 weighs c(C) against the w_R of step 2 rather than against c(R).
-                  The script differs in three points: differences within rounding are not 0 there; where both
-                  contributions are 0 it gives a map of zeros, where this weighs both maps alike; and it interpolates
-                  Score-CAM before its ReLU, which is another map where the layer has negative values
+                - "raw": as they are, or 1 each where both are 0; negative ones count as 0. So do the authors' latest
+                  codes, XaiCAM and Xplain-CAM, except that they keep negative ones, which can invert the map
+                - "released": as in the script released with the paper: each divided by their sum plus 1e-8, negative
+                  ones as they are, and step 3 weighs c(C) against the w_R of step 2 rather than against c(R). The
+                  script differs in two points: differences within rounding are not 0 there, and where both
+                  contributions are 0 it gives a map of zeros, where this weighs both maps alike
+                - "normalized": each divided by their sum, or 0.5 each where both are 0; negative ones count as 0. In
+                  none of the authors' codes, and independent of how probable the class is: of an improbable class,
+                  "raw" weights are so small that sim is 1 everywhere and F is a maximum
 
-                Default: "normalized"
-            {perturbations_per_eval}
-            {show_progress}
+                Default: "raw"
+            {progress_arguments}
             return_stages (bool, optional): Whether to return the stages as well. Default: False
             gradient_kwargs (dict, optional): Further arguments of ``gradient_method.attribute``, such as the
                 ``n_steps`` of ``IntegratedGradients`` or the ``nt_samples`` of a ``NoiseTunnel``. The arguments above
@@ -265,7 +226,9 @@ class LayerFusionCam(MaskedCam):
             gradient = component_map(
                 scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions
             )
-            region = component_map(scorer, "region_method", self.region_method, region_kwargs, region_attributions)
+            region = component_map(
+                scorer, "region_method", self.region_method, region_kwargs, region_attributions, to_map=region_map
+            )
 
             denoised = denoise(gradient, percentile)
 

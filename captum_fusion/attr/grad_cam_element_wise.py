@@ -20,9 +20,7 @@ class LayerGradCamElementWise(GradientCam):
     summed over the channels.
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 

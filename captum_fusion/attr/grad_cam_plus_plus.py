@@ -25,9 +25,7 @@ class LayerGradCamPlusPlus(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/1710.11063
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 

@@ -23,9 +23,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
     A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
     """
 
     uses_gradients = True
@@ -86,12 +84,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         As ``captum.attr.LayerGradCam``'s, the attribution keeps its graph, so that it can be differentiated.
 
         Args:
-            {inputs}
-            {target}
-            {additional_forward_args}
-            {attribute_to_layer_input}
-            {relu_attributions}
-            {attr_dim_summation}
+            {layer_arguments}
             {grad_kwargs}
 
         Returns:

@@ -42,9 +42,7 @@ class LayerGroupCam(MaskedCam):
     More details can be found in the paper: https://arxiv.org/abs/2103.13859
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         groups (int, optional): The number of groups, from 1 to the layer's number of channels. Where the channels
             cannot be divided evenly, the first groups have one more. Default: None, which means 32, or the number of
             channels if that is smaller
@@ -84,16 +82,11 @@ class LayerGroupCam(MaskedCam):
         r"""Computes the attribution of the inputs.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {interpolate_mode}
-            {attribute_to_layer_input}
+            {masked_arguments}
             baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a
                 tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these.
                 Default: None, which means the input blurred by a Gaussian of 51 pixels with a standard deviation of 50
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, not negative,

@@ -21,9 +21,7 @@ class LayerHiResCam(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/2011.08891
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 

@@ -5,12 +5,13 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion.attr._sampled_score_cam import SampledScoreCam
+from captum_fusion._engine.guards import check_samples
+from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import integration_masks
 
 
 @fill_docstring
-class LayerISCam(SampledScoreCam):
+class LayerISCam(LayerScoreCam):
     r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
@@ -27,9 +28,7 @@ class LayerISCam(SampledScoreCam):
     More details can be found in the paper: https://arxiv.org/abs/2010.03023
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         samples (int, optional): n, the number of steps, at least 1. Default: 10
         {tolerance}
 
@@ -55,7 +54,9 @@ class LayerISCam(SampledScoreCam):
         samples: int = 10,
         tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples, tolerance)
+        super().__init__(forward_func, layer, device_ids, tolerance=tolerance)
+        check_samples(samples)
+        self.samples = samples
 
     def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
         """See ``captum_fusion.functional.integration_masks``."""

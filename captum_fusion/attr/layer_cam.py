@@ -22,9 +22,7 @@ class LayerLayerCam(GradientCam):
     More details can be found in the paper: https://doi.org/10.1109/TIP.2021.3089943
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 

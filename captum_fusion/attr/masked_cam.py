@@ -13,9 +13,7 @@ class MaskedCam(LayerAttribution):
     """A class activation map of the input's shape, for which masked inputs are compared by their probabilities.
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         {activation}
 
     Raises:

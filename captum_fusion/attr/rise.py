@@ -89,8 +89,7 @@ class Rise(PerturbationAttribution):
             {baselines}
             {target}
             {additional_forward_args}
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider,

@@ -1,7 +1,6 @@
 """Score-CAM."""
 
 from contextlib import closing, nullcontext
-from typing import Literal, overload
 
 import torch
 from captum.attr import LayerAttribution, PerturbationAttribution
@@ -42,9 +41,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
     More details can be found in the paper: https://arxiv.org/abs/1910.01279
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         {tolerance}
 
     Raises:
@@ -63,37 +60,20 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         check_tolerance(tolerance)
         self.tolerance = tolerance
 
-    @overload
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        attribute_to_layer_input: bool = ...,
-        relu_attributions: bool = ...,
-        attr_dim_summation: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_error_estimate: Literal[False] = ...,
-    ) -> Tensor: ...
+    samples = 0
+    """The number of versions of each mask whose scores are averaged, see ``sampled_masks``; 0 for the mask itself."""
 
-    @overload
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = ...,
-        additional_forward_args: object = ...,
-        attribute_to_layer_input: bool = ...,
-        relu_attributions: bool = ...,
-        attr_dim_summation: bool = ...,
-        *,
-        baselines: BaselineType = ...,
-        perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
-        return_error_estimate: Literal[True],
-    ) -> tuple[Tensor, Tensor]: ...
+    def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
+        r"""Computes one version of each mask.
+
+        Args:
+            masks (Tensor): Shape (rows, 1, \*S), in [0, 1].
+            samples (Tensor): Which version, from 0 to samples - 1, shape (rows,).
+
+        Returns:
+            *Tensor* of shape (rows, 1, \*S).
+        """
+        raise NotImplementedError
 
     @logged
     def attribute(
@@ -113,15 +93,9 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         r"""Computes the attribution of the layer.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {attribute_to_layer_input}
-            {relu_attributions}
-            {attr_dim_summation}
+            {masked_layer_arguments}
             {baselines}
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
             return_error_estimate (bool, optional): Whether to return the estimates of the errors as well.
                 Default: False
 
@@ -162,7 +136,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         )
         with masked_scorer(call) as scorer:
             activations = scorer.forward_pass.layer_value
-            rows = self._rows(scorer, f"{self.get_name()} attribution")
+            rows = _ChannelRows(self, scorer)
             if self.tolerance:
                 weights, errors = _inferred_weights(rows, self.tolerance)
             else:
@@ -171,20 +145,12 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         attributions = layer_attributions(weighted(activations, weights), attr_dim_summation, relu_attributions)
         return (attributions, errors) if return_error_estimate else attributions
 
-    def _rows(self, scorer: MaskedScorer, description: str) -> "ChannelRows":
-        return ChannelRows(scorer, description)
 
+class _ChannelRows:
+    """Inputs masked by channels; examples that differ in their targets at most are one group, masked once for all."""
 
-class ChannelRows:
-    """Inputs masked by channels; examples that differ in their targets at most are one group, masked once for all.
-
-    Args:
-        scorer (Scorer): What is explained.
-        description (str): What a progress bar says.
-    """
-
-    def __init__(self, scorer: MaskedScorer, description: str) -> None:
-        self.scorer = scorer
+    def __init__(self, method: LayerScoreCam, scorer: MaskedScorer) -> None:
+        self._method, self.scorer = method, scorer
         self.groups = scorer.call.same_but_targets()
         activations = scorer.forward_pass.layer_value.detach()[self.groups[:, 0]]
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
@@ -192,7 +158,7 @@ class ChannelRows:
         """Which channels are constant, (groups, C)."""
         self.channels = torch.cat([activations, torch.zeros_like(activations[:, :1])], dim=1)
         """A, (groups, C + 1, *s). The last one, all zeros, masks everything, as constant ones do."""
-        self.description = description
+        self.description = f"{method.get_name()} attribution"
 
     def scores(self, masking: Tensor, live: Tensor, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores groups masked by some of their channels, (rows, targets)."""
@@ -201,18 +167,33 @@ class ChannelRows:
             maps = self.channels[masking[rows], live[rows]].unsqueeze(1)
             return normalize(self.scorer.upsample(maps, position))
 
-        return self.mean_scores(self.groups[masking], masks, progress)
+        return self._mean_scores(self.groups[masking], masks, progress)
 
     def whole_scores(self) -> Tensor:
         """The scores of the mask of ones, (groups, targets)."""
-        return self.scorer.forward_pass.unmasked_scores[self.groups]
+        if not self._method.samples:
+            return self.scorer.forward_pass.unmasked_scores[self.groups]
 
-    def mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
-        """The score of each row's mask; methods that score several masks in its place override this."""
-        return self.scorer.masked_scores(examples, masks, progress)
+        def ones(rows: Tensor, position: int) -> Tensor:
+            return rows.new_ones(len(rows), 1, *self.scorer.size_of(position), dtype=self.channels.dtype)
+
+        return self._mean_scores(self.groups, ones, None)
+
+    def _mean_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None) -> Tensor:
+        """The score of each row's mask, or the mean over its versions."""
+        count, samples = len(examples), self._method.samples
+        if not samples:
+            return self.scorer.masked_scores(examples, masks, progress)
+
+        def sampled(rows: Tensor, position: int) -> Tensor:
+            versions = torch.div(rows, count, rounding_mode="floor")
+            return self._method.sampled_masks(masks(rows % count, position), versions)
+
+        scores = self.scorer.masked_scores(examples.repeat(samples, 1), sampled, progress)
+        return scores.reshape(samples, *examples.shape).mean(dim=0)
 
 
-def _channel_scores(rows: ChannelRows) -> Tensor:
+def _channel_scores(rows: _ChannelRows) -> Tensor:
     """s: the score of each channel of each example, (N, C)."""
     masking, live = torch.cat([~rows.constant, rows.constant.any(dim=1, keepdim=True)], dim=1).nonzero(as_tuple=True)
     row_scores = rows.scores(masking, live, rows.description)
@@ -224,7 +205,7 @@ def _channel_scores(rows: ChannelRows) -> Tensor:
     return of_examples
 
 
-def _inferred_weights(rows: ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
+def _inferred_weights(rows: _ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
     """w, (N, C), and the estimates of the errors, (N,), from the scores of as few channels as are enough."""
     everyone = torch.arange(len(rows.groups), device=rows.groups.device)
     whole = rows.whole_scores()

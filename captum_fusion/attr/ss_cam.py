@@ -6,11 +6,12 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion.attr._sampled_score_cam import SampledScoreCam
+from captum_fusion._engine.guards import check_samples
+from captum_fusion.attr.score_cam import LayerScoreCam
 
 
 @fill_docstring
-class LayerSSCam(SampledScoreCam):
+class LayerSSCam(LayerScoreCam):
     r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n noisy copies of its mask. In symbols, for channels A_k,
@@ -28,9 +29,7 @@ class LayerSSCam(SampledScoreCam):
     More details can be found in the paper: https://arxiv.org/abs/2006.14255
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         samples (int, optional): n, the number of noises, at least 1. Default: 35
         stdev (float, optional): The standard deviation of the noise, not negative. Default: 2.0, the paper's
         seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
@@ -61,7 +60,9 @@ class LayerSSCam(SampledScoreCam):
         seed: int = 0,
         tolerance: float = 0.0,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, samples, tolerance)
+        super().__init__(forward_func, layer, device_ids, tolerance=tolerance)
+        check_samples(samples)
+        self.samples = samples
         if not 0 <= stdev < float("inf"):
             raise ValueError(f"stdev is {stdev}; expected a number that is not negative")
         self.stdev, self.seed = stdev, seed

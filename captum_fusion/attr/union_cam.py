@@ -9,10 +9,11 @@ from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.component import check_component, component_map
+from captum_fusion._engine.component import check_component, check_region_tolerance, component_map
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_gradients_allowed, check_layer
 from captum_fusion._engine.masking import masked_scorer
+from captum_fusion._engine.saliency import region_map
 from captum_fusion._engine.state import warn
 from captum_fusion.arguments import Activation, InterpolateMode, check_percentile
 from captum_fusion.attr.masked_cam import MaskedCam
@@ -33,7 +34,7 @@ class LayerUnionCam(MaskedCam):
     In symbols, for channels A_k, gradients g, the probability P of the target, the contribution c(m) of a map m, and
     sums over pixels::
 
-        R = N(U(ReLU(Score-CAM)))
+        R = N(ReLU(U(Score-CAM)))
         c(m) = P(m x + (1 - m) b) - P(b)
 
     1. Denoise, with the percentile tau_k of each channel's gradients::
@@ -54,21 +55,20 @@ class LayerUnionCam(MaskedCam):
 
     Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
     The equations are those of the comparison in the Fusion-CAM paper (https://arxiv.org/abs/2603.05386). The code
-    released with it takes negative contributions as they are, adds 1e-8 to the divisors of N, and interpolates
-    Score-CAM before its ReLU, which is another map where the layer has negative values.
+    released with it takes negative contributions as they are and adds 1e-8 to the divisors of N.
 
     More details can be found in the paper: https://doi.org/10.3389/fnbot.2024.1490198
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         region_method (Attribution, optional): The attribution R to unite, as in ``LayerFusionCam``. Default: None,
-            which means ``LayerScoreCam(forward_func, layer, device_ids)``
+            which means ``LayerScoreCam(forward_func, layer, device_ids, tolerance=tolerance)``
         {activation}
+        {region_tolerance}
 
     Raises:
-        ValueError: If the activation is unknown, or if the region method explains another model.
+        ValueError: If the activation is unknown, if the region method explains another model, if the tolerance is no
+            number in [0, 1), or if it is given together with a region method.
         TypeError: If the region method is not an attribution.
     """
 
@@ -80,15 +80,19 @@ class LayerUnionCam(MaskedCam):
         *,
         region_method: Attribution | None = None,
         activation: Activation | None = "softmax",
+        tolerance: float = 0.0,
     ) -> None:
         super().__init__(forward_func, layer, device_ids, activation=activation)
-        self._region_method = region_method
+        check_region_tolerance(tolerance, region_method)
+        self._region_method, self.tolerance = region_method, tolerance
         check_component("region_method", self.region_method, forward_func)
 
     @property
     def region_method(self) -> Attribution:
         """The attribution R; by default Score-CAM of the layer as it is now."""
-        return self._region_method or LayerScoreCam(self.forward_func, self.layer, self.device_ids)
+        return self._region_method or LayerScoreCam(
+            self.forward_func, self.layer, self.device_ids, tolerance=self.tolerance
+        )
 
     @logged
     def attribute(
@@ -108,16 +112,11 @@ class LayerUnionCam(MaskedCam):
         r"""Computes the attribution of the inputs.
 
         Args:
-            {masked_inputs}
-            {target}
-            {additional_forward_args}
-            {interpolate_mode}
-            {attribute_to_layer_input}
+            {masked_arguments}
             {baselines}
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of each
                 channel's gradients that is dropped. Default: 10.0
-            {perturbations_per_eval}
-            {show_progress}
+            {progress_arguments}
             region_attributions (Tensor, optional): Attributions of ``region_method`` for the same inputs and target,
                 (N, C, \*s) at the input's or the layer's resolution. They are united instead of being computed again.
                 Default: None
@@ -157,7 +156,9 @@ class LayerUnionCam(MaskedCam):
         )
         with masked_scorer(call, with_gradients=True) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
-            region = component_map(scorer, "region_method", self.region_method, attributions=region_attributions)
+            region = component_map(
+                scorer, "region_method", self.region_method, attributions=region_attributions, to_map=region_map
+            )
             denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
 
             blank, with_denoised, with_region = scorer.scores_of_maps(

@@ -22,9 +22,7 @@ class LayerXGradCam(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/2008.02312
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
     Examples::
 

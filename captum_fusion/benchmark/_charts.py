@@ -61,7 +61,7 @@ def measures_chart(records: pd.DataFrame, measures: Sequence[str], pairs: pd.Dat
             axis.set_ylim(len(labels[subject]) - 0.4, -0.6)
             axis.set_yticks(range(len(labels[subject])), labels[subject] if axis is line[0] else [])
         if len(subjects) > 1:
-            line[0].set_title(f"{subject}\n{line[0].get_title()}", size=9, loc="left", parse_math=False)
+            line[0].set_title(f"{subject}\n{line[0].get_title()}", size=9, loc="left")
     figure.supxlabel(
         "paired difference from the best one (black, with its mean) and its 95 % interval; red: significantly worse",
         size=9,
@@ -103,7 +103,7 @@ def curves_chart(records: pd.DataFrame) -> Figure | None:
                 axis.annotate(f"best, area {means[best]:.3f}", (0.5, 0), (0, 4), **_BESIDE | {"ha": "center"})
             if column == 0:
                 name = f"{subject}\n{label}" if len(subjects) > 1 else label
-                axis.set_ylabel(name, parse_math=False, rotation=0, ha="right", va="center", size=8)
+                axis.set_ylabel(name, rotation=0, ha="right", va="center", size=8)
             if row == 0:
                 axis.set_title(f"{area}: {'higher' if higher else 'lower'} is better", size=9)
         # One scale, but for the controls, which are so far off that they would flatten the others.
@@ -157,7 +157,7 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
                     *(textwrap.wrap(str(row["subject"]), 28) if records["subject"].nunique() > 1 else []),
                 ]
             )
-            axis.set_title(caption, fontsize=7, parse_math=False)
+            axis.set_title(caption, fontsize=7)
     return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from captum_fusion import LayerFusionCam
 from captum_fusion._app.messages import reason
@@ -49,6 +50,8 @@ _OF_MAPS: dict[str, Callable[..., Tensor]] = {
     "mask_energy_pointing_game": energy_pointing_game,
     "instances_reached": instances_reached,
 }
+# Xplain-CAM's blur, kernel and sigma, and what it adds to the denominator of the drop.
+_PROTOCOL_BLUR, _PROTOCOL_EPSILON = ([51, 51], [50.0, 50.0]), 1e-8
 # Recomputed values may differ by this much, on another machine for example.
 _TOLERANCE = 1e-2
 
@@ -264,8 +267,18 @@ class Evaluator:
         masking: Any = [name for name in _MASKING if name in metrics]
         if masking:
             how: dict[str, Any] = {"activation": plan.classifier.activation, "steps": self.settings.steps}
+            how["target"] = batch.targets
+            shared = [name for name in masking if name != "insertion"] if self.settings.protocol else masking
+            masked, results = (plan.masked_model, batch.inputs, attributions), {}
             with self._autocast(plan.device):
-                results = evaluate(plan.masked_model, batch.inputs, attributions, masking, target=batch.targets, **how)
+                if shared:
+                    results = evaluate(*masked, shared, **how)
+                if shared != masking:
+                    blurred = gaussian_blur(batch.inputs, *_PROTOCOL_BLUR)
+                    results |= evaluate(*masked, ["insertion"], baselines=blurred, **how)
+            if self.settings.protocol and "confidence_drop" in results:
+                whole = torch.tensor(batch.probabilities)
+                results["confidence_drop"] = results["confidence_drop"].cpu() * whole / (whole + _PROTOCOL_EPSILON)
             values |= {name: result.tolist() for name, result in results.items() if name not in CURVES}
             values |= {
                 name: [[round(p, 5) for p in row] for row in results[name].tolist()]

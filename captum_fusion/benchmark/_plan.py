@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Conv2d
 from torch.utils.data import DataLoader
 
 from captum_fusion import FeatureMap
@@ -162,6 +163,11 @@ def make_plan(
     classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
     classifier.model.to(device)
     size = classifier.preprocessing.size
+    if settings.protocol:
+        squashed = replace(classifier.preprocessing, resize=size, squash=True)
+        classifier = replace(classifier, preprocessing=squashed)
+        convolutions = [name for name, module in classifier.model.named_modules() if isinstance(module, Conv2d)]
+        layer = layer or next(reversed(convolutions), None)
     # Two rows, so that a model that returns one row for any batch is found before the first picture.
     blank = classifier.preprocessing.normalize(
         torch.full((2, len(classifier.preprocessing.mean), size, size), 0.5, device=device)
@@ -225,6 +231,7 @@ def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -
         "objects_hash": item.objects_hash,
         "target_kind": settings.target,
         "steps": settings.steps if {"insertion", "deletion"} & set(settings.metrics) else None,
+        "protocol": settings.protocol,
         "weighting": method.weighting,
         "tolerance": settings.tolerance,
         "precision": settings.precision,

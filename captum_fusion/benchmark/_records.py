@@ -42,6 +42,7 @@ class Record(TypedDict, total=False):
     objects_hash: str | None
     target_kind: str
     steps: int | None
+    protocol: str | None
     weighting: str
     tolerance: float
     precision: str

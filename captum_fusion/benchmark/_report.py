@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from captum_fusion._app.drawing import rendered
+from captum_fusion._app.messages import one_line, printable
 from captum_fusion._app.output_files import write_whole
 from captum_fusion._app.settings import MEASURES
 from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
@@ -120,7 +121,7 @@ class Report:
         lines += [*self.notes, *(f"{count} x {text} ({example})" for count, text, example in self.errors[:_REASONS])]
         for line in lines:
             # What the terminal cannot show, an arrow or a file's name, ends no finished run.
-            text = line.encode(console.encoding, "replace").decode(console.encoding)
+            text = printable(line).encode(console.encoding, "replace").decode(console.encoding)
             console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
@@ -132,7 +133,7 @@ def _markdown_table(columns: Mapping[str, Sequence[str]], rule: str = "") -> lis
 
 def _plain(text: object) -> str:
     """A text in one line without HTML."""
-    return " ".join(str(text).split()).replace("<", "&lt;")
+    return printable(one_line(text)).replace("<", "&lt;")
 
 
 def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> Report:

@@ -58,6 +58,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
         >>> run(settings)  # doctest: +SKIP
     """
     settings.check()
+    settings = settings.resolved()
     folder = Path(settings.output)
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = chosen(settings, source)

@@ -75,19 +75,20 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             others.append(file.relative_to(root).as_posix())
     notes = _left_out("files that are no pictures by their names", others)
     names = [file.relative_to(root).as_posix() for file in images]
-    pairs = list(zip(names, images, strict=True))
+    indices: dict[str, int] = {}
+    categories = None
     if labels is not None:
         indices = _labels(labels)
         for name in names:
             if name not in indices:
                 raise ValueError(f"{labels} has no label for {name}.{close_names(name, indices)}")
-        return Source([Picture(name, file, (indices[name],)) for name, file in pairs], notes=notes)
-    if not images or any("/" not in name for name in names):
-        return Source([Picture(name, file) for name, file in pairs], notes=notes)
-    categories = sorted({name.split("/")[0] for name in names})
-    indices = {category: index for index, category in enumerate(categories)}
-    pictures = [Picture(name, file, (indices[name.split("/")[0]],)) for name, file in pairs]
-    return Source(pictures, tuple(categories), notes=notes)
+    elif all("/" in name for name in names):
+        categories = tuple(sorted({name.split("/")[0] for name in names}))
+        indices = {name: categories.index(name.split("/")[0]) for name in names}
+    pictures = [
+        Picture(name, file, (indices[name],) if indices else ()) for name, file in zip(names, images, strict=True)
+    ]
+    return Source(pictures, categories, notes=notes)
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:
@@ -145,11 +146,11 @@ def _voc(root: Path, year: str) -> Source:
         try:
             tree = ElementTree.parse(annotation).getroot()
             instances = tuple(_voc_instance(thing) for thing in tree.iter("object"))
-            size = tuple(int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+            size = _size([float(tree.findtext(f"size/{side}") or 0) for side in ("width", "height")])
         except (ElementTree.ParseError, ValueError) as error:
             raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
-        pictures.append(Picture(file.name, file, labels, instances, (size[0], size[1]) if all(size) else None))
+        pictures.append(Picture(file.name, file, labels, instances, size))
     notes = _left_out("annotated pictures that are missing", missing)
     return Source(pictures, _VOC_CATEGORIES, of_objects=True, notes=notes)
 
@@ -203,8 +204,10 @@ def _coco(file: Path) -> Source:
             missing.append(name)
             continue
         things = tuple(instances[image["id"]])
-        size: Size | None = (image["width"], image["height"]) if image.keys() >= {"width", "height"} else None
-        pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, size))
+        size = [image.get("width"), image.get("height")]
+        if size != [None, None] and not _are_numbers(size):
+            raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
+        pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
     if missing and not pictures:
         raise ValueError(f"{missing[0]} is neither in {folders[0]} nor in {folders[1]}, and nor is any other picture")
     notes = _left_out("annotated pictures that are missing", missing)
@@ -239,6 +242,11 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     return Instance(
         labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
     )
+
+
+def _size(sides: Sequence[Any]) -> Size | None:
+    """The size of a picture, None where the annotation gives none."""
+    return (round(sides[0]), round(sides[1])) if all(sides) else None
 
 
 def _are_numbers(values: object) -> bool:

@@ -37,12 +37,7 @@ def confidence_drop(
     better.
 
     Args:
-        {forward_func}
-        {inputs}
-        {attributions}
-        {baselines}
-        {additional_forward_args}
-        {target}
+        {metric_arguments}
         {activation}
         {sign}
         {perturbations_per_eval}
@@ -65,13 +60,7 @@ def confidence_drop(
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        baselines=baselines,
-        perturbations_per_eval=perturbations_per_eval,
+        forward_func, inputs, target, additional_forward_args, activation, baselines, perturbations_per_eval
     )
     return drop(*probabilities(call, saliency_maps(inputs, attributions, sign)))
 
@@ -100,12 +89,7 @@ def confidence_increase(
     (https://arxiv.org/abs/1710.11063); higher is better.
 
     Args:
-        {forward_func}
-        {inputs}
-        {attributions}
-        {baselines}
-        {additional_forward_args}
-        {target}
+        {metric_arguments}
         {activation}
         {sign}
         {perturbations_per_eval}
@@ -127,13 +111,7 @@ def confidence_increase(
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        baselines=baselines,
-        perturbations_per_eval=perturbations_per_eval,
+        forward_func, inputs, target, additional_forward_args, activation, baselines, perturbations_per_eval
     )
     return increase(*probabilities(call, saliency_maps(inputs, attributions, sign)))
 

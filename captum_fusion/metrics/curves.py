@@ -51,8 +51,7 @@ def insertion(
         steps (int, optional): In how many steps of the same size all pixels are restored, at least 1. Default: 100
         {activation}
         {sign}
-        {perturbations_per_eval}
-        {show_progress}
+        {progress_arguments}
         {return_curve}
 
     Returns:
@@ -121,8 +120,7 @@ def deletion(
         steps (int, optional): In how many steps of the same size all pixels are removed, at least 1. Default: 100
         {activation}
         {sign}
-        {perturbations_per_eval}
-        {show_progress}
+        {progress_arguments}
         {return_curve}
 
     Returns:

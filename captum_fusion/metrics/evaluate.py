@@ -55,8 +55,7 @@ def evaluate(
         {activation}
         {sign}
         steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
-        {perturbations_per_eval}
-        {show_progress}
+        {progress_arguments}
 
     Returns:
         *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
@@ -94,7 +93,7 @@ def evaluate(
     )
     maps = saliency_maps(inputs, attributions, sign)
     values: dict[str, Tensor] = {}
-    with forward_pass(call):
+    with forward_pass(call, measure_memory=True):
         if {"confidence_drop", "confidence_increase"} & set(metrics):
             both = probabilities(call, maps)
         for name in metrics:

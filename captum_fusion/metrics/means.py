@@ -1,7 +1,8 @@
 """Means of the metrics over a dataset."""
 
 from collections.abc import Iterable
-from math import fsum, nan, sqrt
+from math import nan, sqrt
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from torch import Tensor
@@ -48,45 +49,30 @@ class DatasetMeans:
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {name: [] for name in (*_NAMES, "overall")}
 
-    def update(
-        self,
-        confidence_drop: Tensor | None = None,
-        confidence_increase: Tensor | None = None,
-        insertion: Tensor | None = None,
-        deletion: Tensor | None = None,
-        road: Tensor | None = None,
-        coherency: Tensor | None = None,
-        complexity: Tensor | None = None,
-        adcc: Tensor | None = None,
-    ) -> None:
+    def update(self, **metrics: Tensor) -> None:
         """Adds the metrics of a batch.
 
         Args:
-            confidence_drop (Tensor, optional): Shape (N,). Default: None
-            confidence_increase (Tensor, optional): Shape (N,). Default: None
-            insertion (Tensor, optional): Shape (N,). Default: None
-            deletion (Tensor, optional): Shape (N,). Default: None
-            road (Tensor, optional): Shape (N,). Default: None
-            coherency (Tensor, optional): Shape (N,). Default: None
-            complexity (Tensor, optional): Shape (N,). Default: None
-            adcc (Tensor, optional): Shape (N,). Default: None
+            metrics (Tensor): Any of confidence_drop, confidence_increase, insertion, deletion, road, coherency,
+                complexity and adcc, each of shape (N,).
 
         Raises:
+            TypeError: If a metric is unknown.
             ValueError: If the metrics are not of the same examples, or if one is not finite.
         """
-        metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc)
-        batch = dict(zip(_NAMES, metrics, strict=True))
-        given = {name: values for name, values in batch.items() if values is not None}
-        shapes = {name: tuple(values.shape) for name, values in given.items()}
+        unknown = metrics.keys() - set(_NAMES)
+        if unknown:
+            raise TypeError(f"The metrics {sorted(unknown)} are unknown; expected some of {_NAMES}")
+        shapes = {name: tuple(values.shape) for name, values in metrics.items()}
         if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"The metrics have shapes {shapes}; expected one value for each example, (N,)")
-        for name, values in given.items():
+        for name, values in metrics.items():
             if not values.isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite; expected numbers")
-        for name, values in given.items():
+        for name, values in metrics.items():
             self.values[name] += values.tolist()
-        if insertion is not None and deletion is not None:
-            self.values["overall"] += (insertion.double() - deletion.double()).tolist()
+        if {"insertion", "deletion"} <= metrics.keys():
+            self.values["overall"] += (metrics["insertion"].double() - metrics["deletion"].double()).tolist()
 
     def merge(self, others: Iterable["DatasetMeans"]) -> None:
         """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes.
@@ -121,9 +107,4 @@ def mean_of(values: list[float]) -> Mean:
         3.0
     """
     count = len(values)
-    if count == 0:
-        return Mean(nan, nan, 0)
-    mean = fsum(values) / count
-    if count == 1:
-        return Mean(mean, nan, 1)
-    return Mean(mean, sqrt(fsum((value - mean) ** 2 for value in values) / (count - 1) / count), count)
+    return Mean(fmean(values) if values else nan, stdev(values) / sqrt(count) if count > 1 else nan, count)

@@ -64,8 +64,7 @@ def road(
             Default: 0
         {activation}
         {sign}
-        {perturbations_per_eval}
-        {show_progress}
+        {progress_arguments}
 
     Returns:
         *Tensor* of shape (N,): probabilities in [0, 1], or with "combined" differences in [-0.5, 0.5].
@@ -90,13 +89,7 @@ def road(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        perturbations_per_eval=perturbations_per_eval,
-        show_progress=show_progress,
+        forward_func, inputs, target, additional_forward_args, activation, None, perturbations_per_eval, show_progress
     )
     orders: tuple[Order, ...] = ("most", "least") if order == "combined" else (order,)
     means = road_of(call, saliency_maps(inputs, attributions, sign), orders, fractions, noise, seed)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ _PATIENCE_SECONDS = 0.05
 _RELOAD_SECONDS = 20.0
 
 
-class Model(NamedTuple):
-    """A model that the page offers, with the arguments of its ``Explainer``."""
+@dataclass(frozen=True)
+class Model:
+    """A model that the page offers, with the arguments of its ``Explainer``; tabs take turns with it."""
 
     explainer: Explainer
     arguments: Mapping[str, Any]
+    turn: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
 
 class View(NamedTuple):
@@ -29,8 +32,7 @@ class View(NamedTuple):
     picture: ClassifiedImage
     explanations: Sequence[Explanation]
     """One for each class."""
-    model: Mapping[str, Any]
-    """The arguments of the model."""
+    model: Model
     python: Sequence[str]
     """The lines that open the photograph in Python: imports, then an expression."""
 
@@ -46,7 +48,7 @@ class Tab:
         self.settings: Any = None
         """The values of the controls at the latest action."""
         self.view: View | None = None
-        """What the tab shows; None while something runs, and after a stop."""
+        """The view on display; None while something runs, and after a stop."""
         self.listed: ClassifiedImage | None = None
         """The picture whose classes the tab offers."""
         self._photograph: Photograph | None = None
@@ -134,17 +136,22 @@ class Run:
             raise Stopped
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Reports the passes inside the ``with`` to the listener."""
+    def step(self, model: Model) -> Iterator[None]:
+        """Waits for the model's turn, and reports the passes inside the ``with`` to the listener."""
 
         def listen(progress: Progress) -> None:
             self.check()
             self._listener(progress)
 
-        with progress_to(listen):
-            self.check()
-            yield
-            self.check()
+        while not model.turn.acquire(timeout=_PATIENCE_SECONDS):
+            listen(Progress("Waiting for another tab", 0, 1))
+        try:
+            with progress_to(listen):
+                self.check()
+                yield
+                self.check()
+        finally:
+            model.turn.release()
 
 
 class Tabs:

@@ -192,7 +192,8 @@ class Page:
         on, tab, start = self._layout, run.tab, perf_counter()
         values = tab.settings
         name, methods = values[on.model], values[on.methods]
-        with run.step():
+        model = self._models[name]
+        with run.step(model):
             picture, python = tab.picture(name, self._models)
         prediction = picture.prediction
         targets = tab.targets(name)
@@ -211,7 +212,7 @@ class Page:
         yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
         for upto in range(1, len(methods) + 1):
             for target in targets:
-                with run.step():
+                with run.step(model):
                     made[target] = picture.explain(
                         target,
                         methods[:upto],
@@ -222,7 +223,7 @@ class Page:
                     )
                 yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
         run.check()
-        shown = tab.view = View(picture, list(made.values()), self._models[name].arguments, python)
+        shown = tab.view = View(picture, list(made.values()), model, python)
         notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)
         done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
@@ -242,7 +243,7 @@ class Page:
         yield {on.status: ""}
         for explanation in shown.explanations:
             for name in explanation.maps:
-                with run.step():
+                with run.step(shown.model):
                     curves = shown.picture.curves(explanation, name, show_progress=True)
                 label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(panels.curve(label, curves.insertion))

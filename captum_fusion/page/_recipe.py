@@ -1,6 +1,7 @@
 """The lines of Python that reproduce what the page shows."""
 
 from captum_fusion._app.drawing import COLOURS
+from captum_fusion._app.messages import printable
 from captum_fusion.page._browser import View
 
 
@@ -13,9 +14,10 @@ def recipe(shown: View, overlay: float) -> str:
     """
     first = shown.explanations[0]
     *imports, image = shown.python
-    model = ", ".join(f"{name}={value!r}" for name, value in shown.model.items() if value is not None)
+    model = ", ".join(f"{name}={value!r}" for name, value in shown.model.arguments.items() if value is not None)
     settings = f"percentile={first.percentile!r}, weighting={first.weighting!r}, tolerance={first.tolerance!r}"
-    names = " and ".join(explanation.category for explanation in shown.explanations)
+    # A line break would end the comment and begin code.
+    names = printable(" and ".join(explanation.category for explanation in shown.explanations))
     lines = [
         *sorted(["from captum.attr import visualization", "from captum_fusion.explain import Explainer", *imports]),
         "",

@@ -28,11 +28,11 @@ def photograph() -> Image.Image:
 
 def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> None:
     explanation = explain(
-        photograph, model=net, target=2, methods=["Grad-CAM", "fusion-cam:raw"], size=24, mean=MEAN, std=STD
+        photograph, model=net, target=2, methods=["Grad-CAM", "fusion-cam:released"], size=24, mean=MEAN, std=STD
     )
     assert (explanation.model, explanation.layer, explanation.weights) == ("SmallNet", "relu", "default")
     assert (explanation.target, explanation.category) == (2, "2")
-    assert list(explanation.maps) == list(explanation.masked_probabilities) == ["grad-cam", "fusion-cam:raw"]
+    assert list(explanation.maps) == list(explanation.masked_probabilities) == ["grad-cam", "fusion-cam:released"]
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     inputs = (explanation.pixels - mean) / std
     with torch.no_grad():
@@ -42,9 +42,9 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     assert [index for index, _, _ in explanation.top(2)] == probabilities.argsort(descending=True)[:2].tolist()
     grad_cam = saliency_map(LayerGradCam(net, net.relu).attribute(inputs, target=2), (24, 24))
     torch.testing.assert_close(explanation.maps["grad-cam"], grad_cam)
-    fused, stages = LayerFusionCam(net, net.relu).attribute(inputs, target=2, weighting="raw", return_stages=True)
-    torch.testing.assert_close(explanation.maps["fusion-cam:raw"], fused[:, :1])
-    kept = explanation.stages["fusion-cam:raw"]
+    fused, stages = LayerFusionCam(net, net.relu).attribute(inputs, target=2, weighting="released", return_stages=True)
+    torch.testing.assert_close(explanation.maps["fusion-cam:released"], fused[:, :1])
+    kept = explanation.stages["fusion-cam:released"]
     torch.testing.assert_close(kept.denoised, stages.denoised)
     torch.testing.assert_close(kept.region_contribution, stages.region_contribution)
     for name, values in explanation.maps.items():
@@ -162,21 +162,31 @@ def test_a_callable_is_imported_without_another_path(tmp_path: Path, monkeypatch
 def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: Image.Image) -> None:
     methods = ["fusion-cam", "fusion-cam:released", "union-cam"]
     explanation = explain(
-        photograph, model=net, target=1, methods=methods, percentile=60, weighting="raw", size=24, mean=MEAN, std=STD
+        photograph,
+        model=net,
+        target=1,
+        methods=methods,
+        percentile=60,
+        weighting="normalized",
+        size=24,
+        mean=MEAN,
+        std=STD,
     )
-    assert (explanation.percentile, explanation.weighting, explanation.tolerance) == (60, "raw", 0)
+    assert (explanation.percentile, explanation.weighting, explanation.tolerance) == (60, "normalized", 0)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     inputs = (explanation.pixels - mean) / std
     fusion_cam, union_cam = LayerFusionCam(net, net.relu), LayerUnionCam(net, net.relu)
     expected = [
-        fusion_cam.attribute(inputs, target=1, percentile=60, weighting="raw"),
+        fusion_cam.attribute(inputs, target=1, percentile=60, weighting="normalized"),
         fusion_cam.attribute(inputs, target=1, percentile=60, weighting="released"),
         union_cam.attribute(inputs, target=1, percentile=60),
     ]
     for name, values in zip(methods, expected, strict=True):
         torch.testing.assert_close(explanation.maps[name], values[:, :1])
-    plain = explain(photograph, model=net, target=1, size=24, mean=MEAN, std=STD, weighting="raw")
-    torch.testing.assert_close(plain.maps["Fusion-CAM"], fusion_cam.attribute(inputs, target=1, weighting="raw")[:, :1])
+    plain = explain(photograph, model=net, target=1, size=24, mean=MEAN, std=STD, weighting="normalized")
+    torch.testing.assert_close(
+        plain.maps["Fusion-CAM"], fusion_cam.attribute(inputs, target=1, weighting="normalized")[:, :1]
+    )
 
 
 def test_only_what_is_not_known_is_computed(photograph: Image.Image) -> None:
@@ -199,7 +209,7 @@ def test_only_what_is_not_known_is_computed(photograph: Image.Image) -> None:
     assert rows_of(1, ["fusion-cam"]) == 0
     # An unmasked pass, the blank, D, R and C with a control each, and what the map keeps.
     assert rows_of(1, ["fusion-cam"], percentile=50) <= 8
-    assert rows_of(1, ["fusion-cam"], weighting="raw") <= 8
+    assert rows_of(1, ["fusion-cam"], weighting="normalized") <= 8
     # What the maps keep.
     assert rows_of(1, ["grad-cam", "score-cam"]) == 2
     assert rows_of(1, ["grad-cam", "score-cam"], percentile=70, weighting="released") == 0
@@ -212,8 +222,8 @@ def test_only_what_is_not_known_is_computed(photograph: Image.Image) -> None:
 def test_what_is_remembered_is_what_would_be_computed(net: SmallNet, photograph: Image.Image, name: str) -> None:
     picture = Explainer(net, size=24).open(photograph)
     picture.explain(0, [name], percentile=5)
-    again = picture.explain(0, [name], percentile=45, weighting="raw")
-    anew = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="raw")
+    again = picture.explain(0, [name], percentile=45, weighting="normalized")
+    anew = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="normalized")
     assert torch.equal(again.maps[name], anew.maps[name])
     assert again.masked_probabilities == anew.masked_probabilities
 

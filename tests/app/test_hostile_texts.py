@@ -1,11 +1,14 @@
 """Names from outside go through every sink as they are: terminal, figure, CSV, JSON, archive and file names."""
 
+import ast
 import csv
 import io
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from captum_fusion._app.console import Output
 from captum_fusion._app.messages import printable
 from captum_fusion._app.output_files import write_whole
 from captum_fusion.cli import run
+from captum_fusion.page._browser import View
+from captum_fusion.page._recipe import recipe
 from tests.app.test_cli import COUNTED, SMALL, save_picture
 
 HOSTILE = [
@@ -51,6 +56,18 @@ def test_the_terminal_and_figures_show_them_as_they_are(name: str, monkeypatch: 
     (title,) = (text for text in figure.findobj(Text) if text.get_text())
     assert title.get_text() == printable(name)
     assert not title.get_parse_math()
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a\nimport os", "a\r\u2028import os", NOT_UTF8])
+def test_python_that_reproduces_a_view_holds_them_as_comments_and_strings(name: str) -> None:
+    explanation: Any = SimpleNamespace(
+        target=1, category=name, maps={"grad-cam": 0}, percentile=10.0, weighting="raw", tolerance=0.0
+    )
+    picture: Any = None
+    tree = ast.parse(recipe(View(picture, [explanation], {"model": name}, [repr(name)]), 0.8))
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert modules == ["captum.attr", "captum_fusion.explain"]
+    assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
 
 
 def test_they_go_through_the_whole_command(

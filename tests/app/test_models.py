@@ -16,7 +16,7 @@ from torchvision.models import MobileNet_V3_Small_Weights, get_model
 
 from captum_fusion._app.models.classifier import Classifier, read_categories
 from captum_fusion._app.models.layer import choose_layer
-from captum_fusion._app.models.loading import load_classifier
+from captum_fusion._app.models.loading import find_device, load_classifier
 from captum_fusion._app.models.preprocessing import Preprocessing
 from tests.conftest import SmallNet
 
@@ -185,6 +185,16 @@ def test_a_model_of_one_channel_sees_grey_pictures() -> None:
     torch.testing.assert_close(given.normalize(pixels), (pixels - 0.5) / 0.25)
     with pytest.raises(ValueError, match=r"mean is \(0.5, 0.5, 0.5\); expected 1 values, one for each channel"):
         load_classifier(model, mean=(0.5,) * 3)
+
+
+def test_a_long_message_from_elsewhere_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Tensor:
+        raise NotImplementedError("Could not run 'aten::zeros'. " + "CPU: registered at nowhere\n" * 300)
+
+    monkeypatch.setattr(torch, "zeros", fail)
+    with pytest.raises(ValueError, match=r"^device is 'mps', which cannot be used: NotImplementedError: ") as raised:
+        find_device("mps")
+    assert len(str(raised.value)) < 500
 
 
 def test_choose_layer() -> None:

@@ -1,39 +1,11 @@
 import threading
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from captum_fusion import LayerAblationCam
-from tests import straight_line
-from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_equals_the_straight_line_computation(name: str) -> None:
-    model, layer, images, _, _ = case(name)
-    attributions = LayerAblationCam(model, layer).attribute(images, target=TARGETS)
-    for attribution, x, target in zip(attributions, images.split(1), TARGETS, strict=True):
-        activations, _ = straight_line.activations_and_gradients(model, layer, x, target)
-        with torch.no_grad():
-            expected = straight_line.ablation_cam(model, layer, x, target, activations)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_signed_and_dead_channels_in_one_to_three_dimensions(axes: int) -> None:
-    model = SmallNet(axes).eval().double()
-    with torch.no_grad():
-        model.features.bias[0] = 0
-    images = torch.randn(2, 3, *(9, 6, 7)[:axes]).double()
-    attributions = LayerAblationCam(model, model.features).attribute(images, target=1)
-    for attribution, x in zip(attributions, images.split(1), strict=True):
-        activations, _ = straight_line.activations_and_gradients(model, model.features, x, 1)
-        with torch.no_grad():
-            expected = straight_line.ablation_cam(model, model.features, x, 1, activations)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("sign", [1, -1])

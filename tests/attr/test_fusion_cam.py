@@ -26,16 +26,20 @@ from captum_fusion import (
     LayerUnionCam,
     LayerXGradCam,
 )
-from captum_fusion.arguments import WEIGHTINGS
 from tests import straight_line
-from tests.cases import NAMES, TARGETS, case
+from tests.cases import TARGETS, case
 from tests.conftest import SmallNet
 
 
-# Each network with another setting; tests/test_fuzz.py crosses them all on small networks.
+# The layer of MobileNetV2 has negative values. tests/test_fuzz.py crosses all settings on small networks.
 @pytest.mark.parametrize(
     ("name", "weighting", "percentile"),
-    [*zip(NAMES, WEIGHTINGS, (0.0, 10.0, 50.0), strict=True), (NAMES[1], WEIGHTINGS[0], 10.0)],
+    [
+        ("vgg11", "normalized", 0.0),
+        ("resnet18", "raw", 10.0),
+        ("mobilenet_v2", "raw", 50.0),
+        ("mobilenet_v2", "released", 10.0),
+    ],
 )
 def test_equals_the_straight_line_computation(name: str, weighting: str, percentile: float) -> None:
     model, layer, images, grad_cams, score_cams = case(name)
@@ -47,7 +51,7 @@ def test_equals_the_straight_line_computation(name: str, weighting: str, percent
         with torch.no_grad():
             expected = straight_line.fusion_cam(
                 straight_line.component(grad_cams[example], size),
-                straight_line.component(score_cams[example], size),
+                straight_line.region_component(score_cams[example], size),
                 straight_line.probability(model, target),
                 images[example : example + 1],
                 torch.zeros(1, dtype=torch.double),
@@ -57,6 +61,38 @@ def test_equals_the_straight_line_computation(name: str, weighting: str, percent
         for stage, value in stages._asdict().items():
             np.testing.assert_allclose(value[example].squeeze(0), expected[stage], atol=1e-5, err_msg=stage)
         np.testing.assert_allclose(attributions[example], np.stack([expected["fused"]] * 3), atol=1e-5)
+
+
+def test_the_region_map_is_interpolated_before_its_relu(net: SmallNet, images: Tensor) -> None:
+    signed = torch.tensor([[-4.0, 1.0], [2.0, -3.0]]).expand(3, 1, 2, 2)
+    _, stages = LayerFusionCam(net, net.features).attribute(
+        images, 1, return_stages=True, gradient_attributions=signed, region_attributions=signed
+    )
+    evidence = signed[0, 0].double().numpy()
+    gradient, region = (
+        to_map(evidence, (12, 10)) for to_map in (straight_line.component, straight_line.region_component)
+    )
+    assert np.abs(gradient - region).max() > 0.2
+    np.testing.assert_allclose(stages.gradient[0, 0], gradient, atol=1e-6)
+    np.testing.assert_allclose(stages.region[0, 0], region, atol=1e-6)
+    # Union-CAM takes the same one, and gives it back where the union is no better.
+    union = LayerUnionCam(net, net.features).attribute(images, [0, 1, 2], region_attributions=signed)
+    assert any(np.allclose(example[0], region, atol=1e-6) for example in union)
+
+
+@pytest.mark.parametrize("method", [LayerFusionCam, LayerUnionCam])
+def test_the_tolerance_is_that_of_the_default_region_method(
+    net: SmallNet, images: Tensor, method: type[LayerFusionCam]
+) -> None:
+    tolerant = LayerScoreCam(net, net.features, tolerance=0.3)
+    expected = method(net, net.features, region_method=tolerant).attribute(images, target=1)
+    fusion = method(net, net.features, tolerance=0.3)
+    torch.testing.assert_close(fusion.attribute(images, target=1), expected, atol=0, rtol=0)
+    assert fusion.region_method.tolerance == 0.3
+    with pytest.raises(ValueError, match=r"tolerance is 0\.3, but it belongs to the default region method"):
+        method(net, net.features, region_method=tolerant, tolerance=0.3)
+    with pytest.raises(ValueError, match=r"tolerance is 1; expected a number in \[0, 1\)"):
+        method(net, net.features, tolerance=1)
 
 
 def test_shapes_and_ranges(net: SmallNet, images: Tensor) -> None:
@@ -122,8 +158,8 @@ def test_components_can_be_chosen(net: SmallNet, images: Tensor) -> None:
     assert torch.equal(same.attribute(images, target=0), default)
     other = LayerFusionCam(net, net.features, region_method=LayerActivation(net, net.features))
     _, stages = other.attribute(images, target=0, return_stages=True)
-    summed = net.features(net.stem(images)).sum(1, keepdim=True).relu().detach()
-    upsampled = nn.functional.interpolate(summed, images.shape[2:], mode="bilinear")
+    summed = net.features(net.stem(images)).sum(1, keepdim=True).detach()
+    upsampled = nn.functional.interpolate(summed, images.shape[2:], mode="bilinear").relu()
     low, high = (bound.view(-1, 1, 1, 1) for bound in upsampled.flatten(1).aminmax(dim=1))
     torch.testing.assert_close(stages.region, (upsampled - low) / (high - low))
 
@@ -159,7 +195,8 @@ def test_any_attribution_can_be_a_component(net: SmallNet, images: Tensor, name:
     torch.manual_seed(1)  # For the noise.
     _, stages = fusion_cam.attribute(images, target=[0, 1, 2], return_stages=True, **{f"{role}_kwargs": arguments})
     for ours, attribution in zip(getattr(stages, role), alone.detach().double().numpy(), strict=True):
-        expected = straight_line.component(attribution.sum(0), (12, 10))
+        to_map = straight_line.component if role == "gradient" else straight_line.region_component
+        expected = to_map(attribution.sum(0), (12, 10))
         assert expected.max() == 1
         np.testing.assert_allclose(ours[0], expected, atol=1e-5)
 
@@ -175,7 +212,7 @@ def test_two_chosen_components_are_fused(net: SmallNet, images: Tensor) -> None:
         maps = (getattr(stages, name)[example, 0].double().numpy() for name in ("gradient", "region"))
         with torch.no_grad():
             probability = straight_line.probability(net, 1)
-            expected = straight_line.fusion_cam(*maps, probability, x, torch.zeros(1), 10.0, "normalized")
+            expected = straight_line.fusion_cam(*maps, probability, x, torch.zeros(1), 10.0, "raw")
         for stage, value in stages._asdict().items():
             np.testing.assert_allclose(value[example].squeeze(0), expected[stage], atol=1e-5, err_msg=stage)
 

@@ -11,34 +11,9 @@ from torch import Tensor, nn
 from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
 from captum_fusion._engine.surrogate import Surrogate, relu_minmax
 from tests import straight_line
-from tests.cases import TARGETS, case
 from tests.conftest import SmallNet
 
 SAMPLED = [LayerISCam, LayerSSCam]
-
-
-def test_is_cam_equals_the_straight_line_computation() -> None:
-    model, layer, images, _, _ = case("resnet18")
-    attributions = LayerISCam(model, layer, samples=3).attribute(images, target=TARGETS)
-    for attribution, x, target in zip(attributions, images.split(1), TARGETS, strict=True):
-        activations, _ = straight_line.activations_and_gradients(model, layer, x, target)
-        with torch.no_grad():
-            score = straight_line.logit(model, target)
-            expected = straight_line.is_cam(activations, score, x, torch.zeros_like(x), 3)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_is_cam_of_signed_and_constant_channels_in_one_to_three_dimensions(axes: int) -> None:
-    model = SmallNet(axes).eval()
-    images = torch.randn(2, 3, *(9, 6, 7)[:axes])
-    attributions = LayerISCam(model, model.features, samples=4).attribute(images, target=1, baselines=0.5)
-    for attribution, x in zip(attributions, images.split(1), strict=True):
-        activations, _ = straight_line.activations_and_gradients(model, model.features, x, 1)
-        with torch.no_grad():
-            score = straight_line.logit(model, 1)
-            expected = straight_line.is_cam(activations, score, x, torch.full_like(x, 0.5), 4)
-        np.testing.assert_allclose(attribution[0], expected, atol=1e-5 * np.abs(expected).max())
 
 
 class Recorder:

@@ -17,7 +17,7 @@ def test_equals_the_straight_line_computation(name: str, percentile: float) -> N
     assert attributions.shape == images.shape
     for example, (x, target) in enumerate(zip(images.split(1), TARGETS, strict=True)):
         activations, gradients = straight_line.activations_and_gradients(model, layer, x, target)
-        region = straight_line.component(score_cams[example], tuple(x.shape[2:]))
+        region = straight_line.region_component(score_cams[example], tuple(x.shape[2:]))
         with torch.no_grad():
             probability = straight_line.probability(model, target)
             expected, _ = straight_line.union_cam(

@@ -145,6 +145,10 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     ("change", "message"),
     [
         ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"d.jpg is neither in .*annotations nor in .*val2017"),
+        (
+            {"images": [{"id": 3, "file_name": "a.jpg", "width": "300", "height": 240}]},
+            r"The image a.jpg: its width and height are \['300', 240\]; expected numbers",
+        ),
         ({"images": None}, "It has no list 'images'; expected one, as in COCO's own files"),
         ({"categories": [{"id": 3}]}, "Number 0 of its categories has no 'name'; expected id and name"),
         ({"annotations": [annotation(3, 47, [0, 0, 9])]}, r"The annotation 77: its bbox is \[0, 0, 9\]; expected x"),

@@ -17,8 +17,9 @@ import torch
 from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor, distributed
+from torchvision.transforms.functional import pil_to_tensor
 
-from captum_fusion import LayerFusionCam, LayerScoreCam, LayerXGradCam, cli
+from captum_fusion import LayerFusionCam, LayerXGradCam, cli
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark import NothingExplainedError, _evaluation, report
 from captum_fusion.benchmark._distributed import process_group
@@ -47,12 +48,12 @@ def deterministic(folder: Path) -> pd.DataFrame:
 @pytest.mark.usefixtures("no_charts")
 def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> None:
     metrics = ["confidence_drop", "confidence_increase", "insertion", "deletion", "adcc", "road"]
-    methods = {"grad-cam": LayerGradCam, "score-cam": LayerScoreCam, "fusion-cam": LayerFusionCam}
-    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics, "methods": list(methods)}, limit=2)
+    methods = {"grad-cam": LayerGradCam, "fusion-cam": LayerFusionCam}
+    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics}, limit=1)
     classifier = load_classifier(MODEL)
     model, layer = classifier.model, classifier.model.relu
     by_key = {(record["image"], record["method"]): record for record in records(folder)}
-    assert len(by_key) == 6
+    assert len(by_key) == 2
     for (image, name), record in by_key.items():
         inputs = preprocessed(classifier, pictures / image)
         target = int(model(inputs).argmax())
@@ -75,6 +76,37 @@ def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> N
         assert {name: record[name] for name in expected} == {
             name: pytest.approx(value.item(), abs=1e-6) for name, value in expected.items()
         }
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_the_protocol_of_xplain_cam(pictures: Path, tmp_path: Path) -> None:
+    metrics = ["confidence_drop", "insertion", "deletion"]
+    options = QUICK | {"metrics": metrics, "layers": (), "limit": 1, "steps": 100}
+    options["protocol"] = "xplain-cam"
+    (record,) = records(bench(pictures, tmp_path / "out", **options))
+    assert (record["layer"], record["steps"]) == ("features", 112)
+    classifier = load_classifier(MODEL)
+    model = classifier.model
+    with Image.open(pictures / "0.jpg") as picture:
+        squashed = pil_to_tensor(picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR))[None] / 255
+    inputs = classifier.preprocessing.normalize(squashed)
+    target = int(model(inputs).argmax())
+    masked = (model, inputs, LayerGradCam(model, model.features).attribute(inputs, target))
+    # A Gaussian of sigma 50 in 51 pixels, mirrored at the border, one axis after the other.
+    weights = torch.exp(-(torch.arange(-25, 26.0) ** 2) / 2 / 50**2)
+    padded = torch.nn.functional.pad(inputs, (25,) * 4, mode="reflect")
+    for axis in (2, 3):
+        windows = padded.unfold(axis, 51, 1)
+        padded = (windows * weights / weights.sum()).sum(dim=-1)
+    assert record["frame"] == [0, 0, 300, 240]
+    assert record["insertion"] == pytest.approx(insertion(*masked, padded, target=target, steps=112).item(), abs=1e-5)
+    assert record["deletion"] == pytest.approx(deletion(*masked, target=target, steps=112).item(), abs=1e-5)
+    probability = model(inputs).softmax(dim=1)[0, target].item()
+    drop = confidence_drop(*masked, target=target).item() * probability / (probability + 1e-8)
+    assert record["confidence_drop"] == pytest.approx(drop, abs=1e-6)
+    for change in ({"steps": 50}, {"size": 64}):
+        with pytest.raises(ValueError, match=r"is (50|64), and the protocol xplain-cam sets it to (112|224)"):
+            bench(pictures, tmp_path / "out", **options | change)
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -432,5 +464,3 @@ def test_refuses_a_folder_without_pictures(tmp_path: Path) -> None:
         bench(tmp_path, tmp_path / "out", **OPTIONS)
     with pytest.raises(ValueError, match="is not a folder; expected one of pictures"):
         bench(tmp_path / "missing", tmp_path / "out", **OPTIONS)
-    with pytest.raises(ValueError, match="holds no benchmark: there are no records"):
-        report(tmp_path)

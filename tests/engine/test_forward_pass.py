@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from captum_fusion import LayerFusionCam, LayerScoreCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
-from tests.methods import METHODS
+from tests.methods import LAYER_PATHS, run
 
 pytestmark = pytest.mark.every_device
 
 METRICS = [confidence_drop, confidence_increase, insertion, deletion]
+SUBJECTS = [*LAYER_PATHS, *METRICS]
 
 
 class TrainingNet(nn.Module):
@@ -61,12 +62,10 @@ def snapshot(model: nn.Module, images: Tensor) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
 @pytest.mark.parametrize("target", [1, 99], ids=["success", "failure"])
-def test_nothing_is_disturbed(
-    images: Tensor, method: type[LayerAttribution], wrap: Callable[[nn.Module], nn.Module], target: int
-) -> None:
+def test_nothing_is_disturbed(images: Tensor, subject: Any, wrap: Callable[[nn.Module], Any], target: int) -> None:
     model = TrainingNet().to(images.device)
     model.head.bias.grad = torch.ones_like(model.head.bias)
     before = snapshot(model, images)
@@ -76,22 +75,12 @@ def test_nothing_is_disturbed(
         pytest.raises(ValueError, match="target 99") if fails else pytest.warns(UserWarning, match=r"model.eval\(\)")
     )
     with expectation:
-        method(wrap(model), model.features).attribute(images, target=target)
+        run(subject, wrap(model), model.features, images, target=target)
     assert snapshot(model, images) == before
     assert all(kept is buffer for kept, buffer in zip(model.buffers(), buffers, strict=True))
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_nothing_is_disturbed_by_a_metric(metric: Any, images: Tensor) -> None:
-    model = TrainingNet().to(images.device)
-    maps = torch.rand_like(images)
-    before = snapshot(model, images)
-    with pytest.warns(UserWarning, match=r"model.eval\(\)"):
-        metric(model, images, maps, target=0)
-    assert snapshot(model, images) == before
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LAYER_PATHS)
 def test_nothing_is_disturbed_by_an_error_in_the_layer(
     net: SmallNet, images: Tensor, method: type[LayerAttribution]
 ) -> None:
@@ -110,6 +99,17 @@ def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
     with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d, Dropout, so that") as warnings:
         LayerFusionCam(model, model.features).attribute(images, target=0)
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_random_numbers_are_noticed_beside_other_threads_and_alone(
+    threads: int, net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        LayerScoreCam(lambda x: nn.functional.dropout(net(x)), net.features).attribute(images, target=0)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.filterwarnings("error")
@@ -150,25 +150,17 @@ def buffers(model: nn.Module) -> list[tuple[str, Tensor | None, list[Any] | None
     ]
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
 def test_buffers_that_change_in_evaluation_mode_stay(
-    algorithm: type[LayerAttribution], wrap: Callable[[nn.Module], Any], images: Tensor
+    subject: Any, wrap: Callable[[nn.Module], Any], images: Tensor
 ) -> None:
     model = Counting().eval().to(images.device)
     before = buffers(model)
-    algorithm(wrap(model), model.features).attribute(images, target=1)
+    run(subject, wrap(model), model.features, images, target=1)
     for (name, kept, values), (_, buffer, now) in zip(before, buffers(model), strict=True):
         assert now == values, name
         assert buffer is kept, name
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_metric_leaves_buffers_that_change_in_evaluation_mode(metric: Any, images: Tensor) -> None:
-    model = Counting().eval().to(images.device)
-    before = buffers(model)
-    metric(model, images, images, target=1)
-    assert [values for _, _, values in buffers(model)] == [values for _, _, values in before]
 
 
 class Elsewhere:
@@ -189,30 +181,20 @@ class Elsewhere:
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("algorithm", METHODS)
-def test_a_model_that_another_thread_trains_goes_on(
-    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
-) -> None:
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_model_that_another_thread_trains_goes_on(subject: Any, net: SmallNet, images: Tensor) -> None:
     """It is neither rolled back nor warned about."""
     trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).to(images.device)
     batch = torch.rand(4, 3, 6, 6, device=images.device)
     other = Elsewhere(lambda: trained(batch))
-    expected = algorithm(net, net.features).attribute(images, target=1)
-    ours = algorithm(other.during(net), net.features).attribute(images, target=1)
+    expected = run(subject, net, net.features, images, target=1)
+    ours = run(subject, other.during(net), net.features, images, target=1)
     assert torch.equal(ours, expected)
     assert other.results
     assert trained[1].num_batches_tracked == len(other.results)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_metric_leaves_a_model_that_another_thread_trains(metric: Any, net: SmallNet, images: Tensor) -> None:
-    trained = nn.BatchNorm2d(3).to(images.device)
-    other = Elsewhere(lambda: trained(images))
-    metric(other.during(net), images, images, target=1)
-    assert trained.num_batches_tracked == len(other.results) > 0
-
-
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_what_another_thread_draws_stays_distinct(
     algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
@@ -224,7 +206,7 @@ def test_what_another_thread_draws_stays_distinct(
     assert len(set(other.results)) == len(other.results)
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_two_threads_with_a_model_each(algorithm: type[LayerAttribution], images: Tensor) -> None:
     nets = [net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5))]
     expected = [algorithm(net, net.features).attribute(images, target=1) for net in nets]
@@ -257,7 +239,7 @@ class Meeting(nn.Module):
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_two_threads_with_one_model_are_right_or_refused(
     algorithm: type[LayerAttribution], where: str, images: Tensor
 ) -> None:
@@ -295,7 +277,7 @@ def test_two_threads_with_one_model_are_right_or_refused(
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_a_frozen_scripted_submodule(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     """It has no attribute ``training``."""
 
@@ -332,7 +314,7 @@ class Crops(nn.Module):
         return scores.unflatten(0, (len(x), self.crops)).mean(1)
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 @pytest.mark.parametrize("examples", [1, 3])
 def test_a_layer_that_sees_several_rows_for_each_example(
     algorithm: type[LayerAttribution], examples: int, images: Tensor
@@ -349,7 +331,7 @@ def test_a_layer_that_sees_several_rows_for_each_example(
     assert sum(seen) <= examples, "refused before any masked pass"
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_a_model_that_merges_batch_and_channels_by_view(algorithm: type[LayerAttribution], images: Tensor) -> None:
     class Gated(nn.Module):
         def __init__(self, merge: Callable[..., Tensor]) -> None:

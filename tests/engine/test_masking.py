@@ -4,6 +4,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,12 +22,12 @@ from captum_fusion import (
 )
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
-from tests.methods import METHODS, has_input_shape, takes
+from tests.methods import LAYER_PATHS, has_input_shape, run, takes
 
 pytestmark = pytest.mark.every_device
 
 METRICS = [confidence_drop, confidence_increase, insertion, deletion]
-MASKED = [method for method in METHODS if takes(method, "perturbations_per_eval")]
+MASKED = [method for method in LAYER_PATHS if takes(method, "perturbations_per_eval")]
 
 
 class Counter:
@@ -188,8 +189,8 @@ def test_the_number_of_masks_per_evaluation_changes_nothing(
     assert max(counter.sizes) <= perturbations_per_eval * len(images)
 
 
-@pytest.mark.parametrize("algorithm", MASKED)
-def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+@pytest.mark.parametrize("subject", [*MASKED, *METRICS])
+def test_an_output_whose_memory_is_used_again(subject: Any, net: SmallNet, images: Tensor) -> None:
     memory = torch.empty(64, 3, device=images.device)
 
     def forward(x: Tensor) -> Tensor:
@@ -197,18 +198,10 @@ def test_an_output_whose_memory_is_used_again(algorithm: type[LayerAttribution],
             return net(x)
         return memory[: len(x)].copy_(net(x))
 
-    options = {"activation": None} if has_input_shape(algorithm) else {}
-    expected = algorithm(net, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
-    ours = algorithm(forward, net.features, **options).attribute(images, target=1, perturbations_per_eval=1)
-    assert torch.equal(ours, expected)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_metric_of_an_output_whose_memory_is_used_again(metric: Any, net: SmallNet, images: Tensor) -> None:
-    memory = torch.empty(64, 3, device=images.device)
-    options = {"target": 1, "activation": None, "perturbations_per_eval": 1}
-    ours = metric(lambda x: memory[: len(x)].copy_(net(x)), images, images, **options)
-    assert torch.equal(ours, metric(net, images, images, **options))
+    options: dict[str, Any] = {"target": 1, "perturbations_per_eval": 1, "activation": None}
+    assert torch.equal(
+        run(subject, forward, net.features, images, **options), run(subject, net, net.features, images, **options)
+    )
 
 
 class ModelOutput(OrderedDict[str, Any]):
@@ -220,7 +213,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 
 @pytest.mark.parametrize("output", [dict, ModelOutput])
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_a_forward_function_that_returns_a_dictionary(
     algorithm: type[LayerAttribution], output: type, net: SmallNet, images: Tensor
 ) -> None:
@@ -251,7 +244,7 @@ class Fourier(nn.Module):
     [(Quantized(), Tensor.dequantize, "(?i)quantized|qint8"), (Fourier(), Tensor.abs, "(?i)complex")],
     ids=["quantized", "complex"],
 )
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", LAYER_PATHS)
 def test_a_layer_whose_values_cannot_be_maps(
     algorithm: type[LayerAttribution], layer: nn.Module, back: Any, message: str, images: Tensor
 ) -> None:
@@ -319,31 +312,18 @@ class FunctionalDropout(BatchNormOfTheBatch):
 
 
 @pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
-@pytest.mark.parametrize("algorithm", MASKED)
-@pytest.mark.parametrize("examples", [1, 3])
+@pytest.mark.parametrize(("subject", "examples"), [*product(MASKED, (1, 3)), *product(METRICS, (3,))])
 def test_scores_that_depend_on_the_batch_or_on_chance(
-    algorithm: type[LayerAttribution], model: type[nn.Module], examples: int, images: Tensor
+    subject: Any, model: type[nn.Module], examples: int, images: Tensor
 ) -> None:
     net = model().eval().to(images.device)
     with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
-        algorithm(net, net.features).attribute(images[:examples], target=1)
+        run(subject, net, net.features, images[:examples], target=1)
 
 
-@pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_metric_whose_scores_depend_on_the_batch_or_on_chance(
-    metric: Any, model: type[nn.Module], images: Tensor
-) -> None:
-    net = model().eval().to(images.device)
-    with pytest.warns(UserWarning, match="(?i)batch|chance|random"):
-        metric(net, images, torch.rand_like(images), target=1)
-
-
-@pytest.mark.parametrize("algorithm", [method for method in MASKED if has_input_shape(method)])
+@pytest.mark.parametrize("subject", [*(method for method in MASKED if has_input_shape(method)), insertion, deletion])
 @pytest.mark.parametrize("scale", [1e6, -1e6])
-def test_a_softmax_that_saturates(
-    algorithm: type[LayerAttribution], scale: float, net: SmallNet, images: Tensor
-) -> None:
+def test_a_softmax_that_saturates(subject: Any, scale: float, net: SmallNet, images: Tensor) -> None:
     """The unmasked input, the blank and every mask score the same 0 or 1, so that the map says nothing."""
 
     def forward(x: Tensor) -> Tensor:
@@ -351,16 +331,7 @@ def test_a_softmax_that_saturates(
         return net(x) + scale * images.new_tensor([0.0, 1.0, 2.0])
 
     with pytest.warns(UserWarning, match="activation=None"):
-        algorithm(forward, net.features).attribute(images, target=2)
-
-
-@pytest.mark.parametrize("metric", [insertion, deletion])
-def test_a_metric_of_a_softmax_that_saturates(metric: Any, net: SmallNet, images: Tensor) -> None:
-    def forward(x: Tensor) -> Tensor:
-        return net(x) + 1e6 * images.new_tensor([0.0, 1.0, 2.0])
-
-    with pytest.warns(UserWarning, match="activation=None"):
-        metric(forward, images, images, target=2)
+        run(subject, forward, net.features, images, target=2)
 
 
 def test_a_union_of_a_score_cam_that_is_negative_everywhere(images: Tensor) -> None:

@@ -109,5 +109,5 @@ def _is_local(url: str, address: str) -> bool:
 
 
 def status(page: Page) -> Any:
-    """What the page says."""
+    """The status of the page."""
     return page.get_by_role("status").first

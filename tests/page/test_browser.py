@@ -8,6 +8,7 @@ from threading import enumerate as enumerate_threads
 from time import sleep
 
 import pytest
+import torch
 from PIL import Image
 
 from captum_fusion._app.images import Photograph
@@ -17,12 +18,14 @@ from captum_fusion.page import _browser
 from captum_fusion.page._browser import Model, Run, Tab, Tabs
 from tests.conftest import SmallNet
 
+MODEL = Model(Explainer(torch.nn.Identity()), {})
+
 
 def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
     tab, heard, order = Tab(), [], []
 
     def renew() -> None:
-        with tab.run(2, heard.append) as newer, newer.step():
+        with tab.run(2, heard.append) as newer, newer.step(MODEL):
             order.append("newer")
 
     thread = Thread(target=renew)
@@ -30,12 +33,12 @@ def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
     def go_on(older: Run) -> None:
         thread.start()
         while True:
-            with older.step():
+            with older.step(MODEL):
                 order.append("older")
                 sleep(0.01)
 
     with tab.run(1, heard.append) as older:
-        with older.step():
+        with older.step(MODEL):
             tell(Progress("Passes", 1, 2))
         assert heard == [Progress("Passes", 1, 2)]
         with pytest.raises(Stopped):
@@ -45,9 +48,22 @@ def test_a_newer_run_ends_the_older_and_begins_when_that_has_ended() -> None:
     assert order.count("newer") == 1
 
 
+def test_a_tab_that_waits_for_the_model_can_be_stopped() -> None:
+    tab, heard = Tab(), []
+
+    def hear(progress: Progress) -> None:
+        heard.append(progress.description)
+        tab.stop()
+
+    with MODEL.turn, tab.run(1, hear) as run, pytest.raises(Stopped), run.step(MODEL):
+        pass
+    assert heard == ["Waiting for another tab"]
+    assert not MODEL.turn.locked()
+
+
 def test_a_run_is_stopped_between_passes() -> None:
     tab = Tab()
-    with suppress(Stopped), tab.run(1, lambda _: None) as run, run.step():
+    with suppress(Stopped), tab.run(1, lambda _: None) as run, run.step(MODEL):
         tab.stop(2)
         with pytest.raises(Stopped):
             tell(Progress("Passes", 1, 2))
@@ -72,7 +88,7 @@ def test_of_those_that_wait_the_newest_goes_on() -> None:
 
 def test_tabs_do_not_end_each_other() -> None:
     first, second = Tab(), Tab()
-    with first.run(1, lambda _: None) as run, second.run(2, lambda _: None), run.step():
+    with first.run(1, lambda _: None) as run, second.run(2, lambda _: None), run.step(MODEL):
         pass
 
 

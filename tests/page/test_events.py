@@ -1,4 +1,4 @@
-"""The page as one uses it, in a browser."""
+"""The page in a browser."""
 
 import io
 import json
@@ -26,7 +26,7 @@ Visit = Callable[[], Page]
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    """A picture with a name that is awkward everywhere."""
+    """A picture with a hostile name."""
     file = tmp_path / "a 'quoted' ü(x)[1].png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(file)
     return file
@@ -42,7 +42,7 @@ def names(page: Page) -> list[str]:
 
 
 def drawn(page: Page, name: str) -> str:
-    """What is painted for a map."""
+    """The painted pixels of a map."""
     painted: str = (
         page.locator(".maps:visible .panel", has=page.get_by_text(name, exact=True))
         .locator("canvas")
@@ -52,7 +52,7 @@ def drawn(page: Page, name: str) -> str:
 
 
 def change(page: Page, name: str, action: Callable[[], object]) -> None:
-    """Does what changes a map, and waits until it is drawn."""
+    """Runs an action that changes a map, and waits until the map is drawn."""
     before = drawn(page, name)
     action()
     for _ in range(600):
@@ -71,7 +71,7 @@ def choose(page: Page, label: str, *options: str) -> None:
 
 
 def settle(page: Page) -> None:
-    """Waits until what runs has ended."""
+    """Waits until no work runs."""
     expect(status(page)).not_to_be_empty()
     expect(page.locator(".pending")).to_have_count(0)
 

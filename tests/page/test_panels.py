@@ -1,4 +1,4 @@
-"""What the page's scripts are given to show."""
+"""Panels, as values for the page's scripts."""
 
 import json
 from base64 import b64decode

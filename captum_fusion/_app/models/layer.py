@@ -49,11 +49,6 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None, grid: tuple
     return replace(candidate, grid=candidate.shape[1:] if candidate.form == "tokens" else None)
 
 
-def list_layers(model: nn.Module, inputs: Tensor) -> list[FeatureMap]:
-    """The layers that give a feature map, in the order in which they run."""
-    return [layer for layer in feature_maps(model, inputs).values() if isinstance(layer, FeatureMap)]
-
-
 def _on_grid(model: nn.Module, inputs: Tensor, tokens: FeatureMap) -> FeatureMap:
     """The feature map of a layer of tokens on its grid."""
     shapes: list[tuple[int, ...]] = []

@@ -18,6 +18,16 @@ from captum_fusion._app.options import DEFAULT_MODEL
 LITE_SIZES = {DEFAULT_MODEL: 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 
 
+def check_name(name: str) -> None:
+    """Refuses an unknown name of a classifier without a source such as timm: in front, before anything is computed."""
+    names = list_models(module=torchvision.models)
+    if ":" not in name and name not in (*LITE_SIZES, *names):
+        raise ValueError(
+            f"Unknown torchvision classifier {name!r}.{close_names(name, names)}{_elsewhere(name)} "
+            "Pass a model of your own as package.module:callable."
+        )
+
+
 def from_torchvision(name: str, pretrained: bool, state: State | None) -> LoadedModel:
     """A classifier of torchvision with the preprocessing and the categories of its weights.
 
@@ -26,12 +36,7 @@ def from_torchvision(name: str, pretrained: bool, state: State | None) -> Loaded
         pretrained (bool): Whether to load its weights.
         state (Mapping or None): Weights that will be loaded, whose head gives the number of classes.
     """
-    names = list_models(module=torchvision.models)
-    if name not in names:
-        raise ValueError(
-            f"Unknown torchvision classifier {name!r}.{close_names(name, names)}{_elsewhere(name)} "
-            "Pass a model of your own as package.module:callable."
-        )
+    check_name(name)
     entry = get_model_weights(name).DEFAULT
     preset = entry.transforms()
     preprocessing = Preprocessing(
