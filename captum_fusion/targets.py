@@ -3,7 +3,9 @@
 Each wraps a model and is given as ``forward_func``; the layer is one of the model's, as always.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,9 +13,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
+from captum_fusion._engine.guards import corners, nothing_found
 from captum_fusion._engine.outputs import scores_in
 
 __all__ = ["box_score", "region_scores", "scores_in"]
+
+_mirrored: ContextVar[bool] = ContextVar("_mirrored", default=False)
+
+
+@contextmanager
+def mirrored() -> Iterator[None]:
+    """Mirrors regions and boxes along the last axis inside the ``with``, where the input is mirrored."""
+    token = _mirrored.set(True)
+    try:
+        yield
+    finally:
+        _mirrored.reset(token)
 
 
 def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[..., Tensor]:
@@ -25,14 +40,15 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
     Args:
         forward_func (Callable): A model that gives the scores of each pixel, (N, K, \*S), alone or in a dictionary or
             ``ModelOutput`` as ``out`` or ``logits``.
-        region (Tensor): The pixels that count, \*S, as a boolean mask or as weights. Where the model gives another
-            size, its scores are interpolated to this one.
+        region (Tensor or numpy.ndarray): The pixels that count, \*S, as a boolean mask or as weights. Where the model
+            gives another size, its scores are interpolated to this one.
 
     Returns:
         *Callable* that gives scores of shape (N, K), whose ``target`` is a class.
 
     Raises:
-        ValueError: If the region is empty, or, when the model runs, if it has other axes than the scores.
+        ValueError: If the region is empty or holds negative weights, or, when the model runs, if it has other axes than
+            the scores.
 
     Examples::
 
@@ -44,9 +60,10 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
         >>> region_scores(model, cat)(image).shape
         torch.Size([1, 21])
     """
+    region = torch.as_tensor(region)
     weights = region.float()
-    if not weights.sum() > 0:
-        raise ValueError("The region is empty; expected at least one pixel")
+    if not weights.sum() > 0 or weights.min() < 0:
+        raise ValueError("The region is empty or holds negative weights; expected at least one pixel above 0")
 
     def forward(*args: Any) -> Tensor:
         scores = scores_in(forward_func(*args))
@@ -59,7 +76,7 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
         if scores.shape[2:] != region.shape:
             mode = ("linear", "bilinear", "trilinear")[region.dim() - 1]
             scores = interpolate(scores, size=tuple(region.shape), mode=mode, align_corners=False)
-        shares = (weights / weights.sum()).to(scores)
+        shares = ((weights.flip(-1) if _mirrored.get() else weights) / weights.sum()).to(scores)
         return (scores * shares).flatten(2).sum(dim=2)
 
     return forward
@@ -74,11 +91,13 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
     Args:
         forward_func (Callable): A detector that gives a dictionary of "boxes" (D, 4), "labels" (D,) and "scores" (D,)
             for each example, as torchvision's do.
-        box (Sequence[float] or Tensor): The box that is explained: x1, y1, x2, y2.
+        box (Sequence[float] or Tensor): The box that is explained: x1, y1, x2, y2, or
+            ``torchvision.tv_tensors.BoundingBoxes`` of any format with one box.
         label (int): Its label.
 
     Returns:
-        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected. Explain it with
+        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected: then maps are
+        zeros, and a warning says so. Explain it with
         ``target=None``, and with ``activation=None`` where a method has an activation.
 
     Raises:
@@ -94,25 +113,35 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         >>> box_score(detector, [0, 0, 4, 4], label=1)(torch.rand(2, 3, 8, 8))
         tensor([0.5000, 0.5000])
     """
-    wanted = torch.as_tensor(box, dtype=torch.float32).reshape(1, -1)
+    wanted = (corners(box) if isinstance(box, Tensor) else torch.as_tensor(box)).float().reshape(1, -1)
     if wanted.shape[1] != 4 or not (wanted[:, 2:] > wanted[:, :2]).all():
         raise ValueError(f"box is {wanted[0].tolist()}; expected x1 < x2 and y1 < y2 as x1, y1, x2, y2")
 
-    def score(found: Any, inputs: Tensor) -> Tensor:
-        chosen = found["labels"] == label
-        if not chosen.any():
-            return inputs.new_zeros(())
-        overlap = box_iou(found["boxes"][chosen], wanted.to(found["boxes"]))[:, 0]
-        best: Tensor = (found["scores"][chosen] * overlap).max()
+    def score(detection: Any, inputs: Tensor) -> Tensor:
+        chosen = detection["labels"] == label
+        scores = detection["scores"][chosen]
+        if not len(scores):
+            # The sum of nothing is 0 with the graph of the detections, so that its gradients are 0.
+            none: Tensor = scores.sum().to(inputs)
+            return none
+        box = wanted
+        if _mirrored.get():
+            x1, y1, x2, y2 = wanted[0]
+            box = torch.stack([inputs.shape[-1] - x2, y1, inputs.shape[-1] - x1, y2])[None]
+        overlap = box_iou(detection["boxes"][chosen], box.to(detection["boxes"]))[:, 0]
+        best: Tensor = (scores * overlap).max()
         return best
 
     def forward(inputs: Tensor, *args: Any) -> Tensor:
         detections = forward_func(inputs, *args)
-        if not isinstance(detections, (list, tuple)) or not all("boxes" in found for found in detections):
+        if not isinstance(detections, (list, tuple)) or not all("boxes" in each for each in detections):
             raise TypeError(
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
                 "labels and scores for each example. A detector in training mode gives losses: call model.eval()."
             )
-        return torch.stack([score(found, inputs) for found in detections])
+        empty = nothing_found.get()
+        if empty is not None:
+            empty.update(i for i, each in enumerate(detections) if not (each["labels"] == label).any())
+        return torch.stack([score(each, inputs) for each in detections])
 
     return forward

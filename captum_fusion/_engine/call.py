@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, select_targets
-from captum_fusion._engine.guards import check_forward_func, check_interpolate_mode, check_perturbations_per_eval
+from captum_fusion._engine.guards import (
+    batch_hint,
+    check_dense,
+    check_forward_func,
+    check_interpolate_mode,
+    check_logits,
+    check_perturbations_per_eval,
+    check_values,
+)
 from captum_fusion.arguments import Activation, InterpolateMode, check_activation
 from captum_fusion.functional import as_float, gaussian_blur
 
@@ -106,13 +114,17 @@ class ModelCall:
         if not any(tensor.is_floating_point() for tensor in self.tensors):
             raise TypeError(
                 f"inputs hold {[str(tensor.dtype) for tensor in self.tensors]} values, which cannot be masked; "
-                "expected floating-point values, scaled as the model needs them"
+                "expected floating-point values, scaled as the model needs them. Masks and indices beside an image "
+                "can be given as additional_forward_args."
             )
 
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
         for position, value in enumerate(self.arguments):
-            if isinstance(value, Tensor) and value.dim() and len(value) != self.examples:
+            if not isinstance(value, Tensor) or not value.dim():
+                continue
+            check_dense(value, position)
+            if len(value) != self.examples:
                 raise ValueError(
                     f"additional_forward_args[{position}] is a tensor of shape {tuple(value.shape)}; expected one row "
                     f"for each of the {self.examples} examples. Bind a tensor that all examples share inside "
@@ -171,14 +183,17 @@ class ModelCall:
         if not shape or shape[0] != self.examples:
             raise ValueError(
                 f"forward_func returned an output of shape {shape} for {self.examples} examples; expected one row of "
-                "scores for each example"
+                f"scores for each example.{batch_hint(self.tensors)}"
             )
+        check_values(output)
         if self.activation == "softmax" and (len(shape) < 2 or shape[1] == 1):
             raise ValueError(
                 f"The softmax over an output of shape {shape} is 1 everywhere; expected at least two classes in "
                 'dimension 1. For one score per example give activation="sigmoid" if it is a logit, or activation=None '
                 "if it is a probability or any other score."
             )
+        if self.activation == "softmax":
+            check_logits(output, {tensor.dim() - 2 for tensor in self.tensors})
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from inspect import Parameter, signature
 from typing import Any
 
+import torch
 from captum.attr import Attribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
@@ -51,7 +52,7 @@ def component_map(
     *,
     to_map: Callable[..., Tensor] = saliency_map,
 ) -> Tensor:
-    r"""G or R: the map of a component's attributions.
+    r"""G or R: the map of a component's attributions, for all masked inputs.
 
     Args:
         scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
@@ -64,23 +65,59 @@ def component_map(
 
     Returns:
         *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
+
+    Raises:
+        ValueError: If the component gives each input a map of its own, since one mask is for all of them.
     """
+    maps = component_maps(scorer, name, method, further, attributions, to_map=to_map)
+    first, *others = maps.values()
+    if any(other.shape != first.shape or not torch.equal(other, first) for other in others):
+        raise ValueError(
+            f"{name}, {method.get_name()}, gives each of {len(maps)} inputs a map of its own; expected one map, by "
+            "which all of them are masked. Explain one input, with the others as additional_forward_args."
+        )
+    return first
+
+
+def component_maps(
+    scorer: MaskedScorer,
+    name: str,
+    method: Attribution,
+    further: Mapping[str, object] | None = None,
+    attributions: Tensor | tuple[Tensor, ...] | None = None,
+    *,
+    to_map: Callable[..., Tensor] = saliency_map,
+) -> dict[int, Tensor]:
+    """As ``component_map``, for each masked input by its position; one map for the first where all share it."""
     if attributions is None:
         source, attributions = method.get_name(), _attributions(scorer, name, method, further)
     elif further:
         raise ValueError(f"The attributions of {name} are given, so that its arguments {dict(further)} have no effect")
     else:
         source = f"The caller of {name}"
-    first = scorer.positions[0]
-    if isinstance(attributions, tuple):
-        attributions = attributions[0 if len(attributions) == 1 else first]
-    shape = tuple(scorer.inputs[first].shape)
-    if len(attributions) != scorer.call.examples or attributions.dim() != len(shape):
+    call, first = scorer.call, scorer.positions[0]
+    if isinstance(attributions, tuple) and (
+        len(attributions) not in (1, len(scorer.inputs)) or not all(isinstance(a, Tensor) for a in attributions)
+    ):
         raise ValueError(
-            f"{source} gave attributions of shape {tuple(attributions.shape)} for inputs of shape {shape}; "
-            "expected as many examples and as many spatial axes"
+            f"{source} gave {[type(part).__name__ for part in attributions]}; expected attributions alone, one for "
+            "each input or one for all. Leave out return_convergence_delta and its like."
         )
-    return to_map(attributions.to(scorer.call.device), scorer.size, interpolate_mode=scorer.call.interpolate_mode)
+    parts = attributions if isinstance(attributions, tuple) else (attributions,)
+    # An input with zeros only has no map of its own, as that of a method whose layer sees another input.
+    own = [i for i in scorer.positions if i == first or parts[i].any()] if len(parts) > 1 else [first]
+    maps = {}
+    for position in own:
+        value = parts[position if len(parts) > 1 else 0]
+        shape = tuple(scorer.inputs[position].shape)
+        if len(value) != call.examples or value.dim() != len(shape):
+            raise ValueError(
+                f"{source} gave attributions of shape {tuple(value.shape)} for inputs of shape {shape}; "
+                "expected as many examples and as many spatial axes"
+            )
+        size = scorer.size_of(position)
+        maps[position] = to_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
+    return maps
 
 
 def _attributions(

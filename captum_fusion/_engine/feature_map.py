@@ -16,8 +16,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
 from captum_fusion._engine.outputs import scores_in
-from captum_fusion._engine.spatial_view import Grid, TokenGridTracker, attach_view, unwrap
+from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
+from captum_fusion._engine.token_grid import Grid, TokenGridTracker
 
 Form = Literal["channels first", "channels last", "tokens"]
 
@@ -53,8 +54,8 @@ class FeatureMap:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape[1:]))
-        attach_view = "" if self.form == "channels first" else f", a view of {self.form}"
-        return f"{self.name}, {self.shape[0]} channels of {size}{attach_view}"
+        view = "" if self.form == "channels first" else f", a view of {self.form}"
+        return f"{self.name}, {self.shape[0]} channels of {size}{view}"
 
 
 def last_feature_map(
@@ -98,7 +99,8 @@ def last_feature_map(
         torch.Size([1, 1, 2, 2])
     """
     tensors = checked_inputs(inputs)
-    position = next((index for index, tensor in enumerate(tensors) if 4 <= tensor.dim() <= 5), None)
+    images = (i for i, tensor in enumerate(tensors) if 4 <= tensor.dim() <= 5 and tensor.is_floating_point())
+    position = next(images, None)
     if position is None:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
@@ -113,13 +115,13 @@ def last_feature_map(
         scores = _scores(output)
         if not scores:
             raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")
-        found = _last(_places(runs, len(image)), scores, image)
-    if found is None:
+        last = last_whole_map(candidates(runs, len(image)), scores, image)
+    if last is None:
         raise ValueError(
             f"No layer of this {type(model).__name__} gives a feature map from all of which there is a way to the "
             "output. Name a layer; where it gives tokens or a channels-last map, see spatial_view."
         )
-    return found.feature_map
+    return last.feature_map
 
 
 def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
@@ -131,9 +133,8 @@ def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
     """
     with preserved((inputs,)) as state, eager(), state.tracking(), torch.no_grad():
         runs, _ = _run(model, model, [inputs.clone()], tuple(inputs.shape[2:]))
-    last = {run.name: run for run in reversed(runs)}
     return {
-        name: run.feature_map if run.form and prod(run.grid) > 1 else run.given for name, run in reversed(last.items())
+        run.name: run.feature_map if run.form and prod(run.grid) > 1 else run.description for run in _last_runs(runs)
     }
 
 
@@ -143,15 +144,16 @@ _Key = tuple[Node, int]
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of a module, and how what it gave is a feature map."""
+    """A run of a module, and how its output is a feature map."""
 
     name: str
     module: Module
-    given: str
+    description: str
     output: tuple[int, ...]
     key: _Key | None
     form: Form | None
     grid: Grid
+    wrapped: bool = False
 
     @property
     def _channels(self) -> int:
@@ -162,8 +164,8 @@ class _Run:
         assert self.form is not None
         return FeatureMap(self.name, self.module, (self.output[self._channels], *self.grid), self.form)
 
-    def places(self, entries: Tensor) -> Tensor:
-        """Which places of the grid have any of these entries of the output."""
+    def cells(self, entries: Tensor) -> Tensor:
+        """Which cells of the grid have any of these entries of the output."""
         return entries.any(dim=self._channels).flatten(1)[:, -prod(self.grid) :]
 
     def channels(self, entries: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class _Run:
 def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Run], Any]:
     """Runs the model, and lists what its modules gave, in order."""
     runs: list[_Run] = []
-    shapes = TokenGridTracker()
+    tracker = TokenGridTracker()
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: Module, _: object, given: object) -> None:
@@ -184,16 +186,16 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
                 return
             shape = tuple(output.shape)
             key = None if output.grad_fn is None else (output.grad_fn, output.output_nr)
-            form, grid = _read(shape, size, shapes) or (None, ())
+            form, grid = infer_layout(shape, size, tracker) or (None, ())
             if output is not given and form == "channels first":
-                form = None  # spatial_view reads what is in a tuple in other ways.
-            runs.append(_Run(name, module, f"shape {shape}", shape, key, form, grid))
+                form = None  # spatial_view reads what is in a container in other ways.
+            runs.append(_Run(name, module, f"shape {shape}", shape, key, form, grid, output is not given))
 
         return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
     try:
-        with shapes.collected():
+        with tracker.collected():
             output = forward_func(*inputs)
     finally:
         for handle in hooks:
@@ -201,37 +203,38 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
     return runs, output
 
 
-def _places(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
-    """The feature maps among the runs, each once."""
+def _last_runs(runs: list[_Run]) -> list[_Run]:
+    """The last run of each module, in order: hooks on a module tell of that one alone."""
     last = {run.module: index for index, run in enumerate(runs)}
-    found: dict[_Key, _Run] = {}
-    for index, run in enumerate(runs):
+    return [runs[index] for index in sorted(last.values())]
+
+
+def candidates(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
+    """The feature maps among the runs, each once."""
+    maps: dict[_Key, _Run] = {}
+    for run in _last_runs(runs):
         key = run.key
-        if (
-            key is None
-            or index != last[run.module]  # Hooks tell of a module's last run alone.
-            or isinstance(run.module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd))
-        ):
+        if key is None or isinstance(run.module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd)):
             continue
-        if key in found:
-            # Of the modules that give the same tensor, the outermost around the first one.
-            if run.form is not None and found[key].name.startswith(f"{run.name}."):
-                found[key] = run
+        if key in maps:
+            # Of the modules that give the same tensor, the outermost around the first one that gives it as it is.
+            if run.form is not None and not run.wrapped and maps[key].name.startswith(f"{run.name}."):
+                maps[key] = run
         elif run.form is not None and prod(run.grid) > 1 and run.output[0] == rows:
-            found[key] = run
-    return found
+            maps[key] = run
+    return maps
 
 
-def _read(shape: tuple[int, ...], size: Grid, shapes: TokenGridTracker) -> tuple[Form, Grid] | None:
+def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) -> tuple[Form, Grid] | None:
     """How an output is a feature map of an image of this size, and the map's grid."""
     if not 3 <= len(shape) <= 5:
         return None
     if len(shape) == 3:
         tokens, channels = shape[1:]
         # A map that was flattened, (N, C, T), or pooled, is none of tokens.
-        if channels == 1 or (shapes.convolved(channels) and not shapes.convolved(tokens)):
+        if channels == 1 or (tracker.convolved(channels) and not tracker.convolved(tokens)):
             return None
-        grids = shapes.grids(tokens, channels)
+        grids = tracker.grids(tokens, channels)
         return ("tokens", grids.pop()) if len(grids) == 1 else None
     forms: list[tuple[Form, Grid]] = [("channels first", shape[2:]), ("channels last", shape[1:-1])]
 
@@ -239,9 +242,14 @@ def _read(shape: tuple[int, ...], size: Grid, shapes: TokenGridTracker) -> tuple
         """How far the map's height to width is from the image's."""
         return abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2])))
 
-    return min(
-        ((form, grid) for form, grid in forms if shapes.has_map(grid)), key=lambda read: stretch(read[1]), default=None
+    layout = min(
+        ((form, grid) for form, grid in forms if tracker.has_map(grid)),
+        key=lambda each: stretch(each[1]),
+        default=None,
     )
+    # Scores that were scaled up are no feature map. They are left out only here: read the other way, those of a cube
+    # have a coarser grid, of one side and the classes.
+    return None if layout is None or tracker.is_fine(layout[1]) else layout
 
 
 def _scores(output: Any) -> list[Tensor]:
@@ -253,40 +261,40 @@ def _scores(output: Any) -> list[Tensor]:
     return [score for part in parts for score in _scores(part)]
 
 
-def _last(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> _Run | None:
-    """The last place of which most reaches the scores, and beside which no other such place lies."""
-    reached = _reached(places, scores, image)
+def last_whole_map(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> _Run | None:
+    """The last map of which most reaches the scores, and beside which no other such map lies."""
+    entries = reachable(maps, scores, image)
     whole = [
         key
-        for key, place in places.items()
-        if key in reached
-        and place.places(reached[key]).float().mean() > 0.5
-        and not isinstance(place.module, Linear)
-        and not _is_scores(place, key, scores)
+        for key, run in maps.items()
+        if key in entries
+        and run.cells(entries[key]).float().mean() > 0.5
+        and not isinstance(run.module, Linear)
+        and not _is_scores(run, key, scores)
     ]
     upstream = {key: _upstream(key[0]) for key in whole}
     for key in reversed(whole):
         if all(key[0] in upstream[other] or other[0] in upstream[key] for other in whole):
-            return places[key]
+            return maps[key]
     return None
 
 
-def _reached(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
-    """Which entries of what each place gave have a way to the scores.
+def reachable(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
+    """Which entries of each map have a way to the scores.
 
     Gradients that are not numbers spread wherever there is a way, also through weights that are zero.
     """
-    reached: dict[_Key, Tensor] = {}
+    entries: dict[_Key, Tensor] = {}
 
     def note(key: _Key) -> Callable[..., None]:
         def hook(gradients: tuple[Tensor | None, ...]) -> None:
             gradient = gradients[key[1]]
             if gradient is not None:
-                reached[key] = gradient.isnan()
+                entries[key] = gradient.isnan()
 
         return hook
 
-    hooks = [key[0].register_prehook(note(key)) for key in places]
+    hooks = [key[0].register_prehook(note(key)) for key in maps]
     try:
         with torch.autograd.set_detect_anomaly(False):
             torch.autograd.grad(
@@ -295,27 +303,27 @@ def _reached(places: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> d
     finally:
         for handle in hooks:
             handle.remove()
-    return reached
+    return entries
 
 
-def _is_scores(place: _Run, key: _Key, scores: list[Tensor]) -> bool:
+def _is_scores(run: _Run, key: _Key, scores: list[Tensor]) -> bool:
     """Whether each channel is a map of one of the scores."""
-    if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != place.feature_map.shape[0]:
+    if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != run.feature_map.shape[0]:
         return False
     one = torch.zeros_like(scores[0])
     one[:, 0] = torch.nan
     with torch.autograd.set_detect_anomaly(False):
         (gradient,) = torch.autograd.grad(scores, [GradientEdge(*key)], [one], retain_graph=True)
-    return int(place.channels(gradient.isnan()).sum()) <= 1
+    return int(run.channels(gradient.isnan()).sum()) <= 1
 
 
 def _upstream(node: Node) -> set[Node]:
     """The nodes of the autograd graph from which a node comes."""
-    found = {node}
+    nodes = {node}
     stack = [node]
     while stack:
         for following, _ in stack.pop().next_functions:
-            if following is not None and following not in found:
-                found.add(following)
+            if following is not None and following not in nodes:
+                nodes.add(following)
                 stack.append(following)
-    return found
+    return nodes

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,16 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
+from captum_fusion._engine.guards import (
+    batch_hint,
+    check_runs,
+    explain_missing_graph,
+    nothing_found,
+    warn_of_nothing_found,
+)
+from captum_fusion._engine.spatial_view import PackedError, unpacked
 from captum_fusion._engine.state import StateGuard, preserved
+from captum_fusion._engine.token_grid import tensors_in
 from captum_fusion.functional import as_float
 
 
@@ -76,21 +85,30 @@ def forward_pass(
     *,
     gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
+    with_graph: bool = False,
     measure_memory: bool = False,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
+    Without gradients, the layer's value may still keep its graph, ``with_graph``.
+
     A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
     same.
     """
-    with preserved(call.tensors) as state:
+    with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
-        if outer is not None and gradients_of is None and outer.matches(call):
+        if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
             # A hook on every module is what a single pass of a tiny network does not need.
             with _memory(call.tensors) if measure_memory else nullcontext() as memory:
-                unmasked = _run(call, state, gradients_of, grad_kwargs)
+                try:
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+                except PackedError:
+                    assert call.layer is not None
+                    module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
+                    call = replace(call, layer=module, attribute_to_layer_input=False)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
             if memory:
                 unmasked = replace(unmasked, live_bytes=memory.most)
         token = _current.set(unmasked)
@@ -105,13 +123,23 @@ def _run(
     state: StateGuard,
     gradients_of: Callable[[Tensor], Tensor] | None,
     grad_kwargs: Mapping[str, Any] | None,
+    with_graph: bool,
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
+    empty: set[int] = set()
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
-        result = call.forward_func(*arguments)
+        token = nothing_found.set(empty)
+        try:
+            result = call.forward_func(*arguments)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if hint := batch_hint(call.tensors):
+                raise type(error)(f"{error}.{hint}") from error
+            raise
+        finally:
+            nothing_found.reset(token)
         scores, output, passed = call.checked_scores(result), result.detach().clone(), True
         return result if gradients_of is None else gradients_of(result)
 
@@ -141,7 +169,10 @@ def _run(
                             grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
                         )
                     else:
-                        values = layer_value(observed, inputs, call.layer, arguments, devices, side)
+                        values = layer_value(observed, inputs, call.layer, arguments, devices, side, with_graph)
+            except RuntimeError as error:
+                explain_missing_graph(error)
+                raise
             except AssertionError:
                 if not passed or runs:
                     raise
@@ -149,8 +180,14 @@ def _run(
             if len(values) != 1:
                 raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
+            check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
     value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
+    warn_of_nothing_found(empty)
+    if empty and value.numel():
+        # A layer of zeros has a map of zeros by every method.
+        rows = torch.tensor([i not in empty for i in range(call.examples)], device=value.device)
+        value = value * rows.reshape(-1, *(1,) * (value.dim() - 1))
     return ForwardPass(
         call=call,
         output=output,
@@ -181,7 +218,10 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
 
     def check(_: Module, *values: Any) -> None:
         runs.append(None)
-        value = values[0 if attribute_to_layer_input else -1]
+        value: Any = values if attribute_to_layer_input else values[-1]
+        if len(tensors_in(value)) == 1 and not _is_seen(value, attribute_to_layer_input):
+            raise PackedError
+        value = value[0] if attribute_to_layer_input else value
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if not isinstance(part, Tensor):
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
@@ -191,11 +231,21 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                     "that does, or, for a quantized model, the model that it was made from."
                 )
 
-    hook = (layer.register_forward_pre_hook if attribute_to_layer_input else layer.register_forward_hook)(check)
+    hook = (
+        layer.register_forward_pre_hook(check, with_kwargs=True)
+        if attribute_to_layer_input
+        else layer.register_forward_hook(check)
+    )
     try:
         yield
     finally:
         hook.remove()
+
+
+def _is_seen(value: Any, attribute_to_layer_input: bool) -> bool:
+    """Whether Captum's hooks see the tensor of a layer: as it is, or the only entry of a tuple."""
+    value = value[0] if attribute_to_layer_input else value
+    return isinstance(value, Tensor) or (type(value) is tuple and len(value) == 1 and isinstance(value[0], Tensor))
 
 
 def _check_map(value: Tensor, call: ModelCall, side: str) -> None:

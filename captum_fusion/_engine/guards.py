@@ -1,10 +1,18 @@
 """Arguments and circumstances that are refused before any forward pass."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
+from captum_fusion._engine.state import warn
 from captum_fusion.arguments import INTERPOLATE_MODES
 
 
@@ -56,5 +64,164 @@ def check_maskable(tensor: Tensor, position: int) -> None:
     if not tensor.is_floating_point():
         raise TypeError(
             f"Input {position} holds {tensor.dtype} values, which cannot be masked; expected floating-point values, "
-            "scaled as the model needs them"
+            "scaled as the model needs them. Give masks and indices as additional_forward_args."
         )
+
+
+def batch_hint(tensors: tuple[Tensor, ...]) -> str:
+    """What to do where one example was given without a batch, (C, H, W), as ``transform(image)`` gives it.
+
+    A sequence (N, C, L) has as many axes, so that this is only said where the forward pass has failed.
+    """
+    images = [tuple(tensor.shape) for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4)]
+    return f" If {images[0]} is one image, (C, H, W), give image.unsqueeze(0)." if images else ""
+
+
+def check_logits(output: Tensor, spatial_axes: set[int]) -> None:
+    """Warns where a softmax would be taken of probabilities, and refuses an output whose class axis is not known.
+
+    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that.
+    """
+    if output.dim() > 2 and output.dim() - 2 not in spatial_axes:
+        raise ValueError(
+            f"The softmax is over dimension 1, but an output of shape {tuple(output.shape)} may have its classes in "
+            "another one; expected scores (N, classes), or (N, classes, *S) of each pixel. Select what is explained "
+            "inside forward_func, as in lambda x: model(x)[:, query], or give activation=None."
+        )
+    values = output.detach().float()
+    if (values >= 0).all() and ((values.sum(dim=1) - 1).abs() < 1e-2).all():
+        warn(
+            "forward_func returned rows that are not negative and sum to 1, as probabilities do, of which a softmax "
+            "would be taken. Give activation=None for probabilities."
+        )
+
+
+def check_not_negative(scores: Tensor, masked: Tensor) -> None:
+    """Refuses scores below 0: a share of them that is lost is defined for probabilities."""
+    lowest = float(torch.minimum(scores, masked).min())
+    if lowest < 0:
+        raise ValueError(
+            f"The scores of inputs and masked inputs go down to {lowest:.4g}; expected probabilities, which are not "
+            'negative: give activation="softmax" or activation="sigmoid" for logits'
+        )
+
+
+def check_values(output: Tensor) -> None:
+    """Refuses a model on the meta device, whose tensors have shapes and no values."""
+    if output.is_meta:
+        raise ValueError(
+            "forward_func returned a tensor on the meta device, which holds no values; expected a model with weights, "
+            'as after model.to_empty(device="cpu") and model.load_state_dict(...)'
+        )
+
+
+def check_dense(value: Tensor, position: int) -> None:
+    """Refuses a sparse additional argument, whose rows cannot be repeated for masked inputs."""
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"additional_forward_args[{position}] is a tensor of layout {value.layout}, whose rows cannot be repeated; "
+            "expected a dense one, as value.to_dense() gives it, or one that is bound inside forward_func"
+        )
+
+
+def check_runs(runs: int, shapes: list[tuple[int, ...]]) -> None:
+    """Warns of a layer that ran several times: hooks tell of the last run alone.
+
+    In a Siamese network that is the second image's, whose map would mask both.
+    """
+    if runs > 1:
+        alike = len(shapes) == runs and len(set(shapes)) == 1
+        warn(
+            f"The layer ran {runs} times in the forward pass; its last run is explained"
+            + (", which may be that of the last input, for all inputs of that shape. " if alike else ". ")
+            + f"Name a run as in captum_fusion.layer_run(layer, 0, of={runs})."
+        )
+
+
+def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = ()) -> None:
+    """Refuses inputs of frames before channels, or channels last, where the layer shows it; warns where shapes do.
+
+    Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
+    """
+    for axis, name in ((2, "(N, T, C, H, W)"),) * (len(shape) == 5) + ((-1, "(N, *S, C)"),) * (len(shape) > 3):
+        if shape[axis] not in (1, 3) or shape[1] <= 4:
+            continue
+        # The layer's axis is longer than this one, which no feature map's is.
+        seen = bool(layer_size) and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]
+        message = (
+            f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S). Move the "
+            "axis of the channels to dimension 1, and back inside forward_func, as in lambda x: "
+            "model(x.transpose(1, 2)) for frames or lambda x: model(x.movedim(1, -1)) for channels that come last."
+        )
+        if seen:
+            raise ValueError(message)
+        warn(message)
+
+
+nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)
+"""Inside the unmasked pass, the examples of which a forward function found nothing to explain."""
+
+
+def warn_of_nothing_found(examples: set[int]) -> None:
+    """Warns that maps are zeros, since there is no detection whose score could be explained."""
+    if examples:
+        warn(f"No detection was found for the examples {sorted(examples)}: there is nothing to explain, and maps are 0")
+
+
+def explain_missing_graph(error: RuntimeError) -> None:
+    """Says why scores have no gradients at the layer, where torch's message names an argument that nobody gave."""
+    if any(part in str(error) for part in ("allow_unused", "does not require grad", "used in the graph")):
+        raise RuntimeError(
+            "The scores have no gradients at the layer: the model detaches them or runs without gradients, the layer "
+            "does not reach the target, or it lies inside a checkpoint, which needs use_reentrant=False. Expected "
+            "scores that follow from the layer by autograd; methods without gradients, such as LayerScoreCam, do "
+            "without."
+        ) from error
+
+
+def check_finite(attributions: Tensor, sums: Tensor) -> None:
+    """Refuses attributions that are not finite, or whose sums over the channels are not: they have no order."""
+    wrong = int((~(attributions.isfinite().flatten(1).all(dim=1) & sums.isfinite().flatten(1).all(dim=1))).sum())
+    if wrong:
+        kind = "NaN" if attributions.isnan().any() else "infinity, or overflow in the sum over the channels,"
+        raise ValueError(f"attributions hold {kind} in {wrong} of {len(attributions)} examples; expected numbers")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
+
+    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
+    """
+    torch_backends: Any = torch.backends
+    backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
+    # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
+    apart = all(hasattr(backend, "fp32_precision") for backend in backends)
+    before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]
+
+    def set_precisions(precisions: list[str]) -> None:
+        if not apart:
+            torch.set_float32_matmul_precision(precisions[0])
+        for backend, precision in zip(backends if apart else (), precisions, strict=apart):
+            backend.fp32_precision = precision
+
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        set_precisions(["ieee"] * 2 if apart else ["highest"])
+        stack.callback(set_precisions, before)
+        yield
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Boxes as x1, y1, x2, y2, whatever their format: plain tensors are read so, and ``BoundingBoxes`` know theirs.
+
+    Rows and slices of ``BoundingBoxes`` are plain tensors, so this comes before anything else.
+    """
+    if not isinstance(boxes, BoundingBoxes):
+        return boxes
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"The boxes have the format {boxes.format}; expected boxes without a rotation")
+    converted: Tensor = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
+    return converted.as_subclass(Tensor)

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall, checked_inputs
 from captum_fusion._engine.captum import ProgressBar, is_compiled, progress_bar, run_forward
 from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
-from captum_fusion._engine.guards import check_maskable
+from captum_fusion._engine.guards import check_channels_first, check_maskable
 from captum_fusion._engine.state import warn
 from captum_fusion.functional import upsample
 
@@ -82,6 +82,7 @@ class MaskedScorer:
         self._passed = False
         for position in self.positions:
             check_maskable(self.inputs[position], position)
+            check_channels_first(tuple(self.inputs[position].shape), tuple(unmasked.layer_value.shape[2:]))
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -97,13 +98,18 @@ class MaskedScorer:
         size = self.size if position is None else self.size_of(position)
         return upsample(maps, size, self.call.interpolate_mode)
 
-    def as_attributions(self, maps: Tensor) -> Any:
-        r"""Maps of shape (N, 1, \*S) in the form of the inputs: each channel holds the map, unmasked inputs zeros."""
+    def as_attributions(self, maps: Tensor | dict[int, Tensor]) -> Any:
+        r"""Maps of shape (N, 1, \*S) in the form of the inputs: each channel holds the map, unmasked inputs zeros.
+
+        Inputs without a map of their own share that of the first masked one.
+        """
+        own = maps if isinstance(maps, dict) else {self.positions[0]: maps}
+        shared = own[self.positions[0]]
         return self.call.in_form(
             tuple(
-                self.upsample(maps, position).expand(tensor.shape).contiguous()
+                self.upsample(own.get(position, shared), position).expand(tensor.shape).contiguous()
                 if position in self.positions
-                else torch.zeros_like(tensor, dtype=maps.dtype)
+                else torch.zeros_like(tensor, dtype=shared.dtype)
                 for position, tensor in enumerate(self.inputs)
             )
         )
@@ -332,7 +338,9 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    positions = tuple(position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim())
+    fitting = [position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim()]
+    # Among several, masks of booleans and maps of indices pass through.
+    positions = tuple(position for position in fitting if inputs[position].is_floating_point()) or tuple(fitting)
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "

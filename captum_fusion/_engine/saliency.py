@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.guards import check_finite
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
 
@@ -42,7 +43,7 @@ def saliency_map(
 
     Raises:
         ValueError: If the sign is unknown, if the attributions do not have as many spatial axes as the size, or if
-            some are NaN.
+            some, or their sums over the channels, are not finite.
 
     Examples::
 
@@ -76,10 +77,9 @@ def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
             f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
             f"to be brought to {tuple(size)}"
         )
-    missing = int(attributions.isnan().flatten(1).any(dim=1).sum())
-    if missing:
-        raise ValueError(f"attributions hold NaN in {missing} of {len(attributions)} examples; expected numbers")
-    return as_float(attributions.detach()).sum(dim=1, keepdim=True)
+    evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
+    check_finite(attributions, evidence)
+    return evidence
 
 
 def _as_mask(evidence: Tensor) -> Tensor:
@@ -105,8 +105,17 @@ def ranks(maps: Tensor) -> Tensor:
 def saliency_maps(
     inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
 ) -> dict[int, Tensor]:
-    """The saliency map of each input that is masked, by the input's position."""
+    """The saliency map of each input that is masked, by the input's position.
+
+    Where an example has attributions of some inputs only, its maps of the others are NaN: they are left as they are.
+    """
     tensors = checked_inputs(inputs)
+    if isinstance(attributions, list):
+        attributions = tuple(attributions)
+    parts = attributions if isinstance(attributions, tuple) else (attributions,)
+    if not all(value is None or isinstance(value, Tensor) for value in parts):
+        held = ", ".join(type(value).__name__ for value in parts)
+        raise TypeError(f"attributions are ({held}); expected a tensor, or for several inputs a tuple of them")
     if isinstance(attributions, Tensor):
         # One map is for every input with its spatial axes, as LayerFusionCam makes it.
         given = tuple(attributions if tensor.dim() == attributions.dim() else None for tensor in tensors)
@@ -126,5 +135,19 @@ def saliency_maps(
             "the input's number of examples and of spatial axes, or None, and at least one such attribution"
         )
     # What was not explained has zeros, and is left as it is; where everything is zero, nothing is kept.
-    explained = {position: value for position, value in maps.items() if value.any()} or maps
-    return {i: saliency_map(value, tuple(tensors[i].shape[2:]), sign) for i, value in explained.items()}
+    explained = {position: value.flatten(1).any(dim=1) for position, value in maps.items()}
+    device = next(iter(maps.values())).device
+    anything = torch.stack([rows.to(device) for rows in explained.values()]).any(dim=0)
+    chosen: dict[int, Tensor] = {}
+    for position, value in maps.items():
+        left = anything.to(value.device) & ~explained[position]
+        if not left.all():
+            saliency = saliency_map(value, tuple(tensors[position].shape[2:]), sign)
+            chosen[position] = saliency.masked_fill(left.reshape(-1, *(1,) * (saliency.dim() - 1)), torch.nan)
+    return chosen
+
+
+def explained_pixels(maps: dict[int, Tensor], example: int) -> Tensor:
+    """The pixels of all maps of one example, (1, pixels), without those of inputs that are left as they are."""
+    rows = [maps[position][example].flatten() for position in sorted(maps)]
+    return torch.cat([row[~row.isnan()] for row in rows])[None]

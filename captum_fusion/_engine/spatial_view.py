@@ -1,23 +1,33 @@
 """Feature-map views of layers whose output is not (N, C, *s)."""
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from copy import copy
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import Conv1d, Conv2d, Conv3d, Identity, Module
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn import Identity, Module
 
-Grid = tuple[int, ...]
+from captum_fusion._engine.token_grid import (
+    REGISTERS,
+    Grid,
+    TokenGridTracker,
+    fits,
+    in_place,
+    perturb,
+    probe_cells,
+    repeat_first_row,
+    tensors_in,
+)
+
 ToMap = Callable[[Any], Tensor]
 FromMap = Callable[[Tensor, Any], Any]
 
-# Where the grid is known, so many tokens are too many in front: class and register tokens are at most 8.
-_REGISTERS = 9
+# The grids on which a layer's tokens were found in order, so that no view checks them again.
+_ordered: WeakKeyDictionary[Module, set[Grid]] = WeakKeyDictionary()
 
 
 class ViewHook:
@@ -28,144 +38,16 @@ class ViewHook:
         self.from_map = from_map
         self.module = Identity()
         self.ran = False
+        self.recorded: Tensor | None = None
+        self.recording = False
 
     def __call__(self, _: Module, __: tuple[Any, ...], output: Any) -> Any:
         self.ran = True
+        if self.recording:
+            # Past the identity, whose hooks are those of the attribution.
+            self.recorded = self.to_map(output)
+            return output
         return self.from_map(self.module(self.to_map(output)), output)
-
-
-class _Shapes:
-    """The shapes from which the grid of tokens follows: of the images taken in, and of what convolutions gave."""
-
-    def __init__(self) -> None:
-        self.images: dict[int, set[Grid]] = {}
-        self.convolved: set[Grid] = set()
-        self.sequences: set[tuple[int, ...]] = set()
-
-    def grids(self, tokens: int, channels: int) -> set[Grid]:
-        """Each grid that so many tokens may have, with others in front.
-
-        That of a convolution, which is how most networks cut patches, is exact whatever its stride and padding.
-        Otherwise a whole number divides the image, or divides it with rounding and without any token in front.
-        """
-        if (tokens, channels) in self.sequences:  # (N, C, T)
-            return set()
-        convolved = {grid for grid in self.convolved if prod(grid) > 1 and _fits(tokens, grid, _REGISTERS)}
-        exact = convolved or {grid for grid in self._divided(exactly=True) if _fits(tokens, grid)}
-        if exact:
-            return exact
-        rounded = {grid for grid in self._divided() if _fits(tokens, grid)}
-        return rounded if any(prod(grid) == tokens for grid in rounded) else set()
-
-    def has_map(self, grid: Grid) -> bool:
-        """Whether a feature map of the image may have this grid: no finer one than convolutions gave, if any did."""
-        finest = max(map(prod, self.convolved), default=prod(grid))
-        divided = prod(grid) <= finest and any(grid[-2:] == divided[-2:] for divided in self._divided())
-        return divided or grid in self.convolved
-
-    def _divided(self, exactly: bool = False) -> set[Grid]:
-        return {grid for sizes in self.images.values() for size in sizes for grid in _divided(size, exactly)}
-
-
-@lru_cache(maxsize=64)
-def _divided(size: Grid, exactly: bool) -> set[Grid]:
-    """A size divided by each whole number, rounded down and up, or only by those that divide it exactly."""
-    return {
-        tuple((side + up) // patch for side in size)
-        for patch in range(1, max(size) + 1)
-        for up in (0, patch - 1)
-        if not exactly or not any(side % patch for side in size)
-    }
-
-
-class TokenGridTracker(threading.local):
-    """Collects the shapes of each forward pass, for each thread its own.
-
-    A pass is one call from outside all modules. Where a function calls the parts of a network one by one, and that one
-    took no image in, all calls since the layer last ran count.
-    """
-
-    def __init__(self) -> None:
-        self._depth = 0
-        # Whether no module with weights has run, so that what modules take in may be the image.
-        self._raw = True
-        self._call = _Shapes()
-        self._calls = _Shapes()
-        self._done = False
-
-    @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Collects inside the ``with``."""
-        hooks = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def grids(self, tokens: int, channels: int) -> set[Grid]:
-        """Each grid that so many tokens of a layer that runs now may have."""
-        self._done = True
-        return self._call.grids(tokens, channels) or self._calls.grids(tokens, channels)
-
-    def convolved(self, tokens: int) -> bool:
-        """Whether a convolution of this pass gave so many tokens, but for some in front."""
-        return any(_fits(tokens, grid, _REGISTERS) for grid in self._call.convolved)
-
-    def has_map(self, grid: Grid) -> bool:
-        """Whether a feature map of this pass may have this grid."""
-        return self._call.has_map(grid)
-
-    def grid(self, tokens: int, channels: int) -> Grid:
-        """The one grid of so many tokens."""
-        grids = self.grids(tokens, channels)
-        if len(grids) == 1:
-            return grids.pop()
-        sizes = set().union(*(self._call.images or self._calls.images).values())
-        raise ValueError(
-            f"The grid of {tokens} tokens "
-            + (f"may be {_any_of(grids)}" if grids else "does not follow from the input")
-            + (f" of {_any_of(sizes)}" if sizes else "")
-            + "; expected the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume "
-            f"or a video and grid=({tokens},) for a sequence, or to_map and from_map"
-        )
-
-    def _enter(self, _: Module, args: tuple[Any, ...]) -> None:
-        if self._depth == 0:
-            self._call, self._raw = _Shapes(), True
-            if self._done:
-                self._calls, self._done = _Shapes(), False
-        for value in args if self._raw else ():
-            if isinstance(value, Tensor) and 4 <= value.dim() <= 5:
-                channels, size = value.shape[1], tuple(value.shape[2:])
-                # Further in, an image that was resized has as many channels as it had.
-                if self._depth == 0 or channels in self._call.images:
-                    for shapes in (self._call, self._calls):
-                        shapes.images.setdefault(channels, set()).add(size)
-        self._depth += 1
-
-    def _leave(self, module: Module, _: tuple[Any, ...], output: Any) -> None:
-        self._depth -= 1
-        if next(module.parameters(recurse=False), None) is not None:
-            self._raw = False
-        if isinstance(module, (Conv1d, Conv2d, Conv3d)) and isinstance(output, Tensor):
-            for shapes in (self._call, self._calls):
-                if isinstance(module, Conv1d):
-                    shapes.sequences.add(tuple(output.shape[1:]))
-                else:
-                    shapes.convolved.add(tuple(output.shape[2:]))
-
-
-def _any_of(shapes: Iterable[Grid]) -> str:
-    return " or ".join(map(str, sorted(shapes)))
-
-
-def _fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
-    """Whether so many tokens hold a grid and fewer others in front than its longest side has, or than allowed."""
-    return min(grid) > 0 and 0 <= tokens - prod(grid) < max(in_front, *grid)
 
 
 @contextmanager
@@ -184,7 +66,11 @@ def spatial_view(
 
     Without ``to_map`` and ``from_map``, an output of three dimensions is tokens (N, T, C), those of the grid in row
     order after any class or register tokens, which the view leaves out (ViT, DeiT); an output of four or five is a
-    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, the first entry is viewed.
+    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, a list or a dictionary, the first
+    entry is viewed.
+
+    Whether tokens are in row order no shape tells: the first pass of a layer is repeated once with a few perturbed
+    patches, and the layer is refused unless its map changes where they are.
 
     Args:
         layer (torch.nn.Module): The layer to view. Where only a part of the tokens reaches the model's output, as after
@@ -202,8 +88,8 @@ def spatial_view(
 
     Raises:
         ValueError: If only one of ``to_map`` and ``from_map`` is given, if the layer is viewed already, or, when the
-            layer runs, if its output has no such view, if it does not hold as many tokens as the grid, or if no grid
-            was given and none or several follow from the input.
+            layer runs, if its output has no such view or needs none, if it does not hold as many tokens as the grid, if
+            its tokens are in another order, or if no grid was given and none or several follow from the input.
         RuntimeError: On leaving, if the layer never ran.
 
     Examples::
@@ -237,25 +123,66 @@ def attach_view(
         )
     if any(isinstance(hook, ViewHook) for hook in layer._forward_hooks.values()):
         raise ValueError(f"There is a view of this {type(layer).__name__} already; expected one at a time")
-    shapes = TokenGridTracker()
-    view = ViewHook(
-        to_map or (lambda output: _to_map(output, grid, shapes)),
-        from_map or _from_map,
-    )
+    tracker = TokenGridTracker()
+    view = ViewHook(to_map or (lambda output: _to_map(output, grid, tracker, layer, unchecked)), from_map or _from_map)
+    unchecked: dict[str, Grid] = {}
+
+    def check(module: Module, args: Any, kwargs: Any) -> None:
+        if unchecked and not view.recording:
+            _check_order(layer, view, unchecked.pop("grid"), module, (args, kwargs))
+
     handle = layer.register_forward_hook(view)
     try:
-        with shapes.collected() if grid is None and to_map is None else nullcontext():
+        with tracker.collected(check) if to_map is None else nullcontext():
             yield view
     finally:
         handle.remove()
 
 
+def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, arguments: tuple[Any, Any]) -> None:
+    """Refuses a layer whose tokens are not where their patches are, once for each layer and grid.
+
+    The order is data, which no shape shows: Hiera keeps the tokens of a window apart until its last stage, other
+    networks shuffle them or have registers after them. So the pass that has ended runs once more on perturbed images.
+    """
+    image = next((t for t in tensors_in(arguments) if t.dim() == len(grid) + 2 and t.is_floating_point()), None)
+    if image is None or module.training or not any(part is layer for part in module.modules()):
+        return
+    cells = probe_cells(grid)
+    args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 1)
+    view.recording = True
+    try:
+        with torch.no_grad():
+            images = next(t for t in tensors_in((args, kwargs)) if t.dim() == len(grid) + 2 and t.is_floating_point())
+            perturb(images, grid, cells)
+            module(*args, **kwargs)
+        maps = view.recorded
+    except Exception:
+        # A model that takes one size of batch only may fail in any way: nothing can be said of it.
+        return
+    finally:
+        view.recording, view.recorded = False, None
+    if maps is None or len(maps) != len(cells) + 1 or tuple(maps.shape[2:]) != grid:
+        return
+    if not in_place(maps, cells):
+        raise ValueError(
+            f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image does: "
+            "its tokens are in another order, or others lie after or among them. Name a layer whose tokens are in row "
+            "order, such as that of last_feature_map, or give to_map and from_map."
+        )
+    _ordered.setdefault(layer, set()).add(grid)
+
+
 def unwrap(output: Any) -> Any:
-    """The first entry of a tuple, or anything else as it is."""
-    return output[0] if type(output) in (tuple, list) and output else output
+    """The first entry of a tuple, list or dictionary, or anything else as it is."""
+    if isinstance(output, (tuple, list, Mapping)) and output:
+        return next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output
 
 
-def _to_map(output: Any, grid: Grid | None, shapes: TokenGridTracker) -> Tensor:
+def _to_map(
+    output: Any, grid: Grid | None, tracker: TokenGridTracker, layer: Module, unchecked: dict[str, Grid]
+) -> Tensor:
     output = unwrap(output)
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -263,25 +190,137 @@ def _to_map(output: Any, grid: Grid | None, shapes: TokenGridTracker) -> Tensor:
             f"The viewed layer gave {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) of two or "
             "three spatial axes. Give to_map and from_map for any other output."
         )
+    shape = tuple(output.shape)
     if output.dim() > 3:
         if grid is not None:
-            raise ValueError(f"grid is {grid}, but the viewed layer gave a map {tuple(output.shape)}; expected None")
-        return output.movedim(-1, 1)
-    tokens = output.shape[1]
-    shape = shapes.grid(tokens, output.shape[2]) if grid is None else grid
-    if not _fits(tokens, shape, _REGISTERS):
-        raise ValueError(
-            f"{tokens} tokens do not fit the grid {shape}; expected those of the grid and fewer than "
-            f"{max(_REGISTERS, *shape)} in front. Give the grid, or to_map and from_map."
-        )
-    maps = output[:, tokens - prod(shape) :].movedim(-1, 1)
-    return maps.reshape(*maps.shape[:2], *shape)
+            raise ValueError(f"grid is {grid}, but the viewed layer gave a map {shape}; expected None")
+        maps, grid = output.movedim(-1, 1), shape[1:-1]
+        if tracker.has_map(shape[2:]):
+            if not tracker.has_map(grid):
+                raise ValueError(
+                    f"The viewed layer gave {shape}, which is a channels-first map already: of the image's size, only "
+                    f"{shape[2:]} is a part. Give the layer itself, or to_map and from_map."
+                )
+        else:
+            return maps
+    else:
+        tokens = shape[1]
+        grid = tracker.grid(tokens, shape[2]) if grid is None else grid
+        if not fits(tokens, grid, REGISTERS):
+            raise ValueError(
+                f"{tokens} tokens do not fit the grid {grid}; expected those of the grid and fewer than "
+                f"{max(REGISTERS, *grid)} in front. Give the grid, or to_map and from_map."
+            )
+        maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
+        maps = maps.reshape(*maps.shape[:2], *grid)
+    if prod(grid) > 1 and grid not in _ordered.get(layer, ()):
+        unchecked["grid"] = grid
+    return maps
 
 
-def _from_map(attach_view: Tensor, output: Any) -> Any:
-    if type(output) in (tuple, list):
-        return type(output)([_from_map(attach_view, output[0]), *output[1:]])
+def _from_map(view: Tensor, output: Any) -> Any:
+    if isinstance(output, Mapping):
+        changed: Any = copy(output)
+        name = next(iter(output))
+        changed[name] = _from_map(view, output[name])
+        return changed
+    if isinstance(output, (tuple, list)):
+        parts = [_from_map(view, output[0]), *output[1:]]
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
     if output.dim() > 3:
-        return attach_view.movedim(1, -1)
-    tokens = attach_view.flatten(2).movedim(1, -1)
+        return view.movedim(1, -1)
+    tokens = view.flatten(2).movedim(1, -1)
     return torch.cat([output[:, : output.shape[1] - tokens.shape[1]], tokens], dim=1)
+
+
+@contextmanager
+def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
+    r"""Gives a module to explain in place of one run of a layer that runs several times in a forward pass.
+
+    Hooks, and so all layer attributions, see a layer's last run alone. Inside the ``with``, the output of the named run
+    passes through the yielded module, whose activations and gradients are those of that run. For all runs together, sum
+    the attributions of each.
+
+    Args:
+        layer (torch.nn.Module): The layer, such as the encoder of a Siamese network. Its output is (N, C, \*s).
+        run (int): The index of the run in a forward pass, from 0.
+        of (int): The number of runs in a forward pass.
+
+    Yields:
+        *torch.nn.Module* to pass as ``layer``.
+
+    Raises:
+        ValueError: If there is no such run.
+        RuntimeError: On leaving, if the layer did not run that often in each pass.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import LayerGradCam
+        >>> encoder = torch.nn.Conv2d(3, 4, 3)
+        >>> def similarity(first, second):
+        ...     return (encoder(first) * encoder(second)).sum((1, 2, 3))
+        >>> first, second = torch.rand(2, 1, 3, 8, 8)
+        >>> with layer_run(encoder, 0, of=2) as layer:
+        ...     LayerGradCam(similarity, layer).attribute(first, additional_forward_args=second).shape
+        torch.Size([1, 1, 6, 6])
+    """
+    if not 0 <= run < of:
+        raise ValueError(f"run is {run} of {of}; expected an index from 0 below the number of runs")
+    module, runs = Identity(), 0
+
+    def hook(_: Module, __: tuple[Any, ...], output: Any) -> Any:
+        nonlocal runs
+        if output is None:
+            # A pass that failed in the layer: the next one begins again.
+            runs = 0
+            return None
+        runs += 1
+        return module(output) if (runs - 1) % of == run else None
+
+    handle = layer.register_forward_hook(hook, always_call=True)
+    try:
+        yield module
+    finally:
+        handle.remove()
+    if runs == 0 or runs % of:
+        raise RuntimeError(
+            f"The {type(layer).__name__} ran {runs} times, which is no multiple of {of}; expected {of} runs in each "
+            "forward pass of the model inside the with"
+        )
+
+
+class PackedError(Exception):
+    """The value of a layer is the only tensor of a container, or comes by keyword, where Captum's hooks see none."""
+
+
+def replace_only_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The value with its only tensor, in nested containers too, replaced; each container keeps its type."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        changed: Any = copy(value)
+        for name, part in value.items():
+            if tensors_in(part):
+                changed[name] = replace_only_tensor(part, function)
+        return changed
+    if isinstance(value, (list, tuple)):
+        parts = [replace_only_tensor(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+@contextmanager
+def unpacked(layer: Module, layer_input: bool) -> Iterator[Module]:
+    """Gives a module that takes the only tensor of a layer's output, or input, and gives it on."""
+    module = Identity()
+    if layer_input:
+        handle = layer.register_forward_pre_hook(
+            lambda _, args, kwargs: replace_only_tensor((args, kwargs), module), with_kwargs=True
+        )
+    else:
+        handle = layer.register_forward_hook(lambda _, __, output: replace_only_tensor(output, module))
+    try:
+        yield module
+    finally:
+        handle.remove()

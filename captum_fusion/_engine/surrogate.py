@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
+from captum_fusion._engine.guards import full_precision
+
 # The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
 # scores the pair stays. These constants and those below were chosen on the pictures of benchmarks/results/tolerance.md
 # that its table leaves out.
@@ -55,7 +57,11 @@ class Surrogate:
     errors: Tensor
     """Estimates of how far each target's final map is from the exact one, (T,); 0 where every score is known."""
 
+    @full_precision()
     def __init__(self, activations: Tensor, blank: Tensor, whole: Tensor, tolerance: float) -> None:
+        # The weights do not depend on the scale; sums and products of values near the limits of the type do.
+        largest = activations.abs().amax()
+        activations = activations / torch.where(largest > 0, largest, 1)
         lowest, highest = torch.aminmax(activations.flatten(1), dim=1)
         self._tolerance = tolerance
         self._live = lowest < highest
@@ -88,6 +94,7 @@ class Surrogate:
         """Whether all errors are within the tolerance."""
         return bool((self.errors <= self._tolerance).all())
 
+    @full_precision()
     def propose(self) -> Tensor:
         """The channels to score next."""
         known = len(self._known) - 2
@@ -99,6 +106,7 @@ class Surrogate:
             rows = rows[most_informative(self._draws, self._final_maps, count)]
         return self._live.nonzero().squeeze(1)[rows]
 
+    @full_precision()
     def observe(self, channels: Tensor, scores: Tensor) -> None:
         """Takes in the scores of n more channels, (n, T)."""
         rows = self._live.cumsum(0)[channels] - 1
@@ -129,8 +137,10 @@ class Surrogate:
             drawn = drawn.mean(dim=0)
             distances = (maps - relu_minmax(drawn @ channel_maps)).abs().amax(dim=1)
             # The blank and the whole alone, and scores that are all the same, do not tell how far others may be.
-            told = (deviation[target] > 0) & (len(self._known) > 2)
-            errors.append(torch.where(told, _SAFETY_FACTOR * distances.quantile(_QUANTILE), 1).clamp(max=1))
+            # Neither does an estimate that is not a number, as of scores that overflow.
+            estimate = _SAFETY_FACTOR * distances.quantile(_QUANTILE)
+            informed = (deviation[target] > 0) & (len(self._known) > 2) & estimate.isfinite()
+            errors.append(torch.where(informed, estimate, 1).clamp(max=1))
             weights.append(torch.empty_like(drawn).index_copy(0, order, drawn))
             if errors[-1] > self._tolerance:
                 final_maps.append(maps)
@@ -284,7 +294,8 @@ def relu_minmax(maps: Tensor) -> Tensor:
     """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
     maps = relu(maps)
     lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)
-    return ((maps - lowest) / (highest - lowest)).nan_to_num()
+    span = highest - lowest
+    return (maps - lowest) / torch.where(span == 0, 1, span)
 
 
 def pooled(maps: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Attributions averaged over flips and scales of the input."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 from captum.attr import Attribution
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.guards import check_channels_first
+from captum_fusion.targets import mirrored
 
 
 class AugmentationTunnel(Attribution):
@@ -52,20 +55,25 @@ class AugmentationTunnel(Attribution):
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As for the method. Those that hold floating-point values and have one
-                to three spatial axes, (N, C, \*S), are mirrored and scaled together; the others are given as they are.
+                to three spatial axes, (N, C, \*S), are mirrored and scaled together; others with the same spatial
+                axes, such as masks, are mirrored, and the rest is given as it is.
             flip (bool, optional): Whether to average over the mirror image, along the last axis, as well.
                 Default: True
             factors (list[float], optional): What the values of the inputs are multiplied by, at least one number.
                 Default: (0.9, 1.0, 1.1)
-            kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. Baselines and feature
-                masks with spatial axes are mirrored with the inputs; all others are given as they are.
+            kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. Baselines, feature masks
+                and additional tensors with the spatial axes of the inputs are mirrored with them, and so is the target
+                where it is a pixel, (class, \*S), of an output with the input's orientation. So are the region and the
+                box of ``captum_fusion.targets``. What a forward function of your own reads off a place is not: give
+                ``flip=False``.
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** as the method returns them.
 
         Raises:
-            ValueError: If there are no factors, or if the method's attributions have other axes than the inputs, such
-                as those of tokens, so that they cannot be mirrored back.
+            ValueError: If there are no factors, if the method's attributions have other axes than the inputs, such
+                as those of tokens, so that they cannot be mirrored back, or if the target has several indices that are
+                not those of a pixel.
 
         Examples::
 
@@ -81,20 +89,24 @@ class AugmentationTunnel(Attribution):
             raise ValueError("factors is empty; expected at least one number")
         tensors = checked_inputs(inputs)
         given = isinstance(inputs, tuple)
-        axes = {tensor.dim() for tensor in tensors if _is_spatial(tensor)}
+        sizes = {tuple(tensor.shape[2:]) for tensor in tensors if _is_spatial(tensor)}
+        axes = {len(size) + 2 for size in sizes}
+        for tensor in tensors:
+            check_channels_first(tuple(tensor.shape))
         total: tuple[Tensor, ...] | None = None
         for factor in factors:
-            scaled = tuple(tensor * factor if _is_spatial(tensor) else tensor for tensor in tensors)
-            for mirrored in (False, True)[: 1 + flip]:
-                inputs_now = tuple(map(_mirror, scaled)) if mirrored else scaled
-                further = {
-                    name: _mirrored(value) if mirrored and name in ("baselines", "feature_mask") else value
-                    for name, value in kwargs.items()
-                }
-                found = self.attribution_method.attribute(inputs_now if given else inputs_now[0], **further)
+            for flipped in (False, True)[: 1 + flip]:
+                # Tensors of their own for each run, since a model may write into them.
+                scaled = tuple(tensor * factor if _is_spatial(tensor) else tensor.clone() for tensor in tensors)
+                runs = {name: _mirror_all(value, sizes, flipped) for name, value in kwargs.items() if name != "target"}
+                if "target" in kwargs:
+                    runs["target"] = _mirror_target(kwargs["target"], axes) if flipped else kwargs["target"]
+                now = tuple(_mirror(tensor, sizes) if flipped else tensor for tensor in scaled)
+                with mirrored() if flipped else nullcontext():
+                    found = self.attribution_method.attribute(now if given else now[0], **runs)
                 parts = found if isinstance(found, tuple) else (found,)
                 self._check(parts, isinstance(found, tuple) == given or not isinstance(found, tuple), axes)
-                parts = tuple(map(_mirror, parts)) if mirrored else parts
+                parts = tuple(part.flip(-1) if flipped and part.dim() > 2 else part for part in parts)
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
         count = len(factors) * (1 + flip)
         mean = tuple(part / count for part in cast(tuple[Tensor, ...], total))
@@ -114,13 +126,29 @@ def _is_spatial(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and 3 <= tensor.dim() <= 5
 
 
-def _mirror(tensor: Tensor) -> Tensor:
-    """The mirror image, where there are spatial axes."""
-    return tensor.flip(-1) if 3 <= tensor.dim() <= 5 else tensor
+def _mirror(tensor: Tensor, sizes: set[tuple[int, ...]]) -> Tensor:
+    """The mirror image, where the tensor has the spatial axes of an input."""
+    return tensor.flip(-1) if any(tensor.shape[1:].numel() and tuple(tensor.shape[2:]) == s for s in sizes) else tensor
 
 
-def _mirrored(value: Any) -> Any:
-    """The mirror images of the tensors in an argument."""
+def _mirror_all(value: Any, sizes: set[tuple[int, ...]], flipped: bool) -> Any:
+    """Copies of the tensors in an argument, or their mirror images."""
     if isinstance(value, tuple):
-        return tuple(map(_mirrored, value))
-    return _mirror(value) if isinstance(value, Tensor) else value
+        return tuple(_mirror_all(part, sizes, flipped) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    return _mirror(value, sizes) if flipped else value.clone()
+
+
+def _mirror_target(target: Any, axes: set[int]) -> Any:
+    """The mirror image of a pixel, which counts its last index from the other end."""
+    if isinstance(target, list):
+        return [_mirror_target(each, axes) for each in target]
+    if not isinstance(target, tuple) or len(target) < 2:
+        return target
+    if len(target) + 1 not in axes:
+        raise ValueError(
+            f"target is {target}, which may or may not name a place; expected a class, (class, *S) for a pixel, or "
+            "flip=False"
+        )
+    return (*target[:-1], -1 - target[-1])

@@ -17,7 +17,7 @@ class LayerEigenCam(GradientCam):
         L = sum_k v_k (A_k - mean(A_k))
 
     It shows what stands out in the layer, whatever the class: the target selects a score, as in all classes here, but
-    the map does not depend on it.
+    the map does not depend on it, and no gradients are taken: it works in ``torch.inference_mode()`` too.
 
     A principal component has no sign of its own. This one's is such that it correlates with the sum of the channels.
     The activations are centred, as principal components are defined and as pytorch-grad-cam does it; the formula in the
@@ -39,6 +39,8 @@ class LayerEigenCam(GradientCam):
         >>> eigen_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
         torch.Size([1, 1, 2, 2])
     """
+
+    uses_gradients = False
 
     def channel_maps(self, _: Tensor, activations: Tensor) -> Tensor:
         """See ``captum_fusion.functional.principal_component``."""

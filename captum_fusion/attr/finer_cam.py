@@ -24,7 +24,7 @@ class LayerFinerCam(GradientCam):
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
     along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are
-    compared.
+    compared. A class at minus infinity is ruled out, so that it is none of them.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
@@ -92,10 +92,16 @@ class LayerFinerCam(GradientCam):
         targets: Any = target
         if isinstance(targets, Tensor):
             targets = targets.flatten().tolist() * (len(output) // targets.numel())
-        scores, others = [], []
+        differences = []
         for example, index in enumerate(targets if isinstance(targets, list) else [targets] * len(output)):
             chosen, *place = index if isinstance(index, tuple) else (index,)
             classes = output[example][(slice(None), *place)]
-            scores.append(classes[chosen])
-            others.append(classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)])
-        return finer_scores(torch.stack(scores), torch.stack(others), self.strength, self.references)
+            others = classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)]
+            others = others[others != -torch.inf]
+            if not others.isfinite().all() or not len(others):
+                raise ValueError(
+                    f"{int(others.isfinite().sum())} classes beside the target of example {example} have a finite "
+                    f"score and {int((~others.isfinite()).sum())} are NaN or infinity; expected one or more, all finite"
+                )
+            differences.append(finer_scores(classes[chosen, None], others[None], self.strength, self.references))
+        return torch.cat(differences)

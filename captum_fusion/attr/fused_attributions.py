@@ -8,7 +8,7 @@ from captum.attr import Attribution
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.component import check_component, component_map
+from captum_fusion._engine.component import check_component, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
 from captum_fusion.arguments import InterpolateMode
@@ -84,7 +84,7 @@ class FusedAttributions(Attribution):
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
-            {input_attributions}
+            {input_attributions} An attribution that gives each input a map of its own keeps it.
 
         Raises:
             ValueError: If no input has spatial axes, or if an attribution does not have as many of them.
@@ -113,8 +113,13 @@ class FusedAttributions(Attribution):
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             maps = [
-                component_map(scorer, f"attribution_methods[{position}]", method)
+                component_maps(scorer, f"attribution_methods[{position}]", method)
                 for position, method in enumerate(self.attribution_methods)
             ]
-        fused = fuse_maps(torch.cat(maps, dim=1), self.fusion)
-        return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))
+            shared = scorer.positions[0]
+            fused = {}
+            for position in {position for own in maps for position in own}:
+                parts = [own[position] if position in own else scorer.upsample(own[shared], position) for own in maps]
+                fused[position] = fuse_maps(torch.cat(parts, dim=1), self.fusion)
+            attributions = scorer.as_attributions(fused)
+        return cast(TensorOrTupleOfTensorsGeneric, attributions)

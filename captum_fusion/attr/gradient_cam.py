@@ -26,6 +26,9 @@ class GradientCam(LayerAttribution, GradientAttribution):
         {layer_constructor}
     """
 
+    uses_gradients = True
+    """Whether the map follows from gradients; without them, the layer's gradients are an empty tensor."""
+
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
 
@@ -91,7 +94,8 @@ class GradientCam(LayerAttribution, GradientAttribution):
             {layer_errors}
             {gradient_errors}
         """
-        check_gradients_allowed(type(self).__name__)
+        if self.uses_gradients:
+            check_gradients_allowed(type(self).__name__)
         call = ModelCall(
             forward_func=self.forward_func,
             inputs=inputs,
@@ -105,6 +109,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         def explained(output: Tensor) -> Tensor:
             return self.explained_scores(output, call.targets)
 
-        with forward_pass(call, gradients_of=explained, grad_kwargs=grad_kwargs) as unmasked:
+        gradients_of = explained if self.uses_gradients else None
+        with forward_pass(call, gradients_of=gradients_of, grad_kwargs=grad_kwargs, with_graph=True) as unmasked:
             channels = self.channel_maps(unmasked.layer_gradients, unmasked.layer_value)
         return layer_attributions(channels, attr_dim_summation, relu_attributions)

@@ -11,7 +11,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_maskable
-from captum_fusion._engine.saliency import saliency_map, saliency_maps
+from captum_fusion._engine.saliency import explained_pixels, saliency_map, saliency_maps
 from captum_fusion._engine.state import preserved
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import adcc as harmonic_mean
@@ -108,7 +108,9 @@ def coherency(
     for position in maps:
         check_maskable(call.tensors[position], position)
     masked = tuple(
-        torch.lerp(baseline, tensor.detach(), maps[i].to(tensor)) if i in maps else tensor.detach().clone()
+        torch.lerp(baseline, tensor.detach(), maps[i].nan_to_num(1).to(tensor))
+        if i in maps
+        else tensor.detach().clone()
         for i, (tensor, baseline) in enumerate(zip(call.tensors, call.baseline_tensors, strict=True))
     )
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
@@ -118,10 +120,14 @@ def coherency(
         again = again[0]
     # The layer's map of a method is for the same inputs as before.
     maps_again = saliency_maps(inputs, again, sign)
-    missing = maps.keys() - maps_again.keys()
-    maps_again |= {position: torch.zeros_like(maps[position]) for position in missing}
-    first, second = (torch.cat([part[i].flatten(1) for i in sorted(maps)], dim=1) for part in (maps, maps_again))
-    return (1 + correlation(first, second.to(first.device))) / 2
+    again_of = {
+        position: maps_again[position].nan_to_num(0).to(value).masked_fill(value.isnan(), torch.nan)
+        if position in maps_again
+        else torch.zeros_like(value).masked_fill(value.isnan(), torch.nan)
+        for position, value in maps.items()
+    }
+    pairs = ((explained_pixels(maps, i), explained_pixels(again_of, i)) for i in range(call.examples))
+    return (1 + torch.cat([correlation(first, second) for first, second in pairs])) / 2
 
 
 @fill_docstring
@@ -181,5 +187,5 @@ def adcc(
     drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval)
     coherent = coherency(explanation_func, *what, sign, explanation_kwargs)
     maps = saliency_maps(inputs, attributions, sign)
-    covered = torch.cat([maps[position].flatten(1) for position in sorted(maps)], dim=1).mean(dim=1)
+    covered = torch.stack([explained_pixels(maps, example).mean() for example in range(len(drop))])
     return harmonic_mean(drop, coherent.to(drop.device), covered.to(drop.device))

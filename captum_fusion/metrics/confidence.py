@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.guards import check_not_negative
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import saliency_maps
 from captum_fusion.arguments import Activation, Sign
@@ -46,6 +46,7 @@ def confidence_drop(
         *Tensor* of shape (N,) with values in [0, 1]. Where Y is 0 there is nothing to lose, and the drop is 0.
 
     Raises:
+        ValueError: If a score is negative, as logits are with ``activation=None``.
         {metric_errors}
 
     Examples::
@@ -117,7 +118,8 @@ def confidence_increase(
 
 def drop(whole: Tensor, difference: Tensor) -> Tensor:
     """max(0, Y - O) / Y, 0/0 := 0."""
-    return relu(-difference) / torch.where(whole > 0, whole, 1)
+    check_not_negative(whole, whole + difference)
+    return torch.where(difference < 0, -difference, 0) / torch.where(whole > 0, whole, 1)
 
 
 def increase(whole: Tensor, difference: Tensor) -> Tensor:
@@ -127,6 +129,7 @@ def increase(whole: Tensor, difference: Tensor) -> Tensor:
 
 def probabilities(call: ModelCall, maps: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Y and O - Y: the probability of the input as it is, and what it gains by the mask, 0 within rounding."""
+    maps = {position: saliency.nan_to_num(1) for position, saliency in maps.items()}
     with masked_scorer(call, positions=tuple(maps)) as scorer:
         examples = torch.arange(call.examples, device=call.device)
         masked = scorer.masked_scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])

@@ -166,13 +166,14 @@ def curve_of(call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: 
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
+    left = {position: saliency.isnan() for position, saliency in maps.items()}
     examples = torch.arange(call.examples, device=call.device).repeat_interleave(steps + 1)
     step = torch.arange(steps + 1, device=call.device).repeat(call.examples)
 
     def masks(rows: Tensor, position: int) -> Tensor:
         ranked = ranked_maps[position][examples[rows]]
         changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
-        return changed if restores else ~changed
+        return (changed if restores else ~changed) | left[position][examples[rows]]
 
     with masked_scorer(call, positions=tuple(maps)) as scorer:
         scores = scorer.masked_scores(examples, masks, "Insertion" if restores else "Deletion")

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from math import ceil, floor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
-from torchvision.transforms.v2.functional import convert_bounding_box_format
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
+from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.guards import corners
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.arguments import Sign
 
-Regions = Tensor | Sequence[Tensor]
+Regions = Tensor | Sequence[Any] | np.ndarray[Any, Any]
 
 
 @fill_docstring
@@ -29,8 +31,9 @@ def pointing_game(
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
             ``saliency_map``.
         regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
-            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as a tensor of (x1, y1, x2, y2), or a mask of the
-            shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
+            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
+            dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
+            lists of numbers are taken for tensors.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
         {sign}
@@ -73,8 +76,9 @@ def energy_pointing_game(
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
             ``saliency_map``.
         regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
-            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as a tensor of (x1, y1, x2, y2), or a mask of the
-            shape S of dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each.
+            ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
+            dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
+            lists of numbers are taken for tensors.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
         {sign}
@@ -138,18 +142,16 @@ def instances_reached(
         >>> instances_reached(attributions, [boxes])
         tensor([0.5000])
     """
-    shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
+    maps, shape = _maps(attributions, size, sign)
     if len(shape) != 2:
         raise ValueError(f"The image has the shape {shape}; expected two spatial axes")
-    maps = saliency_map(attributions, shape, sign)
-    _check_count(instances, maps)
-    values = maps.new_full((len(maps),), torch.nan)
-    for example, regions in enumerate(instances):
-        if len(regions):
-            masks = [_as_mask(r.unsqueeze(0) if r.dim() == 1 else r, shape, example).to(maps.device) for r in regions]
-            points = _highest_peaks(maps[example], len(masks))
-            values[example] = sum((points & mask).any() for mask in masks) / len(masks)
-    return values
+
+    def share(saliency: Tensor, masks: list[Tensor]) -> Tensor:
+        points = _highest_peaks(saliency, len(masks))
+        return torch.stack([(points & mask).any() for mask in masks]).float().mean()
+
+    masks = [_instances(regions, shape, example) for example, regions in enumerate(_checked(instances, maps))]
+    return _values(maps, masks, share)
 
 
 def _highest_peaks(saliency: Tensor, count: int) -> Tensor:
@@ -180,20 +182,63 @@ def _per_region(
     sign: Sign,
 ) -> Tensor:
     """The measure of each example's saliency map and region, NaN without a region."""
+    maps, shape = _maps(attributions, size, sign)
+    masks = [_as_mask(_as_tensor(region, i), shape, i) for i, region in enumerate(_checked(regions, maps))]
+    return _values(maps, [[mask] if mask.any() else [] for mask in masks], lambda m, mask: measure(m, mask[0]))
+
+
+def _maps(attributions: Tensor, size: tuple[int, ...] | None, sign: Sign) -> tuple[Tensor, tuple[int, ...]]:
+    """The saliency maps, and the shape of the image in which the regions lie."""
+    if not isinstance(attributions, Tensor):
+        raise TypeError(f"attributions are a {type(attributions).__name__}; expected a tensor (N, C, *s)")
+    if size is not None and not isinstance(size, (tuple, list)):
+        raise TypeError(f"size is {size!r}; expected a tuple with one number for each spatial axis")
     shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
-    maps = saliency_map(attributions, shape, sign)
-    _check_count(regions, maps)
+    return saliency_map(attributions, shape, sign), shape
+
+
+def _checked(regions: Any, maps: Tensor) -> Any:
+    """The regions, one entry for each map."""
+    if not isinstance(regions, (Tensor, np.ndarray, Sequence)) or isinstance(regions, str):
+        raise TypeError(f"regions are a {type(regions).__name__}; expected a list with an entry for each example")
+    if len(regions) != len(maps):
+        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+    return regions
+
+
+def _values(maps: Tensor, masks: list[list[Tensor]], measure: Callable[[Tensor, list[Tensor]], Tensor]) -> Tensor:
+    """The measure of each map and its masks, NaN where there are none."""
     values = maps.new_full((len(maps),), torch.nan)
-    for example, (saliency, region) in enumerate(zip(maps, regions, strict=True)):
-        mask = _as_mask(region, shape, example).to(maps.device)
-        if mask.any():
-            values[example] = measure(saliency, mask)
+    for example, own in enumerate(masks):
+        if own:
+            values[example] = measure(maps[example], [mask.to(maps.device) for mask in own])
     return values
 
 
-def _check_count(regions: Sequence[object] | Tensor, maps: Tensor) -> None:
-    if len(regions) != len(maps):
-        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+def _as_tensor(region: Any, example: int) -> Tensor:
+    """A region in the form of a tensor."""
+    if isinstance(region, Tensor):
+        return region
+    if isinstance(region, (list, tuple)) and not len(region):
+        return torch.empty(0, 4)
+    try:
+        return torch.as_tensor(np.asarray(region))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"The region of example {example} is a {type(region).__name__} that holds no table of numbers ({error}); "
+            "expected boxes (K, 4), or a mask of dtype bool"
+        ) from None
+
+
+def _instances(regions: Any, shape: tuple[int, ...], example: int) -> list[Tensor]:
+    """A mask for each object."""
+    if isinstance(regions, (list, tuple)) and all(isinstance(region, (Tensor, np.ndarray)) for region in regions):
+        own = [_as_tensor(region, example) for region in regions]
+        return [_as_mask(region[None] if region.dim() == 1 else region, shape, example) for region in own]
+    all_regions = _as_tensor(regions, example)
+    if all_regions.dtype != torch.bool:
+        all_regions = _checked_boxes(all_regions, shape, example)
+    return [_as_mask(region if region.dtype == torch.bool else region[None], shape, example) for region in all_regions]
 
 
 def _as_mask(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:
@@ -204,26 +249,29 @@ def _as_mask(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:
                 f"The mask of example {example} has shape {tuple(region.shape)}; expected the image's, {shape}"
             )
         return region.reshape(shape)
-    if len(shape) != 2 or region.dim() != 2 or region.shape[1] != 4:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for x1, y1, x2, y2 in _checked_boxes(region, shape, example).tolist():
+        mask[floor(y1) : ceil(y2), floor(x1) : ceil(x2)] = True
+    return mask
+
+
+def _checked_boxes(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:
+    """Boxes inside the image as x1, y1, x2, y2."""
+    if len(shape) != 2 or region.dim() != 2 or region.shape[1] != 4 or region.is_complex():
         raise ValueError(
             f"The region of example {example} holds {region.dtype} values of shape {tuple(region.shape)} for an image "
             f"of shape {shape}; expected boxes (K, 4) of an image with two spatial axes, or a mask of dtype bool"
         )
-    boxes: Tensor = region
-    if isinstance(region, BoundingBoxes):
-        if tuple(region.canvas_size) != shape:
-            raise ValueError(
-                f"The boxes of example {example} lie in an image of {tuple(region.canvas_size)}; expected the size "
-                f"{shape}"
-            )
-        boxes = convert_bounding_box_format(region, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
+    if isinstance(region, BoundingBoxes) and tuple(region.canvas_size) != shape:
+        raise ValueError(
+            f"The boxes of example {example} lie in an image of {tuple(region.canvas_size)}; expected the size {shape}"
+        )
+    boxes = corners(region)
     height, width = shape
-    mask = torch.zeros(shape, dtype=torch.bool)
     for x1, y1, x2, y2 in boxes.tolist():
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
             raise ValueError(
                 f"A box of example {example} is {(x1, y1, x2, y2)}; expected x1 < x2 and y1 < y2 inside the image, "
                 f"which is {width} wide and {height} high"
             )
-        mask[floor(y1) : ceil(y2), floor(x1) : ceil(x2)] = True
-    return mask
+    return boxes

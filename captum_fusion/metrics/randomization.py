@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from inspect import signature
+from typing import Any, Literal, cast, get_args
 
 import torch
 from captum.attr import Attribution
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, ModuleDict
+from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.captum import TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import saliency_maps
-from captum_fusion._engine.state import preserved
+from captum_fusion._engine.saliency import explained_pixels, saliency_maps
+from captum_fusion._engine.state import preserved, warn
 from captum_fusion.arguments import Sign
 from captum_fusion.functional import rank_correlation
 
@@ -39,9 +41,11 @@ def weight_randomization(
     those before it ("cascading") or alone ("independent"). The value is Spearman's rank correlation over the pixels of
     the saliency maps before and after, near 0 where the attribution depends on the weights.
 
-    A module is randomized by its own ``reset_parameters``, or, where it has none, by a normal distribution with the
-    mean and the standard deviation of each parameter. The model's parameters, buffers and the random state are as they
-    were afterwards, also after an error.
+    A module is randomized by its own ``reset_parameters``, or, where it has none that can be called without arguments,
+    by a normal distribution with the mean and the standard deviation of each parameter. So are the parameters from
+    which hooks or parametrizations make a module's weights (``weight_norm``, ``spectral_norm``, pruning). A warning
+    names the modules whose weights are as before, such as scales that still have their initial value of 1. The model's
+    parameters, buffers and the random state are as they were afterwards, also after an error.
 
     More details can be found in the paper: https://arxiv.org/abs/1810.03292
 
@@ -68,11 +72,12 @@ def weight_randomization(
     Examples::
 
         >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> correlations = weight_randomization(LayerGradCam(model, model.layer4), torch.rand(2, 3, 64, 64), target=281)
-        >>> next(iter(correlations)), correlations["fc"].shape
-        ('fc', torch.Size([2]))
+        >>> from torchvision.models import squeezenet1_1
+        >>> model = squeezenet1_1(weights=None).eval()
+        >>> method = LayerGradCam(model, model.features)
+        >>> correlations = weight_randomization(method, torch.rand(2, 3, 64, 64), target=281)
+        >>> next(iter(correlations)), correlations["classifier.1"].shape
+        ('classifier.1', torch.Size([2]))
     """
     if not isinstance(attribution_method, Attribution):
         raise TypeError(
@@ -83,43 +88,97 @@ def weight_randomization(
     explained = attribution_method.forward_func if model is None else model
     if not isinstance(explained, Module):
         raise TypeError(f"model is {explained!r}; expected the torch.nn.Module whose weights are to be randomized")
-    modules = {name: part for name, part in explained.named_modules() if any(True for _ in part.parameters(False))}
+    modules = {
+        name: part
+        for name, part in explained.named_modules()
+        if ".parametrizations." not in f".{name}." and _own_parameters(part)
+    }
     if not modules:
         raise ValueError(f"model is a {type(explained).__name__} without parameters; expected one with parameters")
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
-    def flat_maps() -> Tensor:
+    def saliency() -> dict[int, Tensor]:
         given = tuple(tensor.detach().clone() for tensor in tensors)
         attributions = attribution_method.attribute(
             given if isinstance(inputs, tuple) else given[0], target=target, **further, **(attribution_kwargs or {})
         )
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
-        maps = saliency_maps(inputs, attributions, sign)
-        return torch.cat([maps[position].flatten(1) for position in sorted(maps)], dim=1)
+        return saliency_maps(inputs, attributions, sign)
 
-    correlations = {}
+    def correlate(first: dict[int, Tensor], second: dict[int, Tensor]) -> Tensor:
+        """The correlation over the pixels of the inputs that either explains; the other has zeros there."""
+        pairs: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+        for position in {*first, *second}:
+            none = torch.full_like(first[position] if position in first else second[position], torch.nan)
+            values = [part.get(position, none) for part in (first, second)]
+            nowhere = values[0].isnan() & values[1].isnan()
+            for part, value in zip(pairs, values, strict=True):
+                part[position] = value.nan_to_num(0).masked_fill(nowhere, torch.nan)
+        rows = range(len(tensors[0]))
+        return torch.cat([rank_correlation(*(explained_pixels(part, row) for part in pairs)) for row in rows])
+
+    correlations, unchanged = {}, []
     with preserved(tensors) as state, state.tracking():
-        original = flat_maps()
+        original = saliency()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):
                 if randomization == "independent":
                     restore()
+                before = _weights(part)
                 _randomize(part, seed + position)
-                correlations[name] = rank_correlation(original, flat_maps())
+                # The forward pass runs the hooks that make weights.
+                correlations[name] = correlate(original, saliency())
+                if all(torch.equal(value, before[weight]) for weight, value in _weights(part).items()):
+                    unchanged.append(name)
+    if unchanged:
+        warn(
+            f"Randomization left the weights of {', '.join(map(repr, unchanged))} as they were: it tells nothing there"
+        )
     return correlations
+
+
+def _own_parameters(module: Module) -> list[Tensor]:
+    """The parameters that a module has itself, those behind its parametrized weights included."""
+    behind = cast(Module, module.parametrizations).parameters() if is_parametrized(module) else ()
+    return [*module.parameters(recurse=False), *behind]
+
+
+def _made(module: Module) -> list[str]:
+    """The names of the weights that hooks or parametrizations make from other parameters."""
+    hooked = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+        and (name in ("weight", "bias") or any(own.startswith(f"{name}_") for own in module._parameters))
+    ]
+    return [*hooked, *(cast(ModuleDict, module.parametrizations) if is_parametrized(module) else ())]
+
+
+def _weights(module: Module) -> dict[str, Tensor]:
+    """Copies of the values that a module computes with: a parametrized or hooked weight, not what it is made of."""
+    values = {name: getattr(module, name) for name in _made(module)} or {**module._parameters, **module._buffers}
+    return {name: value.detach().clone() for name, value in values.items() if value is not None}
 
 
 @contextmanager
 def _restored(model: Module) -> Iterator[Callable[[], None]]:
-    """Restores parameters and buffers on leaving, and whenever asked to."""
+    """Restores parameters, buffers and the weights that hooks make on leaving, and whenever asked to."""
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    made = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+    ]
 
     @torch.no_grad()
     def restore() -> None:
         for tensor, value in kept:
             tensor.copy_(value)
+        for module, name, value in made:
+            setattr(module, name, value)
 
     try:
         yield restore
@@ -129,13 +188,38 @@ def _restored(model: Module) -> Iterator[Callable[[], None]]:
 
 @torch.no_grad()
 def _randomize(module: Module, seed: int) -> None:
-    own = list(module.parameters(recurse=False))
-    reset: Any = getattr(module, "reset_parameters", None)
+    own, made = _own_parameters(module), _made(module)
+    before = [parameter.clone() for parameter in own]
     with torch.random.fork_rng({parameter.device for parameter in own if parameter.is_cuda}):
         torch.manual_seed(seed)
-        if reset is not None:
-            reset()
-            return
-        for parameter in own:
-            spread = float(parameter.std(correction=0))
-            parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))
+        if not made and _resets(module):
+            cast(Any, module).reset_parameters()
+        for parameter, value in zip(own, before, strict=True):
+            if torch.equal(parameter, value):
+                spread = float(parameter.std(correction=0))
+                parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))
+    if made:
+        _converge(module)
+
+
+def _resets(module: Module) -> bool:
+    """Whether a module has a ``reset_parameters`` that needs no arguments."""
+    try:
+        signature(cast(Any, module).reset_parameters).bind()
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _converge(module: Module) -> None:
+    """Makes hooked weights from the new parameters; the power iteration of a spectral norm needs several passes."""
+    modes = [(part, part.training) for part in module.modules()]
+    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook).__module__.startswith("torch.nn.utils")]
+    module.train()
+    for _ in range(20):
+        for hook in hooks:
+            hook(module, ())
+        for name in _made(module):
+            getattr(module, name)
+    for part, mode in modes:
+        part.training = mode

@@ -106,6 +106,7 @@ def road_of(
 ) -> dict[Order, Tensor]:
     """The mean probability over the removed fractions for each order, (N,)."""
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
+    left = {position: saliency.isnan() for position, saliency in maps.items()}
     # Each example with each fraction in each order.
     count = len(fractions) * len(orders)
     shares = torch.tensor(fractions, dtype=torch.float64, device=call.device).repeat(len(orders))
@@ -118,7 +119,8 @@ def road_of(
         ranked, which = ranked_maps[position][examples[rows]], removal[rows]
         pixels = ranked[0].numel()
         removed = (shares[which] * pixels + 1e-6).long().reshape(-1, *(1,) * (ranked.dim() - 1))
-        return torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
+        kept = torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
+        return kept | left[position][examples[rows]]
 
     with masked_scorer(call, positions=tuple(maps)) as scorer:
         scores = scorer.scores(examples, _Imputation(call, masks, tuple(maps), noise, seed), "ROAD")

@@ -58,12 +58,6 @@ def test_integer_inputs(net: SmallNet) -> None:
         LayerScoreCam(net, net.features).attribute(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), target=0)
 
 
-def test_integer_input_among_others(net: SmallNet, images: Tensor) -> None:
-    integers = torch.ones(3, 1, 4, 4, dtype=torch.long)
-    with pytest.raises(TypeError, match=r"Input 1 holds torch.int64 values, which cannot be masked"):
-        LayerScoreCam(lambda x, _: net(x), net.features).attribute((images, integers), target=0)
-
-
 @pytest.mark.parametrize("inputs", [[torch.rand(1, 3, 8, 8)], (), "image"])
 def test_inputs_that_are_no_tensors(net: SmallNet, inputs: object) -> None:
     with pytest.raises(TypeError, match="expected one or more tensors"):

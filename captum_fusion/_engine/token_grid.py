@@ -1,0 +1,240 @@
+"""The grid of a layer's tokens or map: inferred from the shapes of a forward pass, and checked by perturbed inputs."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from inspect import signature
+from itertools import product
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Conv1d, Conv2d, Conv3d, Module
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+Grid = tuple[int, ...]
+
+# Where the grid is known, so many tokens are too many in front: class and register tokens are at most 8.
+REGISTERS = 9
+# The rows of cells that are perturbed. Their first and last columns tell a shift by one token from a blurred peak,
+# since a shifted row goes on at the other side of the map.
+_PROBED_ROWS = 4
+# Of 8 perturbed cells, tokens in order may miss one, as where a model's attention copies a patch elsewhere.
+_LEAST_IN_PLACE = 0.8
+
+
+class _Shapes:
+    """The shapes from which the grid of tokens follows: the images' and those of convolutions' outputs."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, set[Grid]] = {}
+        self.convolved: set[Grid] = set()
+        self.sequences: set[tuple[int, ...]] = set()
+
+    def grids(self, tokens: int, channels: int) -> set[Grid]:
+        """Each grid that so many tokens may have, with others in front.
+
+        That of a convolution, which is how most networks cut patches, is exact whatever its stride and padding.
+        Otherwise a whole number divides the image, or divides it with rounding and without any token in front.
+        """
+        if (tokens, channels) in self.sequences:  # (N, C, T)
+            return set()
+        convolved = {grid for grid in self.convolved if prod(grid) > 1 and fits(tokens, grid, REGISTERS)}
+        exact = convolved or {grid for grid in self._divided(exactly=True) if fits(tokens, grid)}
+        if exact:
+            return exact
+        rounded = {grid for grid in self._divided() if fits(tokens, grid)}
+        return rounded if any(prod(grid) == tokens for grid in rounded) else set()
+
+    def has_map(self, grid: Grid) -> bool:
+        """Whether a feature map of the image may have this grid, as far as its height and width tell."""
+        return grid in self.convolved or any(grid[-2:] == divided[-2:] for divided in self._divided())
+
+    def is_fine(self, grid: Grid) -> bool:
+        """Whether a grid is finer than all that convolutions gave, as scores that were scaled up are."""
+        return prod(grid) > max(map(prod, self.convolved), default=prod(grid))
+
+    def _divided(self, exactly: bool = False) -> set[Grid]:
+        return {grid for sizes in self.images.values() for size in sizes for grid in _divided(size, exactly)}
+
+
+@lru_cache(maxsize=64)
+def _divided(size: Grid, exactly: bool) -> set[Grid]:
+    """A size divided by each whole number, rounded down and up, or only by those that divide it exactly."""
+    return {
+        tuple((side + up) // patch for side in size)
+        for patch in range(1, max(size) + 1)
+        for up in (0, patch - 1)
+        if not exactly or not any(side % patch for side in size)
+    }
+
+
+class TokenGridTracker(threading.local):
+    """Collects the shapes of each forward pass, for each thread its own.
+
+    A pass is one call from outside all modules. Where a function calls the parts of a network one by one, and that one
+    took no image in, all calls since the layer last ran count.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        # Whether no module with weights has run, so that what modules take in may be the image.
+        self._raw = True
+        self._call = _Shapes()
+        self._calls = _Shapes()
+        self._done = False
+
+    @contextmanager
+    def collected(self, at_end: Callable[[Module, Any, Any], None] | None = None) -> Iterator[None]:
+        """Collects inside the ``with``; at the end of each pass, calls a function of its module and arguments."""
+
+        def leave(module: Module, args: Any, *kwargs_and_output: Any) -> None:
+            self._leave(module, kwargs_and_output[-1])
+            if at_end is not None and self._depth == 0 and kwargs_and_output[-1] is not None:
+                at_end(module, args, kwargs_and_output[0] if len(kwargs_and_output) > 1 else {})
+
+        # Releases of torch before 2.6 keep keyword arguments from global hooks.
+        with_kwargs = {"with_kwargs": True} & signature(register_module_forward_hook).parameters.keys()
+        hooks = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(leave, always_call=True, **dict.fromkeys(with_kwargs, True)),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def grids(self, tokens: int, channels: int) -> set[Grid]:
+        """Each grid that so many tokens of a layer that runs now may have."""
+        self._done = True
+        return self._call.grids(tokens, channels) or self._calls.grids(tokens, channels)
+
+    def convolved(self, tokens: int) -> bool:
+        """Whether a convolution of this pass gave so many tokens, but for some in front."""
+        return any(fits(tokens, grid, REGISTERS) for grid in self._call.convolved)
+
+    def has_map(self, grid: Grid) -> bool:
+        """Whether a feature map of this pass may have this grid."""
+        return self._call.has_map(grid)
+
+    def is_fine(self, grid: Grid) -> bool:
+        """Whether the grid is finer than all that convolutions of this pass gave."""
+        return self._call.is_fine(grid)
+
+    def grid(self, tokens: int, channels: int) -> Grid:
+        """The one grid of so many tokens."""
+        grids = self.grids(tokens, channels)
+        if len(grids) == 1:
+            return grids.pop()
+        sizes = set().union(*(self._call.images or self._calls.images).values())
+        raise ValueError(
+            f"The grid of {tokens} tokens "
+            + (f"may be {_any_of(grids)}" if grids else "does not follow from the input")
+            + (f" of {_any_of(sizes)}" if sizes else "")
+            + "; expected the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume "
+            f"or a video and grid=({tokens},) for a sequence, or to_map and from_map"
+        )
+
+    def _enter(self, _: Module, args: tuple[Any, ...]) -> None:
+        if self._depth == 0:
+            self._call, self._raw = _Shapes(), True
+            if self._done:
+                self._calls, self._done = _Shapes(), False
+        for value in tensors_in(args) if self._raw else ():
+            if 4 <= value.dim() <= 5:
+                channels, size = value.shape[1], tuple(value.shape[2:])
+                # Further in, an image that was resized has as many channels as it had, and one that the network took
+                # by keyword, which these hooks do not see, is the first there is.
+                if self._depth == 0 or channels in self._call.images or not self._call.images:
+                    for shapes in (self._call, self._calls):
+                        shapes.images.setdefault(channels, set()).add(size)
+        self._depth += 1
+
+    def _leave(self, module: Module, output: Any) -> None:
+        self._depth -= 1
+        if next(module.parameters(recurse=False), None) is not None:
+            self._raw = False
+        if isinstance(module, (Conv1d, Conv2d, Conv3d)) and isinstance(output, Tensor):
+            for shapes in (self._call, self._calls):
+                if isinstance(module, Conv1d):
+                    shapes.sequences.add(tuple(output.shape[1:]))
+                else:
+                    shapes.convolved.add(tuple(output.shape[2:]))
+
+
+def _any_of(shapes: Iterable[Grid]) -> str:
+    return " or ".join(map(str, sorted(shapes)))
+
+
+def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
+    """Whether so many tokens hold a grid and fewer others in front than its longest side has, or than allowed."""
+    return min(grid) > 0 and 0 <= tokens - prod(grid) < max(in_front, *grid)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def repeat_first_row(value: Any, rows: int, count: int) -> Any:
+    """The value with ``count`` copies of the first row in each tensor of so many rows, in nested containers too."""
+    if isinstance(value, Tensor):
+        return value[:1].repeat(count, *(1,) * (value.dim() - 1)) if value.dim() and len(value) == rows else value
+    if isinstance(value, Mapping):
+        return {name: repeat_first_row(part, rows, count) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [repeat_first_row(part, rows, count) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
+def probe_cells(grid: Grid) -> list[Grid]:
+    """The cells to perturb: of a few rows, the first and the last one."""
+    rows = sorted({round(i * (grid[-2] - 1) / (_PROBED_ROWS - 1)) for i in range(_PROBED_ROWS)}) if grid[1:] else []
+    depths = [range(0, side, max(1, ceil(side / 2))) for side in grid[:-2]]
+    columns = sorted({0, grid[-1] - 1}) if rows else sorted({i * (grid[-1] - 1) // 7 for i in range(8)})
+    return list(product(*depths, *([rows] if rows else []), columns))
+
+
+def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
+    """Inverts, in place, the pixels of one cell of the grid in each image; none in the last one."""
+    for image, cell in zip(images, cells, strict=False):
+        place = (
+            slice(None),
+            *(
+                slice(index * size // count, max(index * size // count + 1, (index + 1) * size // count))
+                for index, count, size in zip(cell, grid, image.shape[1:], strict=True)
+            ),
+        )
+        image[place] = image.mean() + (image.std(correction=0) or 1) - image[place]
+
+
+def in_place(maps: Tensor, cells: list[Grid]) -> bool:
+    r"""Whether a layer's map changes where the image was changed, from the maps of perturbed images and the image.
+
+    Args:
+        maps (Tensor): The maps of ``perturb``'s images, (P + 1, C, \*s).
+        cells (list[tuple[int, ...]]): The cell that was perturbed in each but the last.
+
+    Returns:
+        *bool*: False where the changes are sharp and lie elsewhere for more than a few cells.
+    """
+    changes = (maps[:-1] - maps[-1:]).double().square().sum(dim=1)
+    # In relation to how far a token changes on average, since some change most whatever is perturbed.
+    average = changes.mean(dim=0)
+    shares = changes / torch.where(average > 0, average, 1)
+    # The receptive fields of overlapping windows may be centred one cell further.
+    reach = [1 if side > 3 else 0 for side in changes.shape[1:]]
+    hits = []
+    for share, cell in zip(shares, cells, strict=True):
+        # A layer that mixes all tokens changes everywhere alike, which says nothing of their order.
+        if share.max() > len(cells) / 2:
+            peak = torch.unravel_index(share.argmax(), share.shape)
+            hits.append(all(abs(int(p) - c) <= r for p, c, r in zip(peak, cell, reach, strict=True)))
+    return len(hits) < len(cells) / 2 or sum(hits) / len(hits) > _LEAST_IN_PLACE

@@ -1,0 +1,526 @@
+"""Models, inputs and outputs that are not as they are taken for: right or refused, one section for each kind."""
+
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Saliency
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torchvision.tv_tensors import BoundingBoxes
+
+from captum_fusion import (
+    AugmentationTunnel,
+    FusedAttributions,
+    LayerAblationCam,
+    LayerEigenCam,
+    LayerFinerCam,
+    LayerFusionCam,
+    LayerGradCamPlusPlus,
+    LayerHiResCam,
+    LayerScoreCam,
+    Rise,
+    last_feature_map,
+    layer_run,
+    spatial_view,
+)
+from captum_fusion._engine.surrogate import Surrogate
+from captum_fusion.metrics import (
+    confidence_drop,
+    deletion,
+    energy_pointing_game,
+    insertion,
+    instances_reached,
+    pointing_game,
+    saliency_map,
+    weight_randomization,
+)
+from captum_fusion.targets import box_score, region_scores
+
+
+def cnn() -> nn.Sequential:
+    torch.manual_seed(0)
+    features = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
+# 1. Which dimension is the channels
+
+
+def test_a_channels_first_layer_needs_no_view() -> None:
+    net = cnn()
+    with spatial_view(net[1]), pytest.raises(ValueError, match="channels-first map already"):
+        net(torch.rand(1, 3, 16, 24))
+
+
+def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_colours() -> None:
+    video = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    frames = torch.rand(1, 8, 3, 12, 12)
+    with pytest.raises(ValueError, match=r"expected \(N, C, \*S\)"):
+        LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
+    with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
+        Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+# 2. Tokens that are not in row order
+
+
+class Ordered(nn.Module):
+    """Patches as tokens, in an order that is a choice, with a number of others after them."""
+
+    def __init__(self, order: Tensor | None = None, after: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.order, self.after = order, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.cut(x).flatten(2).mT
+        tokens = tokens if self.order is None else tokens[:, self.order]
+        tokens = torch.cat([tokens, tokens.new_ones(len(x), self.after, 6)], dim=1)
+        return self.head(self.norm(tokens).tanh().mean(1))
+
+
+def amid() -> Tensor:
+    return torch.cat([torch.arange(32), torch.tensor([0]), torch.arange(32, 63)])
+
+
+@pytest.mark.parametrize(
+    ("order", "after"), [(torch.arange(64).reshape(8, 8).T.flatten(), 0), (torch.randperm(64), 0), (None, 1)]
+)
+@pytest.mark.parametrize("grid", [None, (8, 8)])
+def test_tokens_in_another_order_are_refused(order: Tensor | None, after: int, grid: Any) -> None:
+    model = Ordered(order, after).eval()
+    with spatial_view(model.norm, grid) as view, pytest.raises(ValueError, match="in another order"):
+        LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+
+
+def test_tokens_in_order_are_checked_once_and_nothing_is_disturbed() -> None:
+    model, images = Ordered().eval(), torch.rand(2, 3, 32, 32)
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    state = torch.get_rng_state()
+    for _ in range(2):
+        with spatial_view(model.norm) as view:
+            maps = LayerGradCam(model, view).attribute(images, target=1)
+    assert maps.shape == (2, 1, 8, 8)
+    assert len(passes) == 3
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# 3. Inputs by keyword and in containers
+
+
+@pytest.mark.parametrize("container", ["keyword", "list", "dictionary"])
+def test_the_image_is_found_by_keyword_and_in_containers(container: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Ordered()
+
+        def forward(self, pixels: Any) -> Tensor:
+            return self.inner(
+                pixels[0] if isinstance(pixels, list) else pixels["x"] if isinstance(pixels, dict) else pixels
+            )
+
+    model, image = Model().eval(), torch.rand(1, 3, 32, 48)
+    ways = {"keyword": lambda x: model(pixels=x), "list": lambda x: model([x]), "dictionary": lambda x: model({"x": x})}
+    feature_map = last_feature_map(model, image, ways[container])
+    assert (feature_map.name, feature_map.shape) == ("inner.norm", (6, 8, 12))
+
+
+@pytest.mark.parametrize("kind", ["list", "named tuple", "dictionary"])
+def test_the_first_tensor_of_a_container_is_viewed(kind: str) -> None:
+    Pair = namedtuple("Pair", ["tokens", "grid"])
+
+    class Wraps(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return {"list": [x, 1], "named tuple": Pair(x, 1), "dictionary": {"tokens": x, "grid": 1}}[kind]
+
+    cut, wraps = nn.Conv2d(3, 6, 4, 4), Wraps()
+    types: list[type] = []
+
+    def forward(x: Tensor) -> Tensor:
+        output = wraps(cut(x).flatten(2).mT)
+        types.append(type(output))
+        return next(iter(output.values() if kind == "dictionary" else output)).square().mean(1)
+
+    plain = wraps(torch.rand(1, 4, 6))
+    with spatial_view(wraps, (4, 4)) as view:
+        assert LayerGradCam(forward, view).attribute(torch.rand(1, 3, 16, 16), target=1).shape == (1, 1, 4, 4)
+    assert set(types) == {type(plain)}
+
+
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerAblationCam, LayerFusionCam])
+@pytest.mark.parametrize("kind", ["list", "dictionary", "named tuple", "keyword"])
+def test_a_layer_of_one_tensor_in_a_container(algorithm: Any, kind: str) -> None:
+    One = namedtuple("One", ["map"])
+
+    class Layer(nn.Module):
+        def forward(self, features: Tensor) -> Any:
+            return {"list": [features], "dictionary": {"map": features}, "named tuple": One(features)}.get(
+                kind, features
+            )
+
+    net, layer, x = cnn(), Layer(), torch.rand(2, 3, 8, 8)
+
+    def forward(x: Tensor) -> Tensor:
+        output = layer(features=net[:2](x)) if kind == "keyword" else layer(net[:2](x))
+        (features,) = output.values() if kind == "dictionary" else (output,) if kind == "keyword" else output
+        return net[2:](features)
+
+    found = algorithm(forward, layer).attribute(x, target=1, attribute_to_layer_input=kind == "keyword")
+    torch.testing.assert_close(found, algorithm(net, net[1]).attribute(x, target=1))
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
+# 4. A layer that runs several times
+
+
+class Twice(nn.Module):
+    """One encoder for two images, of which the scores read the first one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.head = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), nn.Linear(8, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(self.encoder(a).mean((2, 3))) + 0 * self.encoder(b).mean((1, 2, 3))[:, None]
+
+
+def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
+    model = Twice().eval()
+    a, b = torch.rand(2, 1, 3, 8, 8)
+    expected = LayerGradCamPlusPlus(lambda x: model.head(model.encoder(x).mean((2, 3))), model.encoder).attribute(
+        a, target=1
+    )
+    with layer_run(model.encoder, 0, of=2) as first:
+        found = LayerGradCamPlusPlus(model, first).attribute(a, target=1, additional_forward_args=b)
+    torch.testing.assert_close(found, expected)
+    with pytest.warns(UserWarning, match="ran 2 times in the forward pass; its last run is explained, which may be"):
+        LayerGradCamPlusPlus(model, model.encoder).attribute((a, b), target=1)
+    with pytest.raises(RuntimeError, match="ran 2 times, which is no multiple of 3"), layer_run(model.encoder, 0, of=3):
+        model(a, b)
+
+
+# 5. A component of several inputs
+
+
+def test_each_input_keeps_its_own_map() -> None:
+    net = cnn()
+    inputs = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 6, 10)
+    method = InputXGradient(lambda a, b: net(a) * net(b))
+    fused = FusedAttributions([method]).attribute(inputs, target=1)
+    own = method.attribute(tuple(x.clone().requires_grad_() for x in inputs), target=1)
+    for found, attribution, x in zip(fused, own, inputs, strict=True):
+        torch.testing.assert_close(found[:, :1], saliency_map(attribution, tuple(x.shape[2:])))
+    with pytest.raises(ValueError, match="a map of its own"):
+        LayerFusionCam(lambda a, b: net(a) * net(b), net[1], region_method=method).attribute(inputs, target=1)
+
+
+# 6. The axis of the softmax
+
+
+def test_probabilities_are_told_to_use_no_activation() -> None:
+    net, x = nn.Sequential(cnn(), nn.Softmax(1)).eval(), torch.rand(2, 3, 8, 8)
+    maps = torch.rand(2, 1, 8, 8)
+    with pytest.warns(UserWarning, match="Give activation=None for probabilities"):
+        insertion(net, x, maps, target=1, steps=2)
+    insertion(net, x, maps, target=1, steps=2, activation=None)
+
+
+def test_queries_are_no_classes() -> None:
+    net = cnn()
+    queries = nn.Linear(4, 15)
+    with pytest.raises(ValueError, match="may have its classes in another one"):
+        confidence_drop(
+            lambda x: queries(net(x)).reshape(-1, 3, 5), torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8), target=(1, 2)
+        )
+
+
+# 7. Augmentation turns the picture, not the target
+
+
+@pytest.mark.parametrize("kind", ["region", "pixel", "mask"])
+def test_what_is_explained_is_mirrored_with_the_input(kind: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    x, place = torch.rand(1, 3, 8, 10), torch.zeros(8, 10)
+    place[2, 1] = 1
+
+    def expected(place: Tensor, x: Tensor) -> Tensor:
+        return LayerHiResCam(region_scores(net, place), net[1]).attribute(x, target=2)
+
+    right = (expected(place, x) + expected(place.flip(-1), x.flip(-1)).flip(-1)) / 2
+    forward, options = {
+        "region": (region_scores(net, place), {"target": 2}),
+        "pixel": (net, {"target": (2, 2, 1)}),
+        "mask": (
+            lambda x, where: (net(x) * where).sum((2, 3)),
+            {"target": 2, "additional_forward_args": place[None, None]},
+        ),
+    }[kind]
+    found = AugmentationTunnel(LayerHiResCam(forward, net[1])).attribute(x, factors=[1.0], **options)
+    torch.testing.assert_close(found, right)
+
+
+def test_a_target_that_may_name_a_place_is_refused() -> None:
+    net = cnn()
+    with pytest.raises(ValueError, match="may or may not name a place"):
+        AugmentationTunnel(Saliency(lambda x: net(x)[:, :, None])).attribute(torch.rand(1, 3, 8, 8), target=(1, 0))
+
+
+def test_a_model_that_writes_into_its_input_sees_a_fresh_one() -> None:
+    net = cnn()
+
+    class Plain(Saliency):
+        def attribute(self, inputs: Tensor, **_: object) -> Tensor:
+            result = inputs.clone()
+            inputs.zero_()
+            return result
+
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(AugmentationTunnel(Plain(net)).attribute(x, factors=[1.0]), x)
+
+
+# 8. Randomization that changes nothing
+
+
+class Needy(nn.Linear):
+    """Its parameters cannot be reset without an argument."""
+
+    def reset_parameters(self, gain: float | None = None) -> None:
+        if gain is None:
+            super().reset_parameters()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [weight_norm, spectral_norm, parametrizations.weight_norm, parametrizations.spectral_norm],
+    ids=["hooked weight", "hooked spectral", "weight", "spectral"],
+)
+def test_weights_that_are_made_of_others_are_randomized(wrap: Any) -> None:
+    net = cnn()
+    net[0] = wrap(net[0])
+    net.eval()
+    x = torch.rand(1, 3, 8, 8)
+    net(x)
+    before, weights = net[0].weight.detach().clone(), []
+    net[0].register_forward_hook(lambda module, *_: weights.append(module.weight.detach().clone()))
+    found = weight_randomization(LayerGradCam(net, net[1]), x, target=1, randomization="independent")
+    assert list(found) == ["4", "0"]
+    assert not torch.allclose(weights[-1], before, atol=1e-2)
+    assert torch.equal(net[0].weight, before)
+
+
+def test_parameters_that_stay_are_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    with pytest.warns(UserWarning, match="left the weights of '1' as they were"):
+        weight_randomization(LayerGradCam(net, net[2]), torch.rand(1, 3, 8, 8), target=1)
+
+
+# 9. Numbers at the edge
+
+
+def test_the_regression_is_the_same_at_any_scale_and_under_autocast() -> None:
+    maps = torch.relu(torch.randn(60, 5, 5, generator=torch.Generator().manual_seed(0)))
+    scores = torch.linspace(-1, 1, 60)[:, None]
+
+    def weights(scale: float) -> Tensor:
+        surrogate = Surrogate(maps * scale, torch.zeros(1), torch.ones(1), 0.05)
+        for _ in range(3):
+            channels = surrogate.propose()
+            surrogate.observe(channels, scores[channels])
+        assert surrogate.errors.isfinite().all()
+        return surrogate.weights
+
+    expected = weights(1.0)
+    for scale in (2.0**100, 2.0**-100):
+        torch.testing.assert_close(weights(scale), expected)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(weights(1.0), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_an_estimate_that_is_no_number_is_not_0() -> None:
+    maps = torch.relu(torch.randn(40, 5, 5, generator=torch.Generator().manual_seed(0)))
+    surrogate = Surrogate(maps, torch.zeros(1), torch.full((1,), 3e38), 0.3)
+    channels = surrogate.propose()
+    surrogate.observe(channels, torch.full((len(channels), 1), -3e38))
+    assert surrogate.errors.item() == 1
+
+
+def test_classes_that_are_ruled_out_are_no_references() -> None:
+    net, x = cnn(), torch.rand(1, 3, 8, 8)
+
+    def ruled_out(x: Tensor) -> Tensor:
+        return net(x).masked_fill(torch.tensor([False, False, True, False]), -torch.inf)
+
+    found = LayerFinerCam(ruled_out, net[1]).attribute(x, target=1)
+    torch.testing.assert_close(found, LayerFinerCam(lambda x: net(x)[:, [0, 1, 3]], net[1]).attribute(x, target=1))
+
+
+@pytest.mark.parametrize("value", [torch.inf, 3e38])
+def test_attributions_without_an_order_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="attributions hold infinity, or overflow"):
+        saliency_map(torch.full((1, 3, 4, 4), value), (4, 4))
+
+
+# 10. A metric outside its domain
+
+
+def test_a_drop_of_negative_scores_is_refused_and_zero_has_no_sign() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))
+
+    x, maps = torch.rand(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+    with pytest.raises(ValueError, match="expected probabilities, which are not negative"):
+        confidence_drop(lambda x: forward(x) - 1, x, maps, activation=None)
+    assert not confidence_drop(forward, x, maps, activation=None).signbit().any()
+
+
+@pytest.mark.parametrize("metric", [confidence_drop, insertion, deletion])
+def test_an_input_without_attributions_is_left_as_it_is_in_a_batch_as_alone(metric: Any) -> None:
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([4 * a.mean((1, 2, 3)) + 8 * b.mean((1, 2, 3)), torch.zeros(len(a))], dim=1)
+
+    a, b = torch.rand(2, 2, 3, 8, 8)
+    of_a, of_b = torch.rand(2, 2, 1, 8, 8)
+    of_b[0] = 0
+    batch = metric(forward, (a, b), (of_a, of_b), target=0)
+    alone = [
+        metric(forward, (a[i : i + 1], b[i : i + 1]), (of_a[i : i + 1], of_b[i : i + 1]), target=0) for i in (0, 1)
+    ]
+    torch.testing.assert_close(batch, torch.cat(alone))
+
+
+@pytest.mark.parametrize("metric", [pointing_game, energy_pointing_game, instances_reached])
+def test_boxes_of_any_format_and_container(metric: Any) -> None:
+    maps = torch.zeros(1, 1, 8, 8)
+    maps[0, 0, 6, 6] = 1
+    formats = {"XYXY": [5, 4, 7, 8], "XYWH": [5, 4, 2, 4], "CXCYWH": [6, 6, 2, 4]}
+    regions: list[Any] = [BoundingBoxes([v], format=name, canvas_size=(8, 8)) for name, v in formats.items()]
+    regions += [[[5, 4, 7, 8]], [(5, 4, 7, 8)], np.array([[5, 4, 7, 8]])]
+    mask = np.zeros((1, 8, 8), dtype=bool)
+    mask[0, 6, 6] = True
+    for region in [*regions, mask]:
+        assert metric(maps, [region]).item() == 1
+    for given in (["box"], [{"box": 1}], 5, "boxes"):
+        with pytest.raises(TypeError, match="region"):
+            metric(maps, given)
+    with pytest.raises(TypeError, match="attributions are a ndarray"):
+        metric(maps.numpy(), [mask])
+
+
+# 11. Needs that are none
+
+
+def test_eigen_cam_needs_no_gradients() -> None:
+    net, x = cnn(), torch.rand(1, 3, 8, 8)
+
+    def in_place(x: Tensor) -> Tensor:
+        output = net(x).sigmoid()
+        output[:, :2] = output[:, :2] * 2 - 0.5
+        return output
+
+    expected = LayerEigenCam(net, net[1]).attribute(x, target=1)
+    for forward in (in_place, lambda x: net(x).detach()):
+        torch.testing.assert_close(LayerEigenCam(forward, net[1]).attribute(x, target=1), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(LayerEigenCam(net, net[1]).attribute(x, target=1), expected)
+
+
+def test_a_mask_among_the_inputs_passes_through() -> None:
+    net, x = cnn(), torch.rand(1, 3, 8, 8)
+    mask = torch.rand(1, 1, 8, 8) > 0.3
+
+    def forward(x: Tensor, mask: Tensor) -> Tensor:
+        return net(x * mask)
+
+    expected = LayerScoreCam(forward, net[1]).attribute(x, target=1, additional_forward_args=mask)
+    torch.testing.assert_close(LayerScoreCam(forward, net[1]).attribute((x, mask), target=1), expected)
+    with pytest.raises(TypeError, match="additional_forward_args"):
+        LayerScoreCam(lambda mask: net(mask.float().expand(-1, 3, -1, -1)), net[1]).attribute(mask, target=1)
+
+
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerFusionCam])
+def test_a_box_that_is_not_found_has_a_map_of_zeros(algorithm: Any) -> None:
+    convolution = cnn()[0]
+
+    def detector(images: Tensor) -> list[dict[str, Tensor]]:
+        score = torch.relu(convolution(images)).mean((1, 2, 3))
+        boxes = torch.tensor([[0.0, 0, 4, 4]])
+        return [{"boxes": boxes, "labels": torch.tensor([1]), "scores": s[None]} for s in score]
+
+    forward = box_score(detector, [0, 0, 4, 4], label=2)
+    options = {"activation": None} if algorithm is LayerFusionCam else {}
+    with pytest.warns(UserWarning, match=r"No detection was found for the examples \[0, 1\]"):
+        maps = algorithm(forward, convolution, **options).attribute(torch.rand(2, 3, 8, 8))
+    assert not maps.any()
+
+
+# 12. Unbatched input
+
+
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerEigenCam])
+def test_an_image_without_a_batch_is_refused(algorithm: Any) -> None:
+    net = cnn()
+    with pytest.raises((RuntimeError, ValueError), match=r"give image\.unsqueeze\(0\)"):
+        algorithm(net, net[1]).attribute(torch.rand(3, 16, 16), target=1)
+
+
+# 13. Scores of volumes taken for features
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_scores_of_a_cube_are_no_feature_map(side: int) -> None:
+    up = nn.ConvTranspose3d(8, 2, 3, 2, padding=1, output_padding=1)
+    net = nn.Sequential(nn.Conv3d(1, 8, 3, 2, 1), nn.ReLU(), up).eval()
+    feature_map = last_feature_map(
+        net, torch.rand(1, 1, side, side, side), region_scores(net, torch.ones(side, side, side))
+    )
+    assert (feature_map.name, feature_map.shape) == ("1", (8, *(side // 2,) * 3))
+
+
+# 14. Poor words
+
+
+def test_a_model_without_values() -> None:
+    net = cnn().to("meta")
+    with pytest.raises(ValueError, match="on the meta device, which holds no values"):
+        LayerScoreCam(net, net[1]).attribute(torch.rand(1, 3, 8, 8, device="meta"), target=1)
+
+
+@pytest.mark.filterwarnings("ignore:The layer ran 2 times")
+def test_a_convergence_delta_is_no_attribution() -> None:
+    net = cnn()
+    fusion = LayerFusionCam(
+        lambda a, b: net(a) + net(b), net[1], gradient_method=IntegratedGradients(lambda a, b: net(a) + net(b))
+    )
+    inputs = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="Leave out return_convergence_delta"):
+        fusion.attribute(inputs, target=1, gradient_kwargs={"return_convergence_delta": True, "n_steps": 2})
+
+
+def test_a_sparse_argument() -> None:
+    net = cnn()
+    with pytest.raises(ValueError, match=r"additional_forward_args\[0\] is a tensor of layout torch.sparse_coo"):
+        LayerScoreCam(lambda x, _: net(x), net[1]).attribute(
+            torch.rand(2, 3, 8, 8), target=1, additional_forward_args=torch.eye(2).to_sparse()
+        )
+
+
+def test_scores_without_a_graph() -> None:
+    net = cnn()
+    with pytest.raises(RuntimeError, match="The scores have no gradients at the layer"):
+        LayerGradCamPlusPlus(lambda x: net(x).detach(), net[1]).attribute(torch.rand(1, 3, 8, 8), target=1)
