@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
-from captum_fusion._app.messages import format_error, one_line, report_error
+from captum_fusion._app.messages import format_error, install_hint, one_line, report_error
 from captum_fusion._app.options import (
     DEFAULT_ALPHA,
     DEFAULT_WEIGHTING,
@@ -160,7 +160,7 @@ def page(
         from captum_fusion._app.console import Output
         from captum_fusion.page import load_models, serving
     except ModuleNotFoundError as error:
-        raise ValueError(f"The page needs the package {error.name}: pip install 'captum-fusion[page]'") from error
+        raise ValueError(f"The page needs the package {error.name}: {install_hint('page')}") from error
     with serving(load_models(arguments), host, port, names) as address:
         Output(soft_wrap=True).print(f"The page is at {address} until Ctrl+C.")
         # A process that is terminated, or loses its terminal, keeps no uploads of browsers either.

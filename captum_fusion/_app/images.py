@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from captum_fusion._app.messages import install_hint
+
 # TIFF's tags, and the sample format of signed integers.
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 _HEIF = {".heic", ".heif"}
@@ -104,8 +106,7 @@ def sample_photograph() -> Photograph:
         from skimage import data
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The sample photographs need the package {error.name}: pip install 'captum-fusion[demo]', or name a "
-            "picture"
+            f"The sample photographs need the package {error.name}: {install_hint('demo')}, or name a picture"
         ) from error
     both = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE))
     for position, (values, part) in enumerate(((data.coffee(), _COFFEE), (data.chelsea(), _CHELSEA))):
@@ -133,7 +134,7 @@ def _register_heif() -> None:
     try:
         import_module("pillow_heif").register_heif_opener()
     except ModuleNotFoundError as error:
-        raise ValueError("it needs the package pillow-heif: pip install 'captum-fusion[heif]'") from error
+        raise ValueError(f"it needs the package pillow-heif: {install_hint('heif')}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

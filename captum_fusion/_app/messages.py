@@ -5,8 +5,15 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# The package is on no index yet. A release changes this line only.
+_SOURCE = "."
 _EXTRA = {"cyclopts", "matplotlib", "pandas", "PIL", "rich", "scipy"}
 _MOST_CLOSE_NAMES = 5
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{_SOURCE}[{extra}]' in a checkout"
 
 
 def report_error(line: str) -> None:
@@ -17,7 +24,7 @@ def report_error(line: str) -> None:
 def format_error(error: Exception) -> str:
     """The line for an error: its message, with its kind where that is not one of ours."""
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in _EXTRA:
-        return f"the command needs the package {error.name}: pip install 'captum-fusion[cli]'"
+        return f"the command needs the package {error.name}: {install_hint('cli')}"
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{error.filename}: {error.strerror}")
     expected = isinstance(error, (OSError, RuntimeError, TypeError, ValueError))

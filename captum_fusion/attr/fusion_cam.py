@@ -179,7 +179,8 @@ class LayerFusionCam(MaskedCam):
                 target, (N, C, \*s) at the input's or the layer's resolution. They are fused instead of being computed
                 again.
                 Default: None
-            region_attributions (Tensor, optional): Attributions of ``region_method``, as above. Default: None
+            region_attributions (Tensor, optional): Attributions of ``region_method``, as above; at the input's
+                resolution, interpolated with their negative values. Default: None
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:

@@ -49,30 +49,45 @@ class DatasetMeans:
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {name: [] for name in (*_NAMES, "overall")}
 
-    def update(self, **metrics: Tensor) -> None:
+    def update(
+        self,
+        confidence_drop: Tensor | None = None,
+        confidence_increase: Tensor | None = None,
+        insertion: Tensor | None = None,
+        deletion: Tensor | None = None,
+        road: Tensor | None = None,
+        coherency: Tensor | None = None,
+        complexity: Tensor | None = None,
+        adcc: Tensor | None = None,
+    ) -> None:
         """Adds the metrics of a batch.
 
         Args:
-            metrics (Tensor): Any of confidence_drop, confidence_increase, insertion, deletion, road, coherency,
-                complexity and adcc, each of shape (N,).
+            confidence_drop (Tensor, optional): Shape (N,). Default: None
+            confidence_increase (Tensor, optional): Shape (N,). Default: None
+            insertion (Tensor, optional): Shape (N,). Default: None
+            deletion (Tensor, optional): Shape (N,). Default: None
+            road (Tensor, optional): Shape (N,). Default: None
+            coherency (Tensor, optional): Shape (N,). Default: None
+            complexity (Tensor, optional): Shape (N,). Default: None
+            adcc (Tensor, optional): Shape (N,). Default: None
 
         Raises:
-            TypeError: If a metric is unknown.
             ValueError: If the metrics are not of the same examples, or if one is not finite.
         """
-        unknown = metrics.keys() - set(_NAMES)
-        if unknown:
-            raise TypeError(f"The metrics {sorted(unknown)} are unknown; expected some of {_NAMES}")
-        shapes = {name: tuple(values.shape) for name, values in metrics.items()}
+        metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc)
+        batch = dict(zip(_NAMES, metrics, strict=True))
+        given = {name: values for name, values in batch.items() if values is not None}
+        shapes = {name: tuple(values.shape) for name, values in given.items()}
         if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"The metrics have shapes {shapes}; expected one value for each example, (N,)")
-        for name, values in metrics.items():
+        for name, values in given.items():
             if not values.isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite; expected numbers")
-        for name, values in metrics.items():
+        for name, values in given.items():
             self.values[name] += values.tolist()
-        if {"insertion", "deletion"} <= metrics.keys():
-            self.values["overall"] += (metrics["insertion"].double() - metrics["deletion"].double()).tolist()
+        if insertion is not None and deletion is not None:
+            self.values["overall"] += (insertion.double() - deletion.double()).tolist()
 
     def merge(self, others: Iterable["DatasetMeans"]) -> None:
         """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes.

@@ -471,7 +471,7 @@ def test_says_which_extra_is_missing(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == cli.REFUSED
-    needed = "captum-fusion: the command needs the package {}: pip install 'captum-fusion[cli]'"
+    needed = "captum-fusion: the command needs the package {}: pip install '.[cli]' in a checkout"
     assert lines_of(capsys) == [needed.format("matplotlib"), needed.format("cyclopts")]
 
 

@@ -69,7 +69,7 @@ def test_names_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"timm cannot build test_vit with its weights: .* Give --weights FILE, or"):
         load_classifier("timm:test_vit")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"timm:test_vit needs the package timm: pip install 'captum-fusion\[timm\]'"):
+    with pytest.raises(ValueError, match=r"timm:test_vit needs the package timm: pip install '.\[timm\]'"):
         load_classifier("timm:test_vit", "none")
 
 

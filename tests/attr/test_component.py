@@ -76,7 +76,7 @@ def test_components_that_are_there_are_not_computed_again(net: SmallNet, images:
     gradient, region = (method(net, net.features).attribute(images, 1) for method in (LayerGradCam, LayerScoreCam))
     if resolution == "input":
         gradient, region = (
-            LayerAttribution.interpolate(each.relu(), (12, 10), "bilinear") for each in (gradient, region)
+            LayerAttribution.interpolate(each, (12, 10), "bilinear") for each in (gradient.relu(), region)
         )
     ready = {"gradient_attributions": gradient, "region_attributions": region}
     fusion_cam, union_cam = LayerFusionCam(forward, net.features), LayerUnionCam(forward, net.features)

@@ -63,4 +63,4 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.run(SMALL) == cli.REFUSED
-    assert "The page needs the package gradio: pip install 'captum-fusion[page]'" in capsys.readouterr().err
+    assert "The page needs the package gradio: pip install '.[page]'" in capsys.readouterr().err

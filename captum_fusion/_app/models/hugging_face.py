@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode
 
+from captum_fusion._app.messages import install_hint
 from captum_fusion._app.models.classifier import LoadedModel
 from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.arguments import Activation
@@ -32,9 +33,7 @@ def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"hf:{name} needs the package {error.name}: pip install 'captum-fusion[hugging-face]'"
-        ) from error
+        raise ValueError(f"hf:{name} needs the package {error.name}: {install_hint('hugging-face')}") from error
     folder = Path(name).is_dir()
     auto: Any = transformers.AutoModelForImageClassification
     missing: list[str] = []

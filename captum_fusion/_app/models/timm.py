@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torchvision.transforms import InterpolationMode
 
-from captum_fusion._app.messages import close_names
+from captum_fusion._app.messages import close_names, install_hint
 from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
 from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion._app.models.weights import State, count_classes
@@ -24,7 +24,7 @@ def from_timm(name: str, pretrained: bool, state: State | None) -> LoadedModel:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ValueError(f"timm:{name} needs the package {error.name}: pip install 'captum-fusion[timm]'") from error
+        raise ValueError(f"timm:{name} needs the package {error.name}: {install_hint('timm')}") from error
     elsewhere = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not elsewhere and not timm.is_model(name):
         raise ValueError(f"timm {timm.__version__} has no model {name!r}.{close_names(name, timm.list_models())}")

