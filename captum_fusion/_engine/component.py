@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from copy import copy
 from inspect import Parameter, signature
 from typing import Any
 
@@ -138,6 +139,11 @@ def _attributions(
         "show_progress": call.show_progress or None,
     }
     options = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
+    packed = unmasked.packed_layer
+    if packed is not None and getattr(method, "layer", None) is packed:
+        # Captum's methods see no tensor at such a layer, but at the module that takes it out.
+        method = copy(method)
+        method.layer = call.layer  # type: ignore[attr-defined]
     with ExitStack() as stack:
         if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
             # Our methods watch themselves, and change nothing that the forward pass that they share depends on.

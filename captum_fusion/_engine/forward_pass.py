@@ -47,6 +47,8 @@ class ForwardPass:
     live_bytes: int
     """The most memory that the outputs of the modules took at once, where it was measured."""
     state: StateGuard
+    packed_layer: Module | None = None
+    """The layer that was named, where ``call.layer`` is the module that takes the only tensor out of its value."""
 
     @cached_property
     def scale(self) -> Tensor:
@@ -106,9 +108,11 @@ def forward_pass(
                     unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
                 except PackedError:
                     assert call.layer is not None
+                    packed = call.layer
                     module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
                     call = replace(call, layer=module, attribute_to_layer_input=False)
                     unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+                    unmasked = replace(unmasked, packed_layer=packed)
             if memory:
                 unmasked = replace(unmasked, live_bytes=memory.most)
         token = _current.set(unmasked)
