@@ -71,6 +71,8 @@ class FusedAttributions(Attribution):
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs; every argument reaches the attributions that take it.
 
+        Where an attribution gives each input a map of its own, each keeps it.
+
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
                 many spatial axes, one to three, as the first floating-point one that has any, (N, C, \*S), are
@@ -84,7 +86,7 @@ class FusedAttributions(Attribution):
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
-            {input_attributions} An attribution that gives each input a map of its own keeps it.
+            {input_attributions}
 
         Raises:
             ValueError: If no input has spatial axes, or if an attribution does not have as many of them.
