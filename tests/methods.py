@@ -103,7 +103,8 @@ def accepted(attribution: Attribution, arguments: dict[str, Any]) -> dict[str, A
 
 def keeps_the_graph(algorithm: type[Attribution]) -> bool:
     """Whether it is differentiable as ``LayerGradCam`` is: a gradient method at the layer's resolution."""
-    return issubclass(algorithm, GradientAttribution) and not has_input_shape(algorithm)
+    uses_gradients = getattr(algorithm, "uses_gradients", issubclass(algorithm, GradientAttribution))
+    return uses_gradients and not has_input_shape(algorithm)
 
 
 @cache

@@ -216,7 +216,7 @@ def test_segmentation_interpret_sums_that_saturate_the_softmax() -> None:
     _, stages = LayerFusionCam(forward, model.backbone[0], activation=None).attribute(
         image, target=1, return_stages=True
     )
-    assert stages.region_contribution.ne(0).all()
+    assert stages.gradient_contribution.ne(0).all()
 
 
 def test_segmentation_interpret_ablates_the_classes_after_a_map(images: Tensor) -> None:

@@ -156,7 +156,7 @@ def test_a_binary_classifier(photograph: Path, tmp_path: Path) -> None:
 def test_a_layer_of_tokens(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", str(photograph), "--model", "timm:test_vit", "--weights", "none", "--methods", "grad-cam"]
     arguments += ["--output", str(tmp_path / "out.png"), "--layer", "blocks.3", "--force"]
-    for grid, size in (([], "10x10"), (["--grid", "5", "20"], "5x20")):
+    for grid, size in (([], "10x10"), (["--grid", "10", "10"], "10x10")):
         assert run([*arguments, *grid]) == 0
         assert f"by the layer blocks.3, 64 channels of {size}, a view of tokens" in capsys.readouterr().out
     assert run([*arguments, "--grid", "7", "7"]) == cli.REFUSED

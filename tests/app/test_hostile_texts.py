@@ -21,7 +21,7 @@ from captum_fusion._app.console import Output
 from captum_fusion._app.messages import printable
 from captum_fusion._app.output_files import write_whole
 from captum_fusion.cli import run
-from captum_fusion.page._browser import View
+from captum_fusion.page._browser import Model, View
 from captum_fusion.page._recipe import recipe
 from tests.app.test_cli import COUNTED, SMALL, save_picture
 
@@ -64,7 +64,7 @@ def test_python_that_reproduces_a_view_holds_them_as_comments_and_strings(name: 
         target=1, category=name, maps={"grad-cam": 0}, percentile=10.0, weighting="raw", tolerance=0.0
     )
     picture: Any = None
-    tree = ast.parse(recipe(View(picture, [explanation], {"model": name}, [repr(name)]), 0.8))
+    tree = ast.parse(recipe(View(picture, [explanation], Model(picture, {"model": name}), [repr(name)]), 0.8))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert modules == ["captum.attr", "captum_fusion.explain"]
     assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
