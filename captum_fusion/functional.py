@@ -54,9 +54,11 @@ def _like(values: Tensor, maps: Tensor) -> Tensor:
 def normalize(maps: Tensor) -> Tensor:
     r"""N: min-max normalization of each example's map to [0, 1].
 
-    In symbols, for a map m::
+    In symbols, for a map m:
 
-        N(m) = (m - min(m)) / (max(m) - min(m))
+    .. math::
+
+        N(m) = \frac{m - \min(m)}{\max(m) - \min(m)}
 
     Args:
         maps (Tensor): Maps of shape (N, 1, \*S).
@@ -128,10 +130,12 @@ def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
 def denoise(maps: Tensor, percentile: float) -> Tensor:
     r"""Step 1 of Fusion-CAM: the map without its lowest values.
 
-    In symbols, for the percentile tau of the values of G::
+    In symbols, for the percentile tau of the values of G:
 
-        G' = G if G >= tau else 0
-        D = N(G')
+    .. math::
+
+        G' &= G \text{ if } G \ge \tau \text{ else } 0 \\
+        D &= N(G')
 
     Args:
         maps (Tensor): G, gradient maps of shape (N, 1, \*S).
@@ -150,13 +154,15 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
 
 
 def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """The size up to which a difference of two values of a network is taken for rounding.
+    r"""The size up to which a difference of two values of a network is taken for rounding.
 
     Two inputs that score the same may score differently by rounding, and by other amounts in another batch; a choice or
     a quotient must not hang on that. The error of a probability is in proportion to the probability and to the absolute
-    error of the logits, which grows with the largest number that the network handles::
+    error of the logits, which grows with the largest number that the network handles:
 
-        r = min(eps max(100, 10 scale), sqrt(eps)) |value|
+    .. math::
+
+        r = \min(\mathrm{eps} \max(100, 10 \mathrm{scale}), \mathrm{sqrt}(\mathrm{eps})) |\mathrm{value}|
 
     Args:
         values (Tensor): The larger one of the two, in absolute value.
@@ -181,7 +187,9 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """c: how much a map, used as a mask, adds to the target's probability.
 
-    In symbols, for a map m and the baseline b::
+    In symbols, for a map m and the baseline b:
+
+    .. math::
 
         c(m) = P(m x + (1 - m) b) - P(b)
 
@@ -256,7 +264,9 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
 def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
     r"""Step 2 of Fusion-CAM: the contribution-weighted union.
 
-    In symbols::
+    In symbols:
+
+    .. math::
 
         C = N(w_D D + w_R R)
 
@@ -281,12 +291,14 @@ def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: 
 def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
     r"""Step 3 of Fusion-CAM: the similarity fusion N(F).
 
-    Where the two maps agree (sim near 1) F takes the larger value, where they conflict their mean. In symbols::
+    Where the two maps agree (sim near 1) F takes the larger value, where they conflict their mean. In symbols:
 
-        A = w_C C
-        B = w_R R
-        sim = clip(1 - |A - B|, 0, 1)
-        F = sim max(A, B) + (1 - sim) (A + B) / 2
+    .. math::
+
+        A &= w_C C \\
+        B &= w_R R \\
+        \mathrm{sim} &= \mathrm{clip}(1 - |A - B|, 0, 1) \\
+        F &= \mathrm{sim} \max(A, B) + \frac{(1 - \mathrm{sim}) (A + B)}{2}
 
     Args:
         first (Tensor): C, maps of shape (N, 1, \*S).
@@ -311,11 +323,13 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
 def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
     r"""Several maps of each example as one: N of their mean, maximum or product.
 
-    In symbols, for maps m_k, one of::
+    In symbols, for maps m_k, one of:
 
-        L = N(mean_k m_k)
-        L = N(max_k m_k)
-        L = N(product_k m_k)
+    .. math::
+
+        L &= N(\mathrm{mean}_k m_k) \\
+        L &= N(\max_k m_k) \\
+        L &= N(\prod_k m_k)
 
     Args:
         maps (Tensor): m, shape (N, K, \*S), with values in [0, 1].
@@ -338,9 +352,11 @@ def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     r"""The class activation map of channel weights.
 
-    In symbols::
+    In symbols:
 
-        L = sum_k w_k A_k
+    .. math::
+
+        L = \sum_k w_k A_k
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
@@ -379,10 +395,12 @@ def weighted(activations: Tensor, weights: Tensor) -> Tensor:
 def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     r"""The weights of Grad-CAM++ (https://arxiv.org/abs/1710.11063).
 
-    In symbols, for sums over pixels::
+    In symbols, for sums over pixels:
 
-        alpha_k = g_k^2 / (2 g_k^2 + sum(A_k) g_k^3) = 1 / (2 + sum(A_k) g_k)
-        w_k = sum(alpha_k ReLU(g_k))
+    .. math::
+
+        \alpha_k &= \frac{g_k^2}{2 g_k^2 + \sum(A_k) g_k^3} = \frac{1}{2 + \sum(A_k) g_k} \\
+        w_k &= \sum(\alpha_k \mathrm{ReLU}(g_k))
 
     A pixel has no weight where its gradient is 0, or the divisor is 0 but for rounding.
 
@@ -407,9 +425,11 @@ def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor
 def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     r"""The weights of XGrad-CAM (https://arxiv.org/abs/2008.02312).
 
-    In symbols, for sums over pixels::
+    In symbols, for sums over pixels:
 
-        w_k = sum(g_k A_k) / sum(A_k)
+    .. math::
+
+        w_k = \frac{\sum(g_k A_k)}{\sum(A_k)}
 
     The weight is 0 where the channel's sum is 0 but for rounding, as after an instance normalization.
 
@@ -433,9 +453,11 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
 def grad_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Grad-CAM (https://arxiv.org/abs/1610.02391).
 
-    In symbols, for the mean over pixels::
+    In symbols, for the mean over pixels:
 
-        w_k = mean(g_k)
+    .. math::
+
+        w_k = \mathrm{mean}(g_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -454,9 +476,11 @@ def grad_cam_weights(gradients: Tensor) -> Tensor:
 def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
     r"""What Finer-CAM (https://arxiv.org/abs/2501.11309) explains: a score less those that are closest to it.
 
-    In symbols, for the closest scores y_d::
+    In symbols, for the closest scores y_d:
 
-        y - gamma mean_d y_d
+    .. math::
+
+        y - \gamma \mathrm{mean}_d y_d
 
     Args:
         scores (Tensor): y, the target's score, shape (N,).
@@ -480,9 +504,11 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
 
-    In symbols::
+    In symbols:
 
-        w_k = ReLU(g_k)
+    .. math::
+
+        w_k = \mathrm{ReLU}(g_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -501,9 +527,11 @@ def layer_cam_weights(gradients: Tensor) -> Tensor:
 def element_wise_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     r"""The weights of element-wise Grad-CAM, for each pixel its own.
 
-    In symbols, so that w_k A_k is the positive part of g_k A_k::
+    In symbols, so that w_k A_k is the positive part of g_k A_k:
 
-        w_k = g_k if g_k A_k > 0 else 0
+    .. math::
+
+        w_k = g_k \text{ if } g_k A_k > 0 \text{ else } 0
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -526,9 +554,11 @@ def principal_component(channels: Tensor) -> Tensor:
 
     The pixels are points in the space of the channels, centred at their mean; v is the direction in which they vary
     most. Its sign is such that the component correlates with the sum of the channels: v sums to something positive.
-    In symbols, the component is::
+    In symbols, the component is:
 
-        L = sum_k v_k (A_k - mean(A_k))
+    .. math::
+
+        L = \sum_k v_k(A_k - \mathrm{mean}(A_k))
 
     Args:
         channels (Tensor): A, shape (N, C, \*s).
@@ -568,9 +598,11 @@ def principal_component(channels: Tensor) -> Tensor:
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
 
-    In symbols::
+    In symbols:
 
-        w_k = (y - y_k) / |y|
+    .. math::
+
+        w_k = \frac{y - y_k}{|y|}
 
     Args:
         scores (Tensor): y, the target's score of each example as it is, shape (N,).
@@ -593,9 +625,11 @@ def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
 def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
     r"""The masks of IS-CAM (https://arxiv.org/abs/2010.03023).
 
-    In symbols, for the steps i from 1 to n::
+    In symbols, for the steps i from 1 to n:
 
-        m_i = i M / n
+    .. math::
+
+        m_i = \frac{i M}{n}
 
     Args:
         masks (Tensor): M, shape (N, 1, \*S).
@@ -653,9 +687,11 @@ def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor
 def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
     r"""The maps of Group-CAM (https://arxiv.org/abs/2103.13859).
 
-    In symbols, for the channels k of the group j and means over pixels::
+    In symbols, for the channels k of the group j and means over pixels:
 
-        m_j = ReLU(sum_(k in j) mean(g_k) A_k)
+    .. math::
+
+        m_j = \mathrm{ReLU}(\sum_{k \in j} \mathrm{mean}(g_k) A_k)
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -680,10 +716,12 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
 def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: float) -> Tensor:
     r"""The denoised map of Union-CAM (https://doi.org/10.3389/fnbot.2024.1490198).
 
-    In symbols, for the percentile tau_k of each channel's gradients and sums over pixels::
+    In symbols, for the percentile tau_k of each channel's gradients and sums over pixels:
 
-        W_k = ReLU(g_k) if g_k >= tau_k else 0
-        L = sum_k (W_k / sum(W_k)) A_k
+    .. math::
+
+        W_k &= \mathrm{ReLU}(g_k) \text{ if } g_k \ge \tau_k \text{ else } 0 \\
+        L &= \sum_k\left(\frac{W_k}{\sum(W_k)}\right) A_k
 
     Channels without any positive gradient left do not count.
 
@@ -816,11 +854,13 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
-    """ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
+    r"""ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
 
-    In symbols::
+    In symbols:
 
-        ADCC = 3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity))
+    .. math::
+
+        \mathrm{ADCC} = \frac{3}{1 / (1 - \mathrm{drop}) + 1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity})}
 
     Args:
         drop (Tensor): Shape (N,), in [0, 1].

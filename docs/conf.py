@@ -8,7 +8,9 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
@@ -18,7 +20,6 @@ release = version = version_of("captum-fusion")
 
 extensions = [
     "cyclopts.ext.sphinx",
-    "equations",
     "myst_nb",
     "names",
     "sphinx.ext.autodoc",
@@ -83,11 +84,19 @@ html_extra_path = ["_top"]
 
 
 def setup(app: Sphinx) -> None:
-    """Removes the empty line after an example, which ends it for doctest."""
+    """Renders mathematics as MathML, which needs no script, and removes the empty line that ends an example."""
+
+    def show(translator: HTML5Translator, node: nodes.Element) -> None:
+        latex, block = node.astext(), isinstance(node, nodes.math_block)
+        if r"\\" in latex:
+            latex = rf"\begin{{aligned}} {latex} \end{{aligned}}"
+        translator.body.append(tex2mathml(latex, as_block=block))
+        raise nodes.SkipNode
 
     def trim(_: Sphinx, doctree: nodes.document) -> None:
         for block in doctree.findall(nodes.literal_block):
             block.rawsource = block.astext().rstrip()
             block[:] = [nodes.Text(block.rawsource)]
 
+    app.add_html_math_renderer("mathml", inline_renderers=(show, None), block_renderers=(show, None))
     app.connect("doctree-read", trim)

@@ -26,10 +26,12 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
 
     Each channel of the layer is set to 0 in turn; the share of the target's score that is lost tells what the channel
     is worth. No gradients are needed, and the inputs are not masked. In symbols, for channels A_k, the score y of the
-    target and its score y_k without channel k::
+    target and its score y_k without channel k:
 
-        w_k = (y - y_k) / |y|
-        L = sum_k w_k A_k
+    .. math::
+
+        w_k &= \frac{y - y_k}{|y|} \\
+        L &= \sum_k w_k A_k
 
     The score is the raw output of ``forward_func``. A channel that is 0 everywhere loses nothing and needs no forward
     pass. The paper divides by y, which would turn the map's signs where the score is negative.

@@ -18,9 +18,11 @@ class AugmentationTunnel(Attribution):
 
     What a map owes to the side on which an object lies, or to the exposure of the picture, averages out. It is the "aug
     smooth" of pytorch-grad-cam around any attribution, Captum's included, and it is used as ``captum.attr.NoiseTunnel``
-    is. In symbols, for the method E, the mirror image F x along the last axis and factors c::
+    is. In symbols, for the method E, the mirror image F x along the last axis and factors c:
 
-        mean_c (E(c x) + F E(c F x)) / 2
+    .. math::
+
+        \frac{\mathrm{mean}_c(E(c x) + F E(c F x))}{2}
 
     Args:
         attribution_method (Attribution): Any attribution of Captum or of this package.

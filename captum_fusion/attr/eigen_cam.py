@@ -12,9 +12,11 @@ class LayerEigenCam(GradientCam):
     r"""Computes Eigen-CAM for the chosen layer: the first principal component of its activations, for any target.
 
     The map is the first principal component of the activations: pixels are points in the space of the channels, and
-    each is projected on the direction in which they vary most. In symbols, for that direction v and channels A_k::
+    each is projected on the direction in which they vary most. In symbols, for that direction v and channels A_k:
 
-        L = sum_k v_k (A_k - mean(A_k))
+    .. math::
+
+        L = \sum_k v_k(A_k - \mathrm{mean}(A_k))
 
     It shows what stands out in the layer, whatever the class: the target selects a score, as in all classes here, but
     the map does not depend on it, and no gradients are taken: it works in ``torch.inference_mode()`` too.

@@ -13,10 +13,12 @@ class LayerEigenGradCam(GradientCam):
 
     The map is the first principal component of the activations by their gradients: Eigen-CAM of what raises the
     target's score. In symbols, for channels A_k, gradients g of that score and the direction v in which the pixels of B
-    vary most::
+    vary most:
 
-        B_k = g_k A_k
-        L = sum_k v_k (B_k - mean(B_k))
+    .. math::
+
+        B_k &= g_k A_k \\
+        L &= \sum_k v_k(B_k - \mathrm{mean}(B_k))
 
     A principal component has no sign of its own. This one's is such that it correlates with the sum of B_k, which is
     HiResCAM. No paper defines the method; it comes from pytorch-grad-cam, which leaves the sign to chance.

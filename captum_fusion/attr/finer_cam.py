@@ -18,9 +18,11 @@ class LayerFinerCam(GradientCam):
 
     It is a gradient class activation map, Grad-CAM by default, of the difference between the target's score and the
     mean score of the classes whose scores are closest to it. In symbols, for the scores y of an example, the target c
-    and the classes d whose scores differ least from its own, it explains::
+    and the classes d whose scores differ least from its own, it explains:
 
-        y_c - gamma mean_d y_d
+    .. math::
+
+        y_c - \gamma \mathrm{mean}_d y_d
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
     along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are

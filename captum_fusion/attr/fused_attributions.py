@@ -20,11 +20,13 @@ class FusedAttributions(Attribution):
     r"""Fuses the maps of several attributions of one model, such as one class activation map for each of its layers.
 
     Each attribution becomes a map in [0, 1] of the input's size: summed over its channels, negative evidence dropped,
-    interpolated and normalized. In symbols, for these maps m_k, pixel by pixel, one of::
+    interpolated and normalized. In symbols, for these maps m_k, pixel by pixel, one of:
 
-        L = N(mean_k m_k)
-        L = N(max_k m_k)
-        L = N(product_k m_k)
+    .. math::
+
+        L &= N(\mathrm{mean}_k m_k) \\
+        L &= N(\max_k m_k) \\
+        L &= N(\prod_k m_k)
 
     The mean is how pytorch-grad-cam takes several layers together, the maximum, their union, how torchcam fuses them,
     and the product, Refine-CAM's, keeps what all agree on: sharp early layers refine coarse late ones.

@@ -25,7 +25,9 @@ class FusionCamStages(NamedTuple):
     r"""The stages of Fusion-CAM: maps of shape (N, 1, \*S) in [0, 1] and contributions of shape (N,).
 
     Contributions are as measured: negative where the map hurts the class, and 0 where the difference is within
-    rounding. In symbols, for a map m::
+    rounding. In symbols, for a map m:
+
+    .. math::
 
         c(m) = P(m x + (1 - m) b) - P(b)
     """
@@ -55,27 +57,35 @@ class LayerFusionCam(MaskedCam):
     Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
     up by what each one, used as a mask, contributes to the probability P of the target, and fuses the sum with the
     region map pixel by pixel according to how far they agree. In symbols, for the component maps G and R at the input's
-    size and the contribution c(m) of a map m::
+    size and the contribution c(m) of a map m:
 
-        G = N(U(ReLU(Grad-CAM)))
-        R = N(ReLU(U(Score-CAM)))
-        c(m) = P(m x + (1 - m) b) - P(b)
+    .. math::
 
-    1. Denoise, with the percentile tau of the values of G::
+        G &= N(U(\mathrm{ReLU}(\text{Grad-CAM}))) \\
+        R &= N(\mathrm{ReLU}(U(\text{Score-CAM}))) \\
+        c(m) &= P(m x + (1 - m) b) - P(b)
 
-        G' = G if G >= tau else 0
-        D = N(G')
+    1. Denoise, with the percentile tau of the values of G:
 
-    2. Contribution-weighted union, with weights from c(D) and c(R)::
+       .. math::
 
-        C = N(w_D D + w_R R)
+           G' &= G \text{ if } G \ge \tau \text{ else } 0 \\
+           D &= N(G')
 
-    3. Similarity fusion, with weights from c(C) and c(R). The attribution is N(F)::
+    2. Contribution-weighted union, with weights from c(D) and c(R):
 
-        A = w_C C
-        B = w_R R
-        sim = clip(1 - |A - B|, 0, 1)
-        F = sim max(A, B) + (1 - sim) (A + B) / 2
+       .. math::
+
+           C = N(w_D D + w_R R)
+
+    3. Similarity fusion, with weights from c(C) and c(R). The attribution is N(F):
+
+       .. math::
+
+           A &= w_C C \\
+           B &= w_R R \\
+           \mathrm{sim} &= \mathrm{clip}(1 - |A - B|, 0, 1) \\
+           F &= \mathrm{sim} \max(A, B) + \frac{(1 - \mathrm{sim}) (A + B)}{2}
 
     Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
 

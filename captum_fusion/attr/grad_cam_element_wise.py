@@ -12,9 +12,11 @@ class LayerGradCamElementWise(GradientCam):
     r"""Computes element-wise Grad-CAM for the chosen layer: HiResCAM of what raises the score alone.
 
     As HiResCAM, but what lowers the score does not count: not in one channel against what raises it in another. In
-    symbols, for channels A_k and gradients g of the target's score::
+    symbols, for channels A_k and gradients g of the target's score:
 
-        L = sum_k ReLU(g_k A_k)
+    .. math::
+
+        L = \sum_k \mathrm{ReLU}(g_k A_k)
 
     It is the ``GradCAMElementWise`` of pytorch-grad-cam, and the positive part of Captum's ``LayerGradientXActivation``
     summed over the channels.

@@ -13,11 +13,13 @@ class LayerGradCamPlusPlus(GradientCam):
 
     Grad-CAM weights each channel by its mean gradient, which fades where a class covers few pixels. Grad-CAM++ weights
     the positive gradients pixel by pixel, so that every pixel that speaks for the class counts alike however many
-    there are. In symbols, for channels A_k, gradients g of the target's score and sums over pixels::
+    there are. In symbols, for channels A_k, gradients g of the target's score and sums over pixels:
 
-        alpha_k = g_k^2 / (2 g_k^2 + sum(A_k) g_k^3)
-        w_k = sum(alpha_k ReLU(g_k))
-        L = sum_k w_k A_k
+    .. math::
+
+        \alpha_k &= \frac{g_k^2}{2 g_k^2 + \sum(A_k) g_k^3} \\
+        w_k &= \sum(\alpha_k \mathrm{ReLU}(g_k)) \\
+        L &= \sum_k w_k A_k
 
     This is the form of the paper's section 3.3, for the exponential of the score; the square of the gradient
     cancels, so that small gradients do not vanish. Where the gradient or the divisor is 0, alpha is 0.

@@ -28,11 +28,13 @@ class LayerGroupCam(MaskedCam):
     The channels, weighted by their mean gradients as in Grad-CAM, are summed within groups of consecutive channels.
     Each group's map masks the input, whose other parts are blurred; the probability that it adds to that of the
     blurred input tells what the group is worth. In symbols, for channels A_k, gradients g, the blurred input b, the
-    probability P of the target and groups j::
+    probability P of the target and groups j:
 
-        M_j = N(U(ReLU(sum_(k in j) mean(g_k) A_k)))
-        s_j = ReLU(P(M_j x + (1 - M_j) b) - P(b))
-        L = sum_j s_j M_j
+    .. math::
+
+        M_j &= N(U(\mathrm{ReLU}(\sum_{k \in j} \mathrm{mean}(g_k) A_k))) \\
+        s_j &= \mathrm{ReLU}(P(M_j x + (1 - M_j) b) - P(b)) \\
+        L &= \sum_j s_j M_j
 
     Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
     The paper also denoises the groups' maps; this follows the comparison in the Fusion-CAM paper, which does not. The

@@ -12,9 +12,11 @@ class LayerHiResCam(GradientCam):
 
     Each pixel of a channel is weighted by its own gradient, so that the map shows where the activations raise the
     score; Grad-CAM's mean over the pixels can move that elsewhere. In symbols, for channels A_k and gradients g of the
-    target's score::
+    target's score:
 
-        L = sum_k g_k A_k
+    .. math::
+
+        L = \sum_k g_k A_k
 
     This is ``captum.attr.LayerGradientXActivation`` summed over the channels, in the form of ``LayerGradCam``.
 

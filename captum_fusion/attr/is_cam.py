@@ -15,12 +15,14 @@ class LayerISCam(LayerScoreCam):
     r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
-    for channels A_k, baseline b and the steps i from 1 to n::
+    for channels A_k, baseline b and the steps i from 1 to n:
 
-        m_i = i N(U(A_k)) / n
-        s_k = mean_i f(m_i x + (1 - m_i) b)
-        w = softmax(s)
-        L = sum_k w_k A_k
+    .. math::
+
+        m_i &= \frac{i N(U(A_k))}{n} \\
+        s_k &= \mathrm{mean}_i f(m_i x + (1 - m_i) b) \\
+        w &= \mathrm{softmax}(s) \\
+        L &= \sum_k w_k A_k
 
     It takes n times as many forward passes as Score-CAM, in the same memory. The steps are those of the integral that
     the paper means; torchcam adds them up instead, so that its masks grow to (n + 1) / 2 times the input.

@@ -13,9 +13,11 @@ class LayerLayerCam(GradientCam):
 
     Each pixel of a channel is weighted by its own gradient where that is positive, so that the map stays sharp in early
     layers, too, where a mean over all pixels says little. In symbols, for channels A_k and gradients g of the target's
-    score::
+    score:
 
-        L = sum_k ReLU(g_k) A_k
+    .. math::
+
+        L = \sum_k \mathrm{ReLU}(g_k) A_k
 
     The paper takes ReLU(L), which ``relu_attributions`` does.
 

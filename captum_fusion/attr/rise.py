@@ -25,9 +25,11 @@ class Rise(PerturbationAttribution):
 
     No layer and no gradients are needed: each pixel is worth the mean score of the masks that keep it. A mask is a
     small grid of zeros and ones, enlarged smoothly and shifted at random. In symbols, for n masks M_i that keep a cell
-    with the probability p, the probability P of the target and the baseline b::
+    with the probability p, the probability P of the target and the baseline b:
 
-        L = (sum_i P(M_i x + (1 - M_i) b) M_i) / (p n)
+    .. math::
+
+        L = \frac{\sum_i P(M_i x + (1 - M_i) b) M_i}{p n}
 
     All examples see the same masks, which follow from the seed alone, so that an example has the same attribution in
     any batch. The attribution has the input's shape, each channel holding the same map.

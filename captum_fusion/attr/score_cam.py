@@ -26,12 +26,14 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
     target for that masked input tells what the channel is worth. The attribution is the sum of the channels, weighted
     by the softmax of their scores. No gradients are needed.
 
-    In symbols, for channels A_k and baseline b::
+    In symbols, for channels A_k and baseline b:
 
-        M_k = N(U(A_k))
-        s_k = f(M_k x + (1 - M_k) b)
-        w = softmax(s)
-        L = sum_k w_k A_k
+    .. math::
+
+        M_k &= N(U(A_k)) \\
+        s_k &= f(M_k x + (1 - M_k) b) \\
+        w &= \mathrm{softmax}(s) \\
+        L &= \sum_k w_k A_k
 
     The score is the raw output of ``forward_func``, a logit if the model returns logits, as in the paper. A channel
     that is constant for an example masks everything; all such channels share one forward pass, which is exact. So do

@@ -15,12 +15,14 @@ class LayerSSCam(LayerScoreCam):
     r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
 
     As Score-CAM, but each channel is scored by the mean over n noisy copies of its mask. In symbols, for channels A_k,
-    baseline b and n noises d_i of the input's size, normal with a standard deviation of ``stdev``::
+    baseline b and n noises d_i of the input's size, normal with a standard deviation of ``stdev``:
 
-        m_i = N(U(A_k)) + d_i
-        s_k = mean_i f(m_i x + (1 - m_i) b)
-        w = softmax(s)
-        L = sum_k w_k A_k
+    .. math::
+
+        m_i &= N(U(A_k)) + d_i \\
+        s_k &= \mathrm{mean}_i f(m_i x + (1 - m_i) b) \\
+        w &= \mathrm{softmax}(s) \\
+        L &= \sum_k w_k A_k
 
     It takes n times as many forward passes as Score-CAM, in the same memory. All channels and examples see the same n
     noises, which follow from the seed alone: channels differ by their masks and not by chance, and an example has the

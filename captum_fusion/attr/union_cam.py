@@ -32,23 +32,31 @@ class LayerUnionCam(MaskedCam):
     r"""Computes Union-CAM, which chooses between Score-CAM and its union with a denoised gradient map.
 
     In symbols, for channels A_k, gradients g, the probability P of the target, the contribution c(m) of a map m, and
-    sums over pixels::
+    sums over pixels:
 
-        R = N(ReLU(U(Score-CAM)))
-        c(m) = P(m x + (1 - m) b) - P(b)
+    .. math::
 
-    1. Denoise, with the percentile tau_k of each channel's gradients::
+        R &= N(\mathrm{ReLU}(U(\text{Score-CAM}))) \\
+        c(m) &= P(m x + (1 - m) b) - P(b)
 
-        W_k = ReLU(g_k) if g_k >= tau_k else 0
-        D = N(U(sum_k (W_k / sum(W_k)) A_k))
+    1. Denoise, with the percentile tau_k of each channel's gradients:
 
-    2. Union, where negative contributions count as 0, and both as 1 where none is positive::
+       .. math::
 
-        C = N(c(D) D + c(R) R)
+           W_k &= \mathrm{ReLU}(g_k) \text{ if } g_k \ge \tau_k \text{ else } 0 \\
+           D &= N\left(U\left(\sum_k\left(\frac{W_k}{\sum(W_k)}\right) A_k\right)\right)
 
-    3. Choose::
+    2. Union, where negative contributions count as 0, and both as 1 where none is positive:
 
-        L = C if c(C) > c(R) else R
+       .. math::
+
+           C = N(c(D) D + c(R) R)
+
+    3. Choose:
+
+       .. math::
+
+           L = C \text{ if } c(C) > c(R) \text{ else } R
 
     Where Score-CAM is negative everywhere, R is zero, and so is c(R): the attribution is then D if D raises the
     probability of the baseline, and zero, with a warning, if it does not.

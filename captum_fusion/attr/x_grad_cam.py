@@ -12,10 +12,12 @@ class LayerXGradCam(GradientCam):
     r"""Computes XGrad-CAM for the chosen layer: gradients count as much as their pixels are active.
 
     The weight of a channel is its gradient averaged over the pixels, each counting as much as it is active there. In
-    symbols, for channels A_k, gradients g of the target's score and sums over pixels::
+    symbols, for channels A_k, gradients g of the target's score and sums over pixels:
 
-        w_k = sum(g_k A_k) / sum(A_k)
-        L = sum_k w_k A_k
+    .. math::
+
+        w_k &= \frac{\sum(g_k A_k)}{\sum(A_k)} \\
+        L &= \sum_k w_k A_k
 
     A channel whose activations sum to 0 has the weight 0.
 

@@ -64,9 +64,11 @@ def coherency(
     r"""Computes whether the method explains what it has kept of the input as it explains the input.
 
     In symbols, for the saliency map m of the input x, the saliency map m' that the method gives for m x + (1 - m) b,
-    the baseline b, and Pearson's correlation r over the pixels::
+    the baseline b, and Pearson's correlation r over the pixels:
 
-        coherency = (1 + r(m, m')) / 2
+    .. math::
+
+        \mathrm{coherency} = \frac{1 + r(m, m')}{2}
 
     Higher is better.
 
@@ -146,9 +148,11 @@ def adcc(
 ) -> Tensor:
     r"""Computes ADCC, one number for how faithful, coherent and concise an attribution is.
 
-    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example::
+    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example:
 
-        ADCC = 3 / (1 / (1 - drop) + 1 / coherency + 1 / (1 - complexity))
+    .. math::
+
+        \mathrm{ADCC} = \frac{3}{1 / (1 - \mathrm{drop}) + 1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity})}
 
     Higher is better.
 

@@ -27,11 +27,13 @@ def confidence_drop(
 ) -> Tensor:
     r"""Computes how much of the target's probability is lost when the attribution masks the input.
 
-    In symbols, m being the saliency map, b the baseline and P the target's probability::
+    In symbols, m being the saliency map, b the baseline and P the target's probability:
 
-        Y = P(x)
-        O = P(m x + (1 - m) b)
-        drop = max(0, Y - O) / Y
+    .. math::
+
+        Y &= P(x) \\
+        O &= P(m x + (1 - m) b) \\
+        \mathrm{drop} &= \frac{\max(0, Y - O)}{Y}
 
     Its mean over a dataset, in percent, is the Average Drop of Grad-CAM++ (https://arxiv.org/abs/1710.11063); lower is
     better.
@@ -79,11 +81,13 @@ def confidence_increase(
 ) -> Tensor:
     r"""Computes whether the target's probability rises when the attribution masks the input.
 
-    In symbols, m being the saliency map, b the baseline and P the target's probability::
+    In symbols, m being the saliency map, b the baseline and P the target's probability:
 
-        Y = P(x)
-        O = P(m x + (1 - m) b)
-        increase = 1 if O > Y else 0
+    .. math::
+
+        Y &= P(x) \\
+        O &= P(m x + (1 - m) b) \\
+        \mathrm{increase} &= 1 \text{ if } O > Y \text{ else } 0
 
     A difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
     (https://arxiv.org/abs/1710.11063); higher is better.

@@ -66,9 +66,11 @@ def energy_pointing_game(
     r"""Computes the share of the attribution that lies on the object.
 
     Its mean over a dataset is the energy-based pointing game of Score-CAM (https://arxiv.org/abs/1910.01279). In
-    symbols, for the saliency map m and the region B::
+    symbols, for the saliency map m and the region B:
 
-        energy = sum_(p in B) m_p / sum_p m_p
+    .. math::
+
+        \mathrm{energy} = \frac{\sum_{p \in B} m_p}{\sum_p m_p}
 
     It is 0 for a map of zeros.
 

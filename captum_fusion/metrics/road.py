@@ -40,11 +40,13 @@ def road(
     Removed pixels become a noisy mean of their neighbours (noisy linear imputation, see
     ``captum_fusion.functional.impute``), so that the model sees neither a black shape nor, from the shape, the class.
     In symbols, for the input x_q without the share q of its pixels, of which the most relevant ones go first, or the
-    least relevant ones in x_q', and the probability P of the target::
+    least relevant ones in x_q', and the probability P of the target:
 
-        M = mean_q P(x_q)
-        L = mean_q P(x_q')
-        combined = (L - M) / 2
+    .. math::
+
+        M &= \mathrm{mean}_q P(x_q) \\
+        L &= \mathrm{mean}_q P(x_q') \\
+        \mathrm{combined} &= \frac{L - M}{2}
 
     More details can be found in the paper: https://arxiv.org/abs/2202.00449
 
