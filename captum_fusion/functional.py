@@ -215,13 +215,15 @@ def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) 
 
 
 def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "raw") -> tuple[Tensor, Tensor]:
-    """The weights of two maps from their contributions.
+    r"""Computes the weights of two maps from their contributions.
 
-    In symbols, for contributions c_1 and c_2, "raw", "released" and "normalized"::
+    In symbols, for contributions c_1 and c_2, "raw", "released" and "normalized":
 
-        w_1, w_2 = ReLU(c_1), ReLU(c_2)
-        w_1, w_2 = c_1 / (c_1 + c_2 + 1e-8), c_2 / (c_1 + c_2 + 1e-8)
-        w_1, w_2 = ReLU(c_1) / (ReLU(c_1) + ReLU(c_2)), ReLU(c_2) / (ReLU(c_1) + ReLU(c_2))
+    .. math::
+
+        w_i &= \mathrm{ReLU}(c_i) \\
+        w_i &= c_i / (c_1 + c_2 + 10^{-8}) \\
+        w_i &= \mathrm{ReLU}(c_i) / (\mathrm{ReLU}(c_1) + \mathrm{ReLU}(c_2))
 
     Args:
         first (Tensor): Contributions of the first map, shape (N,).
@@ -474,7 +476,7 @@ def grad_cam_weights(gradients: Tensor) -> Tensor:
 
 
 def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
-    r"""What Finer-CAM (https://arxiv.org/abs/2501.11309) explains: a score less those that are closest to it.
+    r"""Computes the score that Finer-CAM (https://arxiv.org/abs/2501.11309) explains: a score less its closest ones.
 
     In symbols, for the closest scores y_d:
 
@@ -770,7 +772,7 @@ def impute(inputs: Tensor, kept: Tensor) -> Tensor:
     count = _or_one(_neighbours(torch.ones_like(inputs[:1, :1])))
 
     def residual(values: Tensor) -> Tensor:
-        """What the equations of the removed pixels miss: their matrix is symmetric and positive definite."""
+        """Applies the matrix of the removed pixels' equations, which is symmetric and positive definite."""
         return torch.where(kept, 0, count * values - _neighbours(values))
 
     # By conjugate gradients, each scaled by the number of neighbours, for every channel on its own.

@@ -83,7 +83,7 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
 
 
 def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, label: int) -> Callable[..., Tensor]:
-    """How well a detector finds a box: the largest product of a detection's score and its overlap with the box.
+    """Scores a box by the largest product of a detection's score and its overlap with the box.
 
     The overlap is the intersection over union. That is the similarity of D-RISE (https://arxiv.org/abs/2006.03204)
     for one class.

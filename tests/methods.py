@@ -75,6 +75,8 @@ LAYER_PATHS: list[type[LayerAttribution]] = [
     attr.LayerUnionCam,
     attr.LayerFusionCam,
 ]
+# The engine is tested on one method for each kind of pass: gradients, masks of channels, and masks of fused maps.
+KINDS: list[type[LayerAttribution]] = [attr.LayerGradCamPlusPlus, attr.LayerScoreCam, attr.LayerFusionCam]
 # These have no layer of their own.
 PATHS: list[Any] = [*LAYER_PATHS, Rise, FusedAttributions, AugmentationTunnel]
 

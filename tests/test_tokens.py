@@ -6,7 +6,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_fusion import LayerScoreCam, LayerXGradCam, spatial_view
-from tests.methods import METHODS, has_input_shape, takes
+from tests.methods import KINDS, METHODS, has_input_shape, takes
 
 # The gradient methods at the layer's resolution never look at the input's axes, as LayerGradCam does not.
 MASKED = [method for method in METHODS if takes(method, "baselines")]
@@ -29,7 +29,7 @@ class Patches(nn.Module):
         return self.head(self.norm(tokens).tanh().mean(1))
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("size", [(16, 20), (4, 16), (2, 18)])
 def test_a_grid_that_is_no_square_is_that_of_the_input_or_asked_for(
     algorithm: type[LayerAttribution], size: tuple[int, int]
@@ -64,7 +64,7 @@ def test_tokens_of_a_volume_without_a_view(algorithm: type[LayerAttribution]) ->
 
 
 @pytest.mark.parametrize("axes", [1, 3])
-@pytest.mark.parametrize("algorithm", METHODS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_tokens_of_sequences_and_volumes_in_a_view(algorithm: type[LayerAttribution], axes: int) -> None:
     """64 tokens are a square as well, but not of these: the grid is that of the input or asked for."""
     model = Patches(axes, in_front=0).eval()

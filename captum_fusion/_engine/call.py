@@ -220,7 +220,7 @@ class ModelCall:
 
 
 def _wrap(output: object) -> str:
-    """How to wrap a forward function that returns something else than a tensor."""
+    """Advises how to wrap a forward function that returns no tensor."""
     if isinstance(output, Mapping):
         names = [name for name, value in output.items() if isinstance(value, Tensor)]
         name = next((usual for usual in ("logits", "out") if usual in names), names[0] if names else "logits")

@@ -37,7 +37,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class ProgressBar(Protocol):
-    """What the masked passes need of a progress bar."""
+    """The methods of a progress bar that masked passes call."""
 
     def update(self, n: float) -> object:
         """Moves on by n."""

@@ -1,4 +1,4 @@
-"""What several docstrings say of the same arguments, said once."""
+"""Shared descriptions of arguments, filled into the docstrings that name them."""
 
 import re
 from textwrap import indent

@@ -125,7 +125,7 @@ def last_feature_map(
 
 
 def feature_maps(model: Module, inputs: Tensor) -> dict[str, FeatureMap | str]:
-    """What each module gives in its last run, by its name, in order: a feature map, or a description of another value.
+    """Describes the output of each module's last run, by name, in order: a feature map, or another value.
 
     Args:
         model (torch.nn.Module): A model, in evaluation mode.
@@ -226,7 +226,7 @@ def candidates(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
 
 
 def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) -> tuple[Form, Grid] | None:
-    """How an output is a feature map of an image of this size, and the map's grid."""
+    """Infers how an output is a feature map of an image of this size, and the map's grid."""
     if not 3 <= len(shape) <= 5:
         return None
     if len(shape) == 3:
@@ -239,7 +239,7 @@ def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) 
     forms: list[tuple[Form, Grid]] = [("channels first", shape[2:]), ("channels last", shape[1:-1])]
 
     def stretch(grid: Grid) -> float:
-        """How far the map's height to width is from the image's."""
+        """The difference between the aspect ratios of map and image."""
         return abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2])))
 
     layout = min(

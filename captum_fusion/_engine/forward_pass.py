@@ -309,7 +309,7 @@ def sole_user(layer: Module) -> Iterator[None]:
 
 
 class _Memory:
-    """How many bytes of what the modules gave are alive, and the most that were at once."""
+    """Counts the bytes of live module outputs, and their maximum."""
 
     def __init__(self, alive: int) -> None:
         self.alive = self.most = alive

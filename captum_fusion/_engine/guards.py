@@ -69,7 +69,7 @@ def check_maskable(tensor: Tensor, position: int) -> None:
 
 
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
-    """What to do where one example was given without a batch, (C, H, W), as ``transform(image)`` gives it.
+    """Advises ``unsqueeze(0)`` for an example without a batch dimension, (C, H, W), as ``transform(image)`` returns it.
 
     A sequence (N, C, L) has as many axes, so that this is only said where the forward pass has failed.
     """

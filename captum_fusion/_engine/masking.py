@@ -305,7 +305,7 @@ class MaskedScorer:
         if ((rows > 1) & (rows == saturated)).any():
             warn(
                 f"The {self.call.activation} gives {float(unmasked[int((rows == saturated).int().argmax())]):g} for an "
-                "input as it is and for every mask, so that masks cannot be told apart. Where forward_func returns "
+                "input as it is and for every mask, so that masks cannot be compared. Where forward_func returns "
                 "sums, or other scores on a large scale, give activation=None to compare the scores themselves."
             )
 

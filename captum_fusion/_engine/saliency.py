@@ -11,7 +11,7 @@ from captum_fusion.functional import as_float, normalize, upsample
 
 
 def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
-    """What each channel adds to a layer's map, (N, C, *s), as Captum's layer attributions return it."""
+    """Sums and rectifies the channels' contributions, (N, C, *s), as Captum's layer attributions do."""
     attributions = channels.sum(dim=1, keepdim=True) if attr_dim_summation else channels
     return relu(attributions) if relu_attributions else attributions
 
@@ -134,7 +134,7 @@ def saliency_maps(
             f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
             "the input's number of examples and of spatial axes, or None, and at least one such attribution"
         )
-    # What was not explained has zeros, and is left as it is; where everything is zero, nothing is kept.
+    # An input that was not explained has zeros and is not masked; if all are zero, all are masked.
     explained = {position: value.flatten(1).any(dim=1) for position, value in maps.items()}
     device = next(iter(maps.values())).device
     anything = torch.stack([rows.to(device) for rows in explained.values()]).any(dim=0)

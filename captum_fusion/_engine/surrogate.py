@@ -115,7 +115,7 @@ class Surrogate:
         self._infer()
 
     def _infer(self) -> None:
-        """What the known scores tell: the weights, the errors, and draws of scores and final maps to choose from."""
+        """Infers the weights and their errors from the scores so far, with draws of scores and of final maps."""
         unknown = torch.ones(len(self._features), dtype=torch.bool, device=self._known.device)
         unknown[self._known] = False
         self._unknown = unknown.nonzero().squeeze(1)
@@ -150,7 +150,7 @@ class Surrogate:
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """The mean of the unknown scores, (T, U), and their scale, (T,), in which draws, (_DRAWS, U), are kept."""
         features, values = self._features[self._known], self._scores[self._known]
-        # What is known is few rows of float64, which not every device has.
+        # The scored channels are few, so that float64, which not every device has, is cheap on the CPU.
         exact, exact_values = features.cpu().double(), values.cpu().double()
         pairs = [(slope, noise) for slope in _SLOPES for noise in _NOISES]
         if not 2 < len(exact) <= _MOST_FITTED:
@@ -272,7 +272,7 @@ def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
     # Those that tell least by themselves are left out.
     candidates = gains.topk(min(_CANDIDATES, len(gains))).indices
     scores, covariance, variance = scores[candidates], covariance[candidates], variance[candidates]
-    # What rounding leaves of a variance that is explained explains nothing.
+    # The rest of a variance that other channels explain is rounding, and explains nothing.
     least = 1e-4 * variance
     directions = scores.new_empty(count, scores.shape[1])
     chosen: list[Tensor] = []

@@ -12,7 +12,7 @@ class LayerGradCamPlusPlus(GradientCam):
     r"""Computes Grad-CAM++ for the chosen layer: Grad-CAM that does not fade where a class covers few pixels.
 
     Grad-CAM weights each channel by its mean gradient, which fades where a class covers few pixels. Grad-CAM++ weights
-    the positive gradients pixel by pixel, so that every pixel that speaks for the class counts alike however many
+    the positive gradients pixel by pixel, so that every pixel that supports the class counts alike however many
     there are. In symbols, for channels A_k, gradients g of the target's score and sums over pixels:
 
     .. math::

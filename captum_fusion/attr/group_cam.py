@@ -135,7 +135,7 @@ class LayerGroupCam(MaskedCam):
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(weighted_sum(masks, scores)))
 
     def _group_scores(self, scorer: MaskedScorer, maps: Tensor) -> Tensor:
-        """What each group adds to the probability of the baseline, (N, groups), not negative."""
+        """Computes the gain of each group over the probability of the baseline, (N, groups), not negative."""
         # A constant map is normalized to zeros, which leave the baseline: one more row scores it.
         lowest, highest = torch.aminmax(maps.flatten(2), dim=2)
         live = lowest < highest

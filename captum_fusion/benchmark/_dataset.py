@@ -98,7 +98,7 @@ class Placement:
     note: str
 
     def regions(self, instances: Sequence[Instance]) -> "Regions":
-        """Where a model sees some objects."""
+        """Maps objects to the pixels that the model sees."""
         centres = (np.mgrid[: self.size, : self.size][::-1] + 0.5).reshape(2, -1).T
         points = (centres - self.offset) @ np.linalg.inv(self.matrix).T
         boxes, singles, mask = [torch.zeros(0, 4)], [], torch.zeros(self.size, self.size, dtype=torch.bool)
@@ -120,7 +120,7 @@ class Placement:
 
 
 class Regions(NamedTuple):
-    """Where a model sees the objects of one class."""
+    """The regions of one class's objects in the model's input."""
 
     boxes: Tensor
     """(K, 4)"""

@@ -90,7 +90,7 @@ class Plan:
     weights: str
     weights_hash: str
     model_hash: str
-    """Of the preprocessing and the category names."""
+    """The hash of the preprocessing and the category names."""
     layer: FeatureMap
     device: torch.device
     items: list[WorkItem]
@@ -223,7 +223,7 @@ def _labelled(
 
 
 def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -> Record:
-    """What the values of a record depend on besides its key."""
+    """Collects the settings that the values of a record depend on, besides its key."""
     return {
         "weights_hash": plan.weights_hash,
         "model_hash": plan.model_hash,

@@ -1,4 +1,4 @@
-"""What masking with an attribution does to the target's probability: Average Drop and Average Increase."""
+"""Average Drop and Average Increase: the change of the target's probability under the attribution as a mask."""
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def probabilities(call: ModelCall, maps: dict[int, Tensor]) -> tuple[Tensor, Ten
         examples = torch.arange(call.examples, device=call.device)
         masked = scorer.masked_scores(examples, lambda rows, position: maps[position][rows.to(maps[position].device)])
         whole, scale = scorer.forward_pass.unmasked_scores, scorer.forward_pass.scale
-    # What keeps everything is no other input, whatever the rounding of another batch makes of it.
+    # A mask that keeps everything leaves the input itself, though another batch may round its score differently.
     same = [
         ((saliency == 1) | (scorer.inputs[position] == call.baseline_tensors[position])).flatten(1).all(dim=1)
         for position, saliency in maps.items()

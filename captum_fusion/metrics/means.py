@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 _NAMES = ("confidence_drop", "confidence_increase", "insertion", "deletion", "road", "coherency", "complexity", "adcc")
-# What papers report in percent, and what they call it.
+# The means that papers report in percent, with their names.
 _IN_PERCENT = {
     "confidence_drop": "average_drop",
     "confidence_increase": "average_increase",
@@ -26,7 +26,7 @@ class Mean(NamedTuple):
     standard_error: float
     """The sample standard deviation over the square root of the number of examples; NaN for fewer than two."""
     examples: int
-    """How many examples there are."""
+    """The number of examples."""
 
 
 class DatasetMeans:

@@ -87,7 +87,7 @@ class Page:
         on.classes.input(self._runs(self._explain, self._choose_typed), **explains | {"inputs": inputs | {on.classes}})
         for setting in (on.model, on.percentile, on.tolerance, on.weighting):
             setting.input(self._runs(self._explain), **explains)
-        # What is typed in is no input to Gradio.
+        # Gradio reports typed text as a change, not as an input.
         on.methods.change(self._runs(self._explain), **explains)
         on.draw.click(self._runs(self._judge), **explains)
         on.stop.click(self._stop, **handled | at_once, outputs=[on.status, on.stages, on.agreement, on.code])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_fusion import LayerFusionCam, LayerScoreCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
-from tests.methods import LAYER_PATHS, run
+from tests.methods import KINDS, LAYER_PATHS, run
 
 pytestmark = pytest.mark.every_device
 
@@ -63,8 +63,9 @@ def snapshot(model: nn.Module, images: Tensor) -> list[object]:
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
-@pytest.mark.parametrize("target", [1, 99], ids=["success", "failure"])
+@pytest.mark.parametrize(
+    ("wrap", "target"), [(lambda model: model, 1), (lambda model: lambda x: model(x), 99)], ids=["success", "failure"]
+)
 def test_nothing_is_disturbed(images: Tensor, subject: Any, wrap: Callable[[nn.Module], Any], target: int) -> None:
     model = TrainingNet().to(images.device)
     model.head.bias.grad = torch.ones_like(model.head.bias)
@@ -150,7 +151,7 @@ def buffers(model: nn.Module) -> list[tuple[str, Tensor | None, list[Any] | None
     ]
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", [*KINDS, *METRICS])
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: lambda x: model(x)], ids=["module", "closure"])
 def test_buffers_that_change_in_evaluation_mode_stay(
     subject: Any, wrap: Callable[[nn.Module], Any], images: Tensor
@@ -181,7 +182,7 @@ class Elsewhere:
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", KINDS)
 def test_a_model_that_another_thread_trains_goes_on(subject: Any, net: SmallNet, images: Tensor) -> None:
     """It is neither rolled back nor warned about."""
     trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout()).to(images.device)
@@ -194,7 +195,7 @@ def test_a_model_that_another_thread_trains_goes_on(subject: Any, net: SmallNet,
     assert trained[1].num_batches_tracked == len(other.results)
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_what_another_thread_draws_stays_distinct(
     algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
@@ -206,7 +207,7 @@ def test_what_another_thread_draws_stays_distinct(
     assert len(set(other.results)) == len(other.results)
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_two_threads_with_a_model_each(algorithm: type[LayerAttribution], images: Tensor) -> None:
     nets = [net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5))]
     expected = [algorithm(net, net.features).attribute(images, target=1) for net in nets]
@@ -239,7 +240,7 @@ class Meeting(nn.Module):
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_two_threads_with_one_model_are_right_or_refused(
     algorithm: type[LayerAttribution], where: str, images: Tensor
 ) -> None:
@@ -277,7 +278,7 @@ def test_two_threads_with_one_model_are_right_or_refused(
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_frozen_scripted_submodule(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     """It has no attribute ``training``."""
 
@@ -314,7 +315,7 @@ class Crops(nn.Module):
         return scores.unflatten(0, (len(x), self.crops)).mean(1)
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("examples", [1, 3])
 def test_a_layer_that_sees_several_rows_for_each_example(
     algorithm: type[LayerAttribution], examples: int, images: Tensor
@@ -331,7 +332,7 @@ def test_a_layer_that_sees_several_rows_for_each_example(
     assert sum(seen) <= examples, "refused before any masked pass"
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_model_that_merges_batch_and_channels_by_view(algorithm: type[LayerAttribution], images: Tensor) -> None:
     class Gated(nn.Module):
         def __init__(self, merge: Callable[..., Tensor]) -> None:

@@ -22,7 +22,7 @@ from captum_fusion import (
 )
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
-from tests.methods import LAYER_PATHS, has_input_shape, run, takes
+from tests.methods import KINDS, LAYER_PATHS, has_input_shape, run, takes
 
 pytestmark = pytest.mark.every_device
 
@@ -213,7 +213,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 
 @pytest.mark.parametrize("output", [dict, ModelOutput])
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_forward_function_that_returns_a_dictionary(
     algorithm: type[LayerAttribution], output: type, net: SmallNet, images: Tensor
 ) -> None:
@@ -244,7 +244,7 @@ class Fourier(nn.Module):
     [(Quantized(), Tensor.dequantize, "(?i)quantized|qint8"), (Fourier(), Tensor.abs, "(?i)complex")],
     ids=["quantized", "complex"],
 )
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_layer_whose_values_cannot_be_maps(
     algorithm: type[LayerAttribution], layer: nn.Module, back: Any, message: str, images: Tensor
 ) -> None:
@@ -312,7 +312,7 @@ class FunctionalDropout(BatchNormOfTheBatch):
 
 
 @pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
-@pytest.mark.parametrize(("subject", "examples"), [*product(MASKED, (1, 3)), *product(METRICS, (3,))])
+@pytest.mark.parametrize(("subject", "examples"), [(MASKED[0], 1), *product(MASKED, (3,)), *product(METRICS, (3,))])
 def test_scores_that_depend_on_the_batch_or_on_chance(
     subject: Any, model: type[nn.Module], examples: int, images: Tensor
 ) -> None:

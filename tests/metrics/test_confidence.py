@@ -1,3 +1,4 @@
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from captum_fusion import LayerFusionCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
-from tests.methods import METHODS
+from tests.methods import KINDS, METHODS
 
 METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 
@@ -106,8 +107,13 @@ def test_a_batch_equals_one_by_one(metric: Any, target: Any, net: SmallNet, imag
         torch.testing.assert_close(alone, together[one], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("algorithm", [*METHODS, LayerGradCam, LayerGradientXActivation, GuidedGradCam])
+@pytest.mark.parametrize(
+    ("metric", "algorithm"),
+    [
+        *product(METRICS[:1], [*METHODS, LayerGradCam, LayerGradientXActivation, GuidedGradCam]),
+        *product(METRICS[1:], KINDS),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning:captum")
 def test_every_layer_attribution_is_judged(metric: Any, algorithm: Any, net: SmallNet, images: Tensor) -> None:
     values = metric(net, images, algorithm(net, net.features).attribute(images, target=0), target=0)

@@ -66,7 +66,7 @@ def _activation(config: Any) -> Activation:
 
 
 def _preprocessing(name: str, processor: Any) -> Preprocessing:
-    """What the processor does to a picture, tried on one."""
+    """Reads the preprocessing off one processed picture."""
     preprocessing = _read(processor)
     if preprocessing is None or not _same(preprocessing, processor):
         raise ValueError(
