@@ -223,9 +223,9 @@ def test_what_is_remembered_is_what_would_be_computed(net: SmallNet, photograph:
     picture = Explainer(net, size=24).open(photograph)
     picture.explain(0, [name], percentile=5)
     again = picture.explain(0, [name], percentile=45, weighting="normalized")
-    anew = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="normalized")
-    assert torch.equal(again.maps[name], anew.maps[name])
-    assert again.masked_probabilities == anew.masked_probabilities
+    fresh = explain(photograph, model=net, size=24, target=0, methods=[name], percentile=45, weighting="normalized")
+    assert torch.equal(again.maps[name], fresh.maps[name])
+    assert again.masked_probabilities == fresh.masked_probabilities
 
 
 def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) -> None:
@@ -250,8 +250,8 @@ def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) 
     with progress_to(heard.append):
         explanation = picture.explain(1, ["fusion-cam"], show_progress=True)
     assert heard[-1].done == heard[-1].total > 500
-    anew = explain(photograph, model=model, layer="features", size=24, target=1, methods=["fusion-cam"])
-    assert torch.equal(explanation.maps["fusion-cam"], anew.maps["fusion-cam"])
+    fresh = explain(photograph, model=model, layer="features", size=24, target=1, methods=["fusion-cam"])
+    assert torch.equal(explanation.maps["fusion-cam"], fresh.maps["fusion-cam"])
 
 
 def test_threads_take_turns(photograph: Image.Image) -> None:

@@ -113,7 +113,7 @@ def test_noise_follows_from_the_seed_alone(net: SmallNet, images: Tensor) -> Non
 
 
 def test_pytorch_grad_cams_combined_road_is_near(net: SmallNet) -> None:
-    """It removes the share that lies above a percentile, and draws its noise anew for each picture."""
+    """It removes the share that lies above a percentile, and draws other noise for each picture."""
     from pytorch_grad_cam.metrics.road import ROADCombined
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
