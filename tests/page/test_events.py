@@ -107,7 +107,7 @@ def test_a_map_follows_what_one_chooses(visit: Visit) -> None:
     settle(page)
     grad_cam = drawn(page, "grad-cam")
     change(page, "fusion-cam", lambda: page.get_by_label("number input for Percentile").fill("80"))
-    change(page, "fusion-cam", lambda: page.get_by_label("raw", exact=True).check())
+    change(page, "fusion-cam", lambda: page.get_by_label("normalized", exact=True).check())
     # Others do not depend on these.
     assert drawn(page, "grad-cam") == grad_cam
     change(page, "grad-cam", lambda: page.get_by_label("number input for Overlay").fill("0.2"))
@@ -191,7 +191,8 @@ def test_classes_and_methods_are_typed(visit: Visit) -> None:
     expect(status(page)).to_contain_text("score-cam")
     # The maps stay, and the page goes on.
     assert len(names(page)) == 6
-    page.locator(".bar:not(.chosen) .name").first.click()
+    other = page.locator(".bar:not(.chosen) .text").first.text_content()
+    choose(page, "Classes", str(other))
     expect(status(page)).to_contain_text("scoer-cam")
 
 
@@ -328,8 +329,8 @@ def test_nothing_is_lost_to_what_one_does_next(visit: Visit, gated: Gated) -> No
     page.locator(".beside").nth(1).click()
     page.locator(".beside").nth(0).click()
     gated.gate.set()
-    expect(page.locator(".maps:visible h3")).to_have_count(1)
-    expect(page.locator(".maps:visible h3")).to_contain_text(str(other))
+    expect(page.locator(".maps:visible h2")).to_have_count(1)
+    expect(page.locator(".maps:visible h2")).to_contain_text(str(other))
     settle(page)
     # Another model, whose classes are others.
     choose(page, "Model", "small")
@@ -367,6 +368,9 @@ def test_no_path_reaches_the_file_system(visit: Visit, address: str) -> None:
 def test_has_no_accessibility_violations(scheme: Any, visit: Visit) -> None:
     page = visit()
     page.emulate_media(color_scheme=scheme)
+    # Loaded again, since the colours fade from one scheme to the other.
+    page.reload()
+    expect(status(page)).to_contain_text(" in ")
     settle(page)
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
