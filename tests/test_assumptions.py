@@ -84,7 +84,12 @@ class Ordered(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("order", "after"), [(torch.arange(64).reshape(8, 8).T.flatten(), 0), (torch.randperm(64, generator=torch.Generator().manual_seed(0)), 0), (None, 1)]
+    ("order", "after"),
+    [
+        (torch.arange(64).reshape(8, 8).T.flatten(), 0),
+        (torch.randperm(64, generator=torch.Generator().manual_seed(0)), 0),
+        (None, 1),
+    ],
 )
 @pytest.mark.parametrize("grid", [None, (8, 8)])
 def test_tokens_in_another_order_are_refused(order: Tensor | None, after: int, grid: Any) -> None:

@@ -195,24 +195,22 @@ def _to_map(
         if grid is not None:
             raise ValueError(f"grid is {grid}, but the viewed layer gave a map {shape}; expected None")
         maps, grid = output.movedim(-1, 1), shape[1:-1]
-        if tracker.has_map(shape[2:]):
-            if not tracker.has_map(grid):
-                raise ValueError(
-                    f"The viewed layer gave {shape}, which is a channels-first map already: of the image's size, only "
-                    f"{shape[2:]} is a part. Give the layer itself, or to_map and from_map."
-                )
-        else:
-            return maps
-    else:
-        tokens = shape[1]
-        grid = tracker.grid(tokens, shape[2]) if grid is None else grid
-        if not fits(tokens, grid, REGISTERS):
+        if tracker.has_map(shape[2:]) and not tracker.has_map(grid):
             raise ValueError(
-                f"{tokens} tokens do not fit the grid {grid}; expected those of the grid and fewer than "
-                f"{max(REGISTERS, *grid)} in front. Give the grid, or to_map and from_map."
+                f"The viewed layer gave {shape}, which is a channels-first map already: of the image's size, only "
+                f"{shape[2:]} is a part. Give the layer itself, or to_map and from_map."
             )
-        maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
-        maps = maps.reshape(*maps.shape[:2], *grid)
+        # Rows and columns are axes of their own, so that their order needs no check.
+        return maps
+    tokens = shape[1]
+    grid = tracker.grid(tokens, shape[2]) if grid is None else grid
+    if not fits(tokens, grid, REGISTERS):
+        raise ValueError(
+            f"{tokens} tokens do not fit the grid {grid}; expected those of the grid and fewer than "
+            f"{max(REGISTERS, *grid)} in front. Give the grid, or to_map and from_map."
+        )
+    maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
+    maps = maps.reshape(*maps.shape[:2], *grid)
     if prod(grid) > 1 and grid not in _ordered.get(layer, ()):
         unchecked["grid"] = grid
     return maps
