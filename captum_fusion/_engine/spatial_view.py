@@ -69,8 +69,8 @@ def spatial_view(
     channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, a list or a dictionary, the first
     entry is viewed.
 
-    Whether tokens are in row order no shape tells: the first pass of a layer is repeated once with a few perturbed
-    patches, and the layer is refused unless its map changes where they are.
+    No shape shows the order of tokens. So the first pass of a token layer is repeated once with some patches perturbed,
+    and the layer is refused unless its map changes where these are.
 
     Args:
         layer (torch.nn.Module): The layer to view. Where only a part of the tokens reaches the model's output, as after
