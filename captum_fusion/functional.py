@@ -74,7 +74,8 @@ def normalize(maps: Tensor) -> Tensor:
                 [[0.0000, 0.0000, 0.0000]]])
     """
     maps = as_float(maps)
-    lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
+    # On a CPU, aminmax takes five times as long as both.
+    lowest, highest = maps.flatten(1).amin(dim=1), maps.flatten(1).amax(dim=1)
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
