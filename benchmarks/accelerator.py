@@ -63,7 +63,8 @@ class TokenMaps(nn.Module):
         patches, encoder = self.model._process_input(x), self.model.encoder
         tokens = torch.cat([self.model.class_token.expand(len(patches), -1, -1), patches], dim=1)
         tokens = encoder.layers[:-1](tokens + encoder.pos_embedding)
-        return tokens[:, 1:].mT.reshape(len(tokens), -1, 14, 14)
+        maps: Tensor = tokens[:, 1:].mT.reshape(len(tokens), -1, 14, 14)
+        return maps
 
 
 class TokenHead(nn.Module):
