@@ -106,7 +106,8 @@ def recorded(folder: Path, drops: dict[str, list[float]]) -> None:
     folder.mkdir(parents=True)
     lines = [
         {"model": "m", "weights": "default", "layer": "l", "requested": "predicted", "percentile": None, "stage": None}
-        | {"file": f"{place}.jpg", "image": f"{place}.jpg", "method": method, "map": "AA==", "seconds": 1.0}
+        | {"file": f"{place}.jpg", "image": f"{place}.jpg", "method": method, "map": "AA=="}
+        | {"tolerance": 0.05, "target_kind": "predicted", "steps": None, "device": "cpu"}
         | {"confidence_drop": drop, "confidence_increase": float(drop == 0)}
         for method, values in drops.items()
         for place, drop in enumerate(values)

@@ -24,7 +24,7 @@ Masks = Callable[[Tensor, int], Tensor]
 # allocator keeps everything, and larger batches keep it busy. Nothing is timed: other rows round differently, and the
 # same call gives the same map.
 _LIVE_BYTES = {"cpu": 96 * 2**20}
-_LIVE_BYTES_ELSEWHERE = 512 * 2**20
+_LIVE_BYTES_ELSEWHERE = 2 * 2**30
 
 _FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
