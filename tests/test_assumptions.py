@@ -21,12 +21,14 @@ from captum_fusion import (
     LayerGradCamPlusPlus,
     LayerHiResCam,
     LayerScoreCam,
+    LayerUnionCam,
     Rise,
     last_feature_map,
     layer_run,
     spatial_view,
 )
 from captum_fusion._engine.surrogate import Surrogate
+from captum_fusion.functional import combine, denoise, denoised_gradient_map, fuse, normalize, upsample, weighted_sum
 from captum_fusion.metrics import (
     confidence_drop,
     deletion,
@@ -219,8 +221,50 @@ def test_each_input_keeps_its_own_map() -> None:
     own = method.attribute(tuple(x.clone().requires_grad_() for x in inputs), target=1)
     for found, attribution, x in zip(fused, own, inputs, strict=True):
         torch.testing.assert_close(found[:, :1], saliency_map(attribution, tuple(x.shape[2:])))
-    with pytest.raises(ValueError, match="a map of its own"):
-        LayerFusionCam(lambda a, b: net(a) * net(b), net[1], region_method=method).attribute(inputs, target=1)
+    alone = FusedAttributions([method]).attribute((inputs[0][:1], inputs[1][:1] * 0), target=1)
+    batch = FusedAttributions([method]).attribute(
+        (inputs[0], inputs[1] * torch.tensor([0, 1]).reshape(2, 1, 1, 1)), target=1
+    )
+    torch.testing.assert_close([part[:1] for part in batch], list(alone))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("algorithm", [LayerFusionCam, LayerUnionCam])
+def test_a_fusion_masks_each_input_by_its_own_map(algorithm: Any, given: bool) -> None:
+    net = cnn()
+    inputs = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 6, 10)
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return net(a).exp() * b.square().mean((1, 2, 3))[:, None]
+
+    method = InputXGradient(forward)
+    regions = method.attribute(tuple(x.clone().requires_grad_() for x in inputs), target=1)
+    components = {} if given else {"region_method": method}
+    options = {"region_attributions": regions} if given else {}
+    attributions = algorithm(forward, net[1], activation=None, **components).attribute(inputs, target=1, **options)
+
+    # The equations, in which a score is that of both inputs, each masked by its own map.
+    def gain(maps: list[Tensor]) -> Tensor:
+        return forward(*(m * x for m, x in zip(maps, inputs, strict=True)))[:, 1].detach()
+
+    activations = net[:2](inputs[0]).detach().requires_grad_()
+    gradients = torch.autograd.grad(
+        (net[2:](activations).exp() * inputs[1].square().mean((1, 2, 3))[:, None])[:, 1].sum(), activations
+    )[0]
+    if algorithm is LayerFusionCam:
+        grad_cam = torch.relu(weighted_sum(activations, gradients.mean((2, 3))))
+        layer_maps = [denoise(normalize(grad_cam), 10)] * 2
+    else:
+        layer_maps = [denoised_gradient_map(gradients, activations, 10)] * 2
+    denoised = [normalize(upsample(m, x.shape[2:])) for m, x in zip(layer_maps, inputs, strict=True)]
+    region = [normalize(torch.relu(part.sum(dim=1, keepdim=True))) for part in regions]
+    weights = gain(denoised), gain(region)
+    combined = [combine(d, r, *weights) for d, r in zip(denoised, region, strict=True)]
+    better = gain(combined) > gain(region)
+    for found, c, r in zip(attributions, combined, region, strict=True):
+        fused = fuse(c, r, gain(combined), gain(region))
+        chosen = torch.where(better[:, None, None, None], c, r)
+        torch.testing.assert_close(found[:, :1], (fused if algorithm is LayerFusionCam else chosen).detach())
 
 
 # 6. The axis of the softmax

@@ -114,15 +114,22 @@ class MaskedScorer:
             )
         )
 
-    def scores_of_maps(self, maps: Tensor) -> Tensor:
-        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
-        examples, columns = (part.flatten() for part in torch.ones(maps.shape[:2]).nonzero(as_tuple=True))
-        examples, columns = examples.to(maps.device), columns.to(maps.device)
+    def with_own(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
+        """Several maps for each input that has one of its own in any of them, U of the shared one where it has none."""
+        positions = sorted({position for own in maps for position in own})
+        first = self.positions[0]
+        return tuple({i: own[i] if i in own else self.upsample(own[first], i) for i in positions} for own in maps)
+
+    def scores_of_maps(self, maps: dict[int, Tensor]) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s) for each input; gives (N, K)."""
+        shared = maps[self.positions[0]]
+        examples, columns = (part.flatten() for part in torch.ones(shared.shape[:2]).nonzero(as_tuple=True))
+        examples, columns = examples.to(shared.device), columns.to(shared.device)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            return self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+            return self.upsample(maps.get(position, shared)[examples[rows], columns[rows]].unsqueeze(1), position)
 
-        return self.masked_scores(examples, masks).reshape(maps.shape[:2])
+        return self.masked_scores(examples, masks).reshape(shared.shape[:2])
 
     def masked_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row; see ``scores``."""
