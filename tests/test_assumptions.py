@@ -1,6 +1,7 @@
 """Models, inputs and outputs that are not as they are taken for: right or refused, one section for each kind."""
 
 from collections import namedtuple
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,26 @@ class Twice(nn.Module):
         return self.head(self.encoder(a).mean((2, 3))) + 0 * self.encoder(b).mean((1, 2, 3))[:, None]
 
 
+def test_runs_are_added_up_and_each_input_is_masked_by_its_own() -> None:
+    model = Twice().eval()
+    a, b = torch.rand(2, 1, 3, 8, 8)
+
+    def similarity(a: Tensor, b: Tensor) -> Tensor:
+        return (model.encoder(a) * model.encoder(b)).sum((2, 3))
+
+    with layer_run(model.encoder, 0, of=2) as first, layer_run(model.encoder, 1, of=2) as second:
+        runs = [LayerScoreCam(similarity, layer).attribute((a, b), target=1) for layer in (first, second)]
+        gradients = [LayerHiResCam(similarity, layer).attribute((a, b), target=1) for layer in (first, second)]
+        fusion = LayerFusionCam(similarity, second, activation=None)
+        of_a, of_b = fusion.attribute(
+            (a, b), target=1, gradient_attributions=tuple(gradients), region_attributions=tuple(runs)
+        )
+    # Each run's gradient is the other's value, so that both runs have the same product.
+    torch.testing.assert_close(sum(gradients), 2 * (model.encoder(a) * model.encoder(b))[:, 1:2])
+    assert not torch.equal(runs[0], runs[1])
+    assert not torch.equal(of_a, of_b)
+
+
 def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
     model = Twice().eval()
     a, b = torch.rand(2, 1, 3, 8, 8)
@@ -278,13 +299,36 @@ def test_probabilities_are_told_to_use_no_activation() -> None:
     insertion(net, x, maps, target=1, steps=2, activation=None)
 
 
-def test_queries_are_no_classes() -> None:
-    net = cnn()
-    queries = nn.Linear(4, 15)
-    with pytest.raises(ValueError, match="may have its classes in another one"):
-        confidence_drop(
-            lambda x: queries(net(x)).reshape(-1, 3, 5), torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8), target=(1, 2)
-        )
+@pytest.mark.parametrize(
+    ("size", "shape", "known"),
+    [
+        ((8, 12), (4,), True),
+        ((8, 12), (4, 1, 1), True),
+        ((8, 12), (4, 8, 12), True),
+        ((8, 12), (2, 6, 10), True),
+        ((9, 13), (4, 3, 5), True),
+        ((8, 12), (3, 5), False),
+        ((8, 12), (8, 12, 4), False),
+        ((8, 12), (4, 6, 5), False),
+        ((8, 8), (8, 8, 8), False),
+        ((12,), (4, 12), True),
+        ((12,), (3, 4), False),
+        ((12,), (12, 4), False),
+        ((12,), (12, 12), False),
+    ],
+)
+def test_the_softmax_is_over_classes_that_are_known_to_be_classes(size: Any, shape: Any, known: bool) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.flatten(1).mean(1).reshape(-1, *(1,) * len(shape)) * torch.arange(prod(shape)).reshape(shape)
+
+    x, maps, target = torch.rand(1, 3, *size), torch.rand(1, 1, *size), (1, *(0,) * (len(shape) - 1))
+    if known:
+        found = confidence_drop(forward, x, saliency_map(maps, size), target=target)
+        whole, masked = (forward(y).softmax(1)[(0, *target)] for y in (x, x * saliency_map(maps, size)))
+        torch.testing.assert_close(found[0], torch.relu(whole - masked) / whole)
+    else:
+        with pytest.raises(ValueError, match="may have its classes in another one"):
+            confidence_drop(forward, x, maps, target=target)
 
 
 # 7. Augmentation turns the picture, not the target

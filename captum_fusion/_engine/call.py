@@ -193,7 +193,7 @@ class ModelCall:
                 "if it is a probability or any other score."
             )
         if self.activation == "softmax":
-            check_logits(output, {tensor.dim() - 2 for tensor in self.tensors})
+            check_logits(output, [tuple(tensor.shape[2:]) for tensor in self.tensors])
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())

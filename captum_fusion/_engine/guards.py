@@ -77,16 +77,23 @@ def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     return f" If {images[0]} is one image, (C, H, W), give image.unsqueeze(0)." if images else ""
 
 
-def check_logits(output: Tensor, spatial_axes: set[int]) -> None:
+def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
     """Warns where a softmax would be taken of probabilities, and refuses an output whose class axis is not known.
 
-    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that.
+    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that. The axes of
+    scores of each pixel are those of an input, of which ``sizes`` holds the spatial shapes; what a target's indices
+    stand for, nothing shows.
     """
-    if output.dim() > 2 and output.dim() - 2 not in spatial_axes:
+    first, last = (
+        max((grid == size) + _is_scaled(grid, size) for size in sizes)
+        for grid in (tuple(output.shape[2:]), tuple(output.shape[1:-1]))
+    )
+    if output[0].numel() > output.shape[1] and first <= last:
         raise ValueError(
             f"The softmax is over dimension 1, but an output of shape {tuple(output.shape)} may have its classes in "
             "another one; expected scores (N, classes), or (N, classes, *S) of each pixel. Select what is explained "
-            "inside forward_func, as in lambda x: model(x)[:, query], or give activation=None."
+            "inside forward_func, as in lambda x: model(x)[:, query], or move its classes to dimension 1; or give "
+            "activation=None."
         )
     values = output.detach().float()
     if (values >= 0).all() and ((values.sum(dim=1) - 1).abs() < 1e-2).all():
@@ -94,6 +101,18 @@ def check_logits(output: Tensor, spatial_axes: set[int]) -> None:
             "forward_func returned rows that are not negative and sum to 1, as probabilities do, of which a softmax "
             "would be taken. Give activation=None for probabilities."
         )
+
+
+def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether a grid has the sides of an image divided by one number, or each less by the same number of pixels.
+
+    A sequence has one side, of which every length is a share: only the input's own length says anything.
+    """
+    if len(grid) != len(size) or len(grid) == 1:
+        return grid == size
+    stride = max(image / side for image, side in zip(size, grid, strict=True))
+    less = {image - side for image, side in zip(size, grid, strict=True)}
+    return len(less) == 1 or all(abs(side - image / stride) <= 1 for image, side in zip(size, grid, strict=True))
 
 
 def check_not_negative(scores: Tensor, masked: Tensor) -> None:

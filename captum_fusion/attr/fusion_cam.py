@@ -262,8 +262,13 @@ class LayerFusionCam(MaskedCam):
         result = cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))
         if not return_stages:
             return result
+        first = scorer.positions[0]
         stages = FusionCamStages(
-            *(maps[scorer.positions[0]] for maps in (gradient, denoised, region, combined, fused)),
+            gradient[first],
+            denoised[first],
+            region[first],
+            combined[first],
+            fused[first],
             gradient_contribution,
             region_contribution,
             combined_contribution,

@@ -185,8 +185,8 @@ class LayerUnionCam(MaskedCam):
         empty = sum(not any(own[example].any() for own in union.values()) for example in range(call.examples))
         if empty:
             warn(
-                f"Union-CAM is zero for {empty} of {call.examples} examples: Score-CAM has no positive value there, and "
-                "the denoised gradient map does not raise the class probability. Another layer, such as one after a "
-                "ReLU, may tell more."
+                f"Union-CAM is zero for {empty} of {call.examples} examples: Score-CAM has no positive value there, "
+                "and the denoised gradient map does not raise the class probability. Another layer, such as one after "
+                "a ReLU, may tell more."
             )
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(union))
