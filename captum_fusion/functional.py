@@ -78,7 +78,8 @@ def normalize(maps: Tensor) -> Tensor:
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
-    shifted = maps / 2 - _like(lowest / 2, maps)
+    # No difference, since -0 less 0 is -0.
+    shifted = maps / 2 + _like(0 - lowest / 2, maps)
     return torch.where(_like(span > noise, maps), shifted / _like(span, maps), 0)
 
 
@@ -249,7 +250,8 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
         total = first.double() + second.double() + 1e-8
         none = (total == 0) | ((first == 0) & (second == 0))
         total = total.masked_fill(none, 1)
-        weights = ((part / total).masked_fill(none, 0.5).to(part.dtype) for part in (first, second))
+        # 0 is added since 0 over a negative total is -0.
+        weights = ((part / total + 0).masked_fill(none, 0.5).to(part.dtype) for part in (first, second))
         return next(weights), next(weights)
     first, second = relu(first), relu(second)
     largest = torch.maximum(first, second)
@@ -391,7 +393,8 @@ def weighted(activations: Tensor, weights: Tensor) -> Tensor:
         tensor([[[10., 20.],
                  [ 3.,  4.]]])
     """
-    return _like(as_float(weights), activations) * as_float(activations)
+    # 0 is added since 0 by a negative weight is -0.
+    return _like(as_float(weights), activations) * as_float(activations) + 0
 
 
 def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:

@@ -29,7 +29,19 @@ from captum_fusion import (
     spatial_view,
 )
 from captum_fusion._engine.surrogate import Surrogate
-from captum_fusion.functional import combine, denoise, denoised_gradient_map, fuse, normalize, upsample, weighted_sum
+from captum_fusion.functional import (
+    combine,
+    contribution_weights,
+    denoise,
+    denoised_gradient_map,
+    fuse,
+    gaussian_blur,
+    normalize,
+    random_masks,
+    upsample,
+    weighted,
+    weighted_sum,
+)
 from captum_fusion.metrics import (
     confidence_drop,
     deletion,
@@ -305,7 +317,7 @@ def test_probabilities_are_told_to_use_no_activation() -> None:
         ((8, 12), (4,), True),
         ((8, 12), (4, 1, 1), True),
         ((8, 12), (4, 8, 12), True),
-        ((8, 12), (2, 6, 10), True),
+        ((8, 12), (3, 6, 10), True),
         ((9, 13), (4, 3, 5), True),
         ((8, 12), (3, 5), False),
         ((8, 12), (8, 12, 4), False),
@@ -476,6 +488,20 @@ def test_a_drop_of_negative_scores_is_refused_and_zero_has_no_sign() -> None:
     with pytest.raises(ValueError, match="expected probabilities, which are not negative"):
         confidence_drop(lambda x: forward(x) - 1, x, maps, activation=None)
     assert not confidence_drop(forward, x, maps, activation=None).signbit().any()
+
+
+def test_no_zero_has_a_sign() -> None:
+    zeros, minus = torch.zeros(1, 1, 2, 2), -torch.ones(1, 1)
+    net = cnn()
+    results = [
+        weighted(zeros, minus),
+        normalize(torch.tensor([[[-0.0, 0.0, 1.0]]])),
+        saliency_map(torch.tensor([[[0.0, 2.0, 1.0]]]), (3,), "negative"),
+        *contribution_weights(torch.zeros(1), minus[0], "released"),
+        LayerHiResCam(net, net[1]).attribute(torch.rand(2, 3, 8, 8), target=1, attr_dim_summation=False),
+    ]
+    for result in results:
+        assert not result[result == 0].signbit().any()
 
 
 @pytest.mark.parametrize("metric", [confidence_drop, insertion, deletion])
