@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
+from captum_fusion._precision import full_precision
 from captum_fusion.arguments import InterpolateMode, Weighting
 
 # Differences of up to so many units in the last place are taken for rounding: a network's value is a sum of many terms,
@@ -675,8 +676,7 @@ def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor
         tensor([[[0.0000, 0.3333, 0.6667, 1.0000]]])
     """
     masks = as_float(grids)
-    # Autocast would interpolate in half precision.
-    with torch.autocast(masks.device.type, enabled=False):
+    with full_precision():
         for axis, length in enumerate(size, start=2):
             cells = grids.shape[axis]
             cell = ceil(length / cells)
@@ -909,8 +909,7 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
     offsets = torch.arange(kernel_size, device=inputs.device) - kernel_size // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2)).to(inputs.dtype)
     kernel = kernel / kernel.sum()
-    # Autocast would blur in half precision.
-    with torch.autocast(inputs.device.type, enabled=False):
+    with full_precision():
         for axis in range(2, inputs.dim()):
             length = inputs.shape[axis]
             # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...

@@ -453,6 +453,25 @@ def test_the_regression_is_the_same_at_any_scale_and_under_autocast() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+def test_masks_and_blurs_are_the_same_at_any_precision_of_the_caller() -> None:
+    grids, shifts, images = (torch.rand(3, 1, 7, 7) > 0.5).float(), torch.rand(3, 2), torch.rand(2, 3, 40, 40)
+    rise = Rise(lambda x: x.mean((2, 3)), samples=8, activation=None)
+
+    def results() -> list[Tensor]:
+        masks = random_masks(grids, shifts, (40, 40))
+        return [masks, gaussian_blur(images, 11, 5.0), rise.attribute(images, target=1)]
+
+    expected, before = results(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for found, right in zip(results(), expected, strict=True):
+                assert torch.equal(found, right)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_an_estimate_that_is_no_number_is_not_0() -> None:
     maps = torch.relu(torch.randn(40, 5, 5, generator=torch.Generator().manual_seed(0)))
     surrogate = Surrogate(maps, torch.zeros(1), torch.full((1,), 3e38), 0.3)

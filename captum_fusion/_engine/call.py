@@ -109,15 +109,6 @@ class ModelCall:
             for value in self.arguments
         )
 
-    def check_maskable(self) -> None:
-        """Refuses inputs of which none can be masked."""
-        if not any(tensor.is_floating_point() for tensor in self.tensors):
-            raise TypeError(
-                f"inputs hold {[str(tensor.dtype) for tensor in self.tensors]} values, which cannot be masked; "
-                "expected floating-point values, scaled as the model needs them. Masks and indices beside an image "
-                "can be given as additional_forward_args."
-            )
-
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
         for position, value in enumerate(self.arguments):

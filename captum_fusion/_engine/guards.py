@@ -1,9 +1,7 @@
 """Arguments and circumstances that are refused before any forward pass."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,12 +57,14 @@ def check_gradients_allowed(name: str) -> None:
         )
 
 
-def check_maskable(tensor: Tensor, position: int) -> None:
-    """Refuses an input of integers: between a pixel value and its baseline there are none."""
-    if not tensor.is_floating_point():
+def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None = None) -> None:
+    """Refuses integers, at these positions or in every input: between a pixel value and its baseline there are none."""
+    maskable = [tensor.is_floating_point() for tensor in inputs]
+    if not (any(maskable) if positions is None else all(maskable[position] for position in positions)):
         raise TypeError(
-            f"Input {position} holds {tensor.dtype} values, which cannot be masked; expected floating-point values, "
-            "scaled as the model needs them. Give masks and indices as additional_forward_args."
+            f"inputs hold {[str(tensor.dtype) for tensor in inputs]} values, of which integers cannot be masked; "
+            "expected floating-point values, scaled as the model needs them. Give masks and indices beside an image as "
+            "additional_forward_args."
         )
 
 
@@ -204,33 +204,6 @@ def check_finite(attributions: Tensor, sums: Tensor) -> None:
     if wrong:
         kind = "NaN" if attributions.isnan().any() else "infinity, or overflow in the sum over the channels,"
         raise ValueError(f"attributions hold {kind} in {wrong} of {len(attributions)} examples; expected numbers")
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
-
-    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
-    """
-    torch_backends: Any = torch.backends
-    backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
-    # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
-    apart = all(hasattr(backend, "fp32_precision") for backend in backends)
-    before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]
-
-    def set_precisions(precisions: list[str]) -> None:
-        if not apart:
-            torch.set_float32_matmul_precision(precisions[0])
-        for backend, precision in zip(backends if apart else (), precisions, strict=apart):
-            backend.fp32_precision = precision
-
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        set_precisions(["ieee"] * 2 if apart else ["highest"])
-        stack.callback(set_precisions, before)
-        yield
 
 
 def corners(boxes: Tensor) -> Tensor:

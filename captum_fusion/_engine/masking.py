@@ -81,7 +81,6 @@ class MaskedScorer:
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
         for position in self.positions:
-            check_maskable(self.inputs[position], position)
             check_channels_first(tuple(self.inputs[position].shape), tuple(unmasked.layer_value.shape[2:]))
 
     @property
@@ -323,8 +322,7 @@ def masked_scorer(
 ) -> Iterator[MaskedScorer]:
     """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
-    if positions != ():
-        call.check_maskable()
+    check_maskable(call.tensors, positions)
     gradients_of = call.explained if with_gradients else None
     with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
@@ -345,9 +343,8 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    fitting = [position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim()]
-    # Among several, masks of booleans and maps of indices pass through.
-    positions = tuple(position for position in fitting if inputs[position].is_floating_point()) or tuple(fitting)
+    # Masks of booleans and maps of indices pass through.
+    positions = tuple(i for i, x in enumerate(inputs) if x.dim() == layer_value.dim() and x.is_floating_point())
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "
