@@ -11,8 +11,8 @@ import torch
 def full_precision() -> Iterator[None]:
     """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
 
-    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results; a mask or a blur is off by
-    some thousandths.
+    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results; masks and blurs
+    are off by some thousandths.
     """
     torch_backends: Any = torch.backends
     backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))

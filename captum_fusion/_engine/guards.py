@@ -108,7 +108,7 @@ def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
 
     A sequence has one side, of which every length is a share: only the input's own length says anything.
     """
-    if len(grid) != len(size) or len(grid) == 1:
+    if len(grid) != len(size) or len(grid) < 2:
         return grid == size
     stride = max(image / side for image, side in zip(size, grid, strict=True))
     less = {image - side for image, side in zip(size, grid, strict=True)}
