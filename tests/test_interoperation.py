@@ -146,7 +146,7 @@ def test_pytorch_grad_cam_agrees(algorithm: type[LayerAttribution], peer: str) -
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, layer, images, _, _ = cases.case("resnet18")
+    model, layer, images, _, _ = cases.case("resnet")
     ours = algorithm(model, layer).attribute(images, target=cases.TARGETS).detach()
     with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
         theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
@@ -161,7 +161,7 @@ def test_pytorch_grad_cam_agrees_on_ablation_cam() -> None:
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, layer, images, _, _ = cases.case("resnet18")
+    model, layer, images, _, _ = cases.case("resnet")
     with torch.no_grad():
         targets = model(images).argmax(1).tolist()
         assert model(images).amax(1).gt(0).all()
@@ -182,7 +182,7 @@ def test_torchcam_agrees_on_finer_cam(method: type[LayerAttribution] | None, pee
     """But over its Grad-CAM++, which differs; pytorch-grad-cam weights the other classes by their softmax."""
     import torchcam.methods
 
-    model, layer, images, _, _ = cases.case("resnet18")
+    model, layer, images, _, _ = cases.case("resnet")
     ours = LayerFinerCam(model, layer, method=method)
     maps = ours.attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
     base = getattr(torchcam.methods, peer or "GradCAMpp")
@@ -198,7 +198,7 @@ def test_torchcam_agrees(algorithm: type[LayerAttribution], peer: str) -> None:
     """On Grad-CAM++ it does not: its division by the denominator works on a copy, so that alpha stays g^2."""
     import torchcam.methods
 
-    model, layer, images, _, _ = cases.case("resnet18")
+    model, layer, images, _, _ = cases.case("resnet")
     ours = algorithm(model, layer).attribute(images, target=cases.TARGETS, relu_attributions=True).detach()
     with getattr(torchcam.methods, peer)(model, layer) as extractor:
         theirs = extractor(cases.TARGETS, model(images))[0]

@@ -92,7 +92,7 @@ def test_pytorch_grad_cams_aug_smooth_is_the_same() -> None:
 
     from tests.cases import TARGETS, case
 
-    model, layer, images, _, _ = case("resnet18")
+    model, layer, images, _, _ = case("resnet")
     smooth = AugmentationTunnel(FusedAttributions([LayerGradCam(model, layer)]))
     ours = smooth.attribute(images, target=TARGETS)
     with pytorch_grad_cam.GradCAM(model, [layer]) as cam:

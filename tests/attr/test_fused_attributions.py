@@ -127,7 +127,7 @@ def test_pytorch_grad_cam_takes_the_mean_of_several_layers() -> None:
 
     from tests.cases import TARGETS, case
 
-    model, _, images, _, _ = case("resnet18")
+    model, _, images, _, _ = case("resnet")
     layers = [model.layer1, model.layer2]
     ours = FusedAttributions([LayerGradCam(model, layer) for layer in layers]).attribute(images, target=TARGETS)
     with pytorch_grad_cam.GradCAM(model, layers) as cam:

@@ -49,8 +49,8 @@ def deterministic(folder: Path) -> pd.DataFrame:
 def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> None:
     metrics = ["confidence_drop", "confidence_increase", "insertion", "deletion", "adcc", "road"]
     methods = {"grad-cam": LayerGradCam, "fusion-cam": LayerFusionCam}
-    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics}, limit=1)
-    classifier = load_classifier(MODEL)
+    folder = bench(pictures, tmp_path / "out", **OPTIONS | {"metrics": metrics}, limit=1, size=32)
+    classifier = load_classifier(MODEL, size=32)
     model, layer = classifier.model, classifier.model.relu
     by_key = {(record["image"], record["method"]): record for record in records(folder)}
     assert len(by_key) == 2
@@ -67,7 +67,7 @@ def test_records_hold_what_the_metrics_give(pictures: Path, tmp_path: Path) -> N
             "insertion": insertion(*masked, target=target, steps=5),
             "deletion": deletion(*masked, target=target, steps=5),
             "coherency": coherency(method, inputs, attributions, target=target),
-            "complexity": complexity(attributions, (224, 224)),
+            "complexity": complexity(attributions, (32, 32)),
             "adcc": adcc(model, method, inputs, attributions, target=target),
             "road": road(*masked, target=target),
             "road_most": road(*masked, target=target, order="most"),
