@@ -5,11 +5,8 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_fusion import LayerScoreCam, LayerXGradCam, spatial_view
-from tests.methods import KINDS, METHODS, has_input_shape, takes
-
-# The gradient methods at the layer's resolution never look at the input's axes, as LayerGradCam does not.
-MASKED = [method for method in METHODS if takes(method, "baselines")]
+from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, LayerXGradCam, spatial_view
+from tests.methods import KINDS, has_input_shape
 
 
 class Patches(nn.Module):
@@ -29,8 +26,7 @@ class Patches(nn.Module):
         return self.head(self.norm(tokens).tanh().mean(1))
 
 
-@pytest.mark.parametrize("algorithm", KINDS)
-@pytest.mark.parametrize("size", [(16, 20), (4, 16), (2, 18)])
+@pytest.mark.parametrize(("algorithm", "size"), zip(KINDS, [(16, 20), (4, 16), (2, 18)], strict=True))
 def test_a_grid_that_is_no_square_is_that_of_the_input_or_asked_for(
     algorithm: type[LayerAttribution], size: tuple[int, int]
 ) -> None:
@@ -49,22 +45,16 @@ def test_a_grid_that_is_no_square_is_that_of_the_input_or_asked_for(
     assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("algorithm", MASKED)
-def test_tokens_of_a_picture_without_a_view(algorithm: type[LayerAttribution]) -> None:
-    model = Patches().eval()
-    with pytest.raises(ValueError, match="spatial_view"):
-        algorithm(model, model.norm).attribute(torch.rand(2, 3, 8, 8), target=1)
+# The gradient methods at the layer's resolution never look at the input's axes, as LayerGradCam does not.
+@pytest.mark.parametrize("algorithm", [LayerScoreCam, LayerGroupCam, LayerFusionCam])
+def test_tokens_of_a_picture_or_a_volume_without_a_view(algorithm: type[LayerAttribution]) -> None:
+    for axes, message in ((2, "spatial_view"), (3, r"spatial_view.*grid")):
+        model = Patches(axes).eval()
+        with pytest.raises(ValueError, match=message):
+            algorithm(model, model.norm).attribute(torch.rand(2, 3, *(8, 8, 4)[:axes]), target=1)
 
 
-@pytest.mark.parametrize("algorithm", MASKED)
-def test_tokens_of_a_volume_without_a_view(algorithm: type[LayerAttribution]) -> None:
-    model = Patches(3).eval()
-    with pytest.raises(ValueError, match=r"spatial_view.*grid"):
-        algorithm(model, model.norm).attribute(torch.rand(2, 3, 4, 4, 4), target=1)
-
-
-@pytest.mark.parametrize("axes", [1, 3])
-@pytest.mark.parametrize("algorithm", KINDS)
+@pytest.mark.parametrize(("algorithm", "axes"), zip(KINDS, (1, 3, 3), strict=True))
 def test_tokens_of_sequences_and_volumes_in_a_view(algorithm: type[LayerAttribution], axes: int) -> None:
     """64 tokens are a square as well, but not of these: the grid is that of the input or asked for."""
     model = Patches(axes, in_front=0).eval()
