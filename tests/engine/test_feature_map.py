@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.video import r3d_18
 
-from captum_fusion import LayerFusionCam, LayerXGradCam, last_feature_map
+from captum_fusion import last_feature_map
 from tests.engine.test_forward_pass import TrainingNet, snapshot
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "layer.md"
@@ -77,15 +77,9 @@ def test_the_layer_can_be_explained(name: str) -> None:
     assert feature_map.form == ("tokens" if row.attach_view else "channels first")
     with feature_map.view() as layer:
         grad_cam = LayerGradCam(model, layer).attribute(image, target=target)
-        fusion_cam = LayerFusionCam(model, layer, region_method=LayerXGradCam(model, layer))
-        attributions = fusion_cam.attribute(image, target=target)
-    assert grad_cam.shape[2:] == feature_map.shape[1:]
-    assert grad_cam.shape[:2] == (1, 1)
-    assert grad_cam.dim() == 4
+    assert grad_cam.shape == (1, 1, *feature_map.shape[1:])
     assert grad_cam.numel() > 1
     assert grad_cam.any()
-    assert attributions.shape == image.shape
-    assert attributions.isfinite().all()
 
 
 def of_timm(name: str, **options: Any) -> nn.Module:
@@ -293,9 +287,7 @@ class Detached(nn.Module):
         return x.detach()
 
 
-@pytest.mark.parametrize(
-    "context", [torch.no_grad, torch.inference_mode, torch.enable_grad, torch.autograd.detect_anomaly]
-)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.autograd.detect_anomaly])
 @pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:The model is in training mode")
 def test_nothing_is_disturbed(context: type) -> None:
     model, images = TrainingNet(), torch.rand(2, 3, 8, 8)

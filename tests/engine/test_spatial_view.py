@@ -6,7 +6,7 @@ import timm
 import torch
 from captum.attr import LayerAttribution, LayerGradCam, LayerGradientXActivation
 from torch import Tensor, nn
-from torchvision.models import convnext_tiny
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.maxvit import MaxVit
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
@@ -29,7 +29,7 @@ def swin() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
 
 
 def convnext() -> tuple[nn.Module, nn.Module, tuple[int, ...]]:
-    model = convnext_tiny(weights=None, num_classes=5).eval()
+    model = ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5).eval()
     # Inside a block, after the permutation.
     return model, model.features[3][0].block[2], (6, 6)
 
