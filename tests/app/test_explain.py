@@ -54,6 +54,15 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     assert explanation.notes == ()
 
 
+def test_models_may_return_their_scores_among_others(net: SmallNet, photograph: Image.Image) -> None:
+    expected = explain(photograph, model=net, size=24, methods=["grad-cam"])
+    for output in (lambda scores: (scores, 0), lambda scores: {"out": scores, "aux": scores + 1}):
+        with net.register_forward_hook(lambda _, __, scores, output=output: output(scores)):
+            ours = explain(photograph, model=net, size=24, methods=["grad-cam"])
+        torch.testing.assert_close(ours.probabilities, expected.probabilities)
+        torch.testing.assert_close(ours.maps, expected.maps)
+
+
 def test_without_methods_the_stages_of_fusion_cam(net: SmallNet, photograph: Image.Image) -> None:
     explanation = explain(photograph, model=net, size=24)
     assert list(explanation.maps) == ["Grad-CAM", "Denoised Grad-CAM", "Score-CAM", "Combined", "Fusion-CAM"]
