@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCam, LayerScoreCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 from tests.methods import KINDS, PATHS, run
 
 pytestmark = pytest.mark.every_device
@@ -300,15 +300,10 @@ def test_a_layer_that_sees_several_rows_for_each_example(
     algorithm: type[LayerAttribution], examples: int, images: Tensor
 ) -> None:
     model = Crops(4).eval().to(images.device)
-    seen = []
-
-    def forward(x: Tensor) -> Tensor:
-        seen.append(len(x))
-        return model(x)
-
+    counter = Counter(model)
     with pytest.raises(ValueError, match=rf"(?s){4 * examples}.*(row|example)"):
-        algorithm(forward, model.features).attribute(images[:examples], target=1)
-    assert sum(seen) <= examples, "refused before any masked pass"
+        algorithm(counter, model.features).attribute(images[:examples], target=1)
+    assert counter.rows <= examples, "refused before any masked pass"
 
 
 @pytest.mark.parametrize("algorithm", KINDS)

@@ -22,7 +22,7 @@ from captum_fusion import (
     LayerXGradCam,
 )
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 from tests.methods import AT_INPUT_SIZE, KINDS, LAYER_PATHS, run, takes
 
 pytestmark = pytest.mark.every_device
@@ -31,18 +31,6 @@ METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 MASKED = [method for method in LAYER_PATHS if takes(method, "perturbations_per_eval")]
 # Masks of channels, channels left out, and masks of fused maps.
 FEW_MASKED = [LayerScoreCam, LayerAblationCam, LayerFusionCam]
-
-
-class Counter:
-    """A forward function that counts its calls and their rows."""
-
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
-        self.forward = forward
-        self.sizes: list[int] = []
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        self.sizes.append(len(inputs[0]))
-        return self.forward(*inputs)
 
 
 # One more row than needed may reach the model, to see whether scores depend on the batch.
@@ -70,7 +58,7 @@ def test_passes_are_made_once(
     counter = Counter(net)
     algorithm(counter, net.features).attribute(images, target=0)
     assert len(counter.sizes) <= calls
-    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert rows <= counter.rows <= rows + CONTROL
     assert counter.sizes[0] == len(images)
 
 
@@ -81,7 +69,7 @@ def test_a_metric_makes_its_passes_once(metric: Any, net: SmallNet, images: Tens
     metric(counter, images, torch.rand_like(images), target=0, **{"steps": 9} if curve else {})
     rows = 3 + 3 * (10 if curve else 1)
     assert len(counter.sizes) == 2
-    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert rows <= counter.rows <= rows + CONTROL
 
 
 def test_scores_that_are_not_finite(net: SmallNet, images: Tensor) -> None:
@@ -244,17 +232,11 @@ class Fourier(nn.Module):
     ids=["quantized", "complex"],
 )
 def test_a_layer_whose_values_cannot_be_maps(layer: nn.Module, back: Any, message: str, images: Tensor) -> None:
-    seen = []
-
-    def forward(x: Tensor) -> Tensor:
-        seen.append(len(x))
-        return back(layer(x)).mean((2, 3))
-
     for algorithm in KINDS:
-        seen.clear()
+        counter = Counter(lambda x: back(layer(x)).mean((2, 3)))
         with pytest.raises((TypeError, ValueError), match=message):
-            algorithm(forward, layer).attribute(images, target=1)
-        assert sum(seen) <= len(images), "refused before any masked pass"
+            algorithm(counter, layer).attribute(images, target=1)
+        assert counter.rows <= len(images), "refused before any masked pass"
 
 
 @pytest.mark.parametrize("algorithm", FEW_MASKED)
