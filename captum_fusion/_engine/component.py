@@ -53,22 +53,11 @@ def component_map(
     *,
     to_map: Callable[..., Tensor] = saliency_map,
 ) -> Tensor:
-    r"""G or R: the map of a component's attributions, for all masked inputs.
+    r"""G or R: the map of a component's attributions, (N, 1, \*S), by which all inputs are masked.
 
-    Args:
-        scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
-        name (str): The component's argument, for messages.
-        method (Attribution): The component.
-        further (Mapping or None): Arguments that the component has to take. Default: None
-        attributions (Tensor, tuple or None): The component's attributions where they are there already.
-            Default: None, which means that the component computes them
-        to_map (Callable): ``region_map`` for R. Default: ``saliency_map``
-
-    Returns:
-        *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
-
-    Raises:
-        ValueError: If the component gives each input a map of its own, since one mask is for all of them.
+    The call's arguments reach the component as far as it takes them; ``further`` are those that it has to take. Without
+    ``attributions`` that are there already, the component computes them. Messages call it ``name``. ``to_map`` is
+    ``region_map`` for R. A component that gives each input a map of its own is refused, since one mask is for all.
     """
     maps = component_maps(scorer, name, method, further, attributions, to_map=to_map)
     first, *others = maps.values()

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_finite
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
@@ -16,6 +17,7 @@ def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attribut
     return relu(attributions) if relu_attributions else attributions
 
 
+@fill_docstring
 def saliency_map(
     attributions: Tensor,
     size: tuple[int, ...],
@@ -34,9 +36,7 @@ def saliency_map(
         sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
             evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
             the most positive). Default: "positive"
-        interpolate_mode (str, optional): How the map is brought to the size: "bilinear", which stands for linear,
-            bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
-            Default: "bilinear"
+        {interpolate_mode}
 
     Returns:
         *Tensor* of shape (N, 1, \*S) with values in [0, 1], float32 or wider.
