@@ -177,7 +177,9 @@ def make_plan(
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     items = [
-        WorkItem(each, objects_hash=hash_of([repr((each.size, each.instances)).encode()]) if settings.localized else None)
+        WorkItem(
+            each, objects_hash=hash_of([repr((each.size, each.instances)).encode()]) if settings.localized else None
+        )
         for each in pictures
     ]
     label_of: dict[int, int] = {}
@@ -210,8 +212,8 @@ def _labelled(
         picture = item.picture
         if not picture.labels and picture.instances is None:
             raise ValueError(
-                f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
-                "labels"
+                f"{picture.name} has no label; expected every picture in the folder of its class, a labels file, or "
+                "a dataset with labels"
             )
         named = [classes_of[label] for label in picture.labels if classes_of[label]]
         if not named:
