@@ -147,9 +147,11 @@ def read_categories(file: Path) -> tuple[str, ...]:
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if file.suffix.lower() == ".json" else text.rstrip().splitlines()
         if isinstance(names, dict):
-            order = [str(index) for index in range(len(names))]
-            by_index = names if names.keys() == set(order) else {str(index): name for name, index in names.items()}
-            names = [by_index.get(index) for index in order]
+            indices = range(len(names))
+            if sorted(names.values()) == list(indices):
+                names = sorted(names, key=names.__getitem__)
+            elif names.keys() == set(map(str, indices)):
+                names = [names[str(index)] for index in indices]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} cannot be read as category names: {reason(error)}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):

@@ -1,5 +1,6 @@
-"""Class folders whose names are numbers, and records of another release."""
+"""Class folders whose names are numbers, pictures of other kinds, and records of another release."""
 
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def targets(folder: Path) -> dict[str, int]:
 
 
 def options(model: str) -> dict[str, object]:
-    return QUICK | {"models": [f"tests.benchmark.test_numbered_classes:{model}"], "target": "label"}
+    return QUICK | {"models": [f"tests.benchmark.test_inputs:{model}"], "target": "label"}
 
 
 @pytest.mark.usefixtures("no_charts")
@@ -64,6 +65,15 @@ def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_p
 def test_some_numbered_folders_are_indices(tmp_path: Path) -> None:
     folder = bench(class_folders(tmp_path, ["3", "11"]), tmp_path / "out", **options("twelve"))
     assert targets(folder) == {"3": 3, "11": 11}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_picture(tmp_path / "pictures" / "a.jpg", 0)
+    (tmp_path / "pictures" / "b.HEIC").touch()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    folder = bench(tmp_path / "pictures", tmp_path / "out", **QUICK)
+    assert "needs the package pillow-heif" in records(folder)[1]["error"]
 
 
 @pytest.mark.usefixtures("no_charts")
