@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
+from captum_fusion._precision import full_precision
 from captum_fusion.arguments import InterpolateMode, Weighting
 
 # Differences of up to so many units in the last place are taken for rounding: a network's value is a sum of many terms,
@@ -79,7 +80,8 @@ def normalize(maps: Tensor) -> Tensor:
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
-    shifted = maps / 2 - _like(lowest / 2, maps)
+    # No difference, since -0 less 0 is -0.
+    shifted = maps / 2 + _like(0 - lowest / 2, maps)
     return torch.where(_like(span > noise, maps), shifted / _like(span, maps), 0)
 
 
@@ -250,7 +252,8 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
         total = first.double() + second.double() + 1e-8
         none = (total == 0) | ((first == 0) & (second == 0))
         total = total.masked_fill(none, 1)
-        weights = ((part / total).masked_fill(none, 0.5).to(part.dtype) for part in (first, second))
+        # 0 is added since 0 over a negative total is -0.
+        weights = ((part / total + 0).masked_fill(none, 0.5).to(part.dtype) for part in (first, second))
         return next(weights), next(weights)
     first, second = relu(first), relu(second)
     largest = torch.maximum(first, second)
@@ -392,7 +395,8 @@ def weighted(activations: Tensor, weights: Tensor) -> Tensor:
         tensor([[[10., 20.],
                  [ 3.,  4.]]])
     """
-    return _like(as_float(weights), activations) * as_float(activations)
+    # 0 is added since 0 by a negative weight is -0.
+    return _like(as_float(weights), activations) * as_float(activations) + 0
 
 
 def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor:
@@ -673,8 +677,7 @@ def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor
         tensor([[[0.0000, 0.3333, 0.6667, 1.0000]]])
     """
     masks = as_float(grids)
-    # Autocast would interpolate in half precision.
-    with torch.autocast(masks.device.type, enabled=False):
+    with full_precision():
         for axis, length in enumerate(size, start=2):
             cells = grids.shape[axis]
             cell = ceil(length / cells)
@@ -907,8 +910,7 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
     offsets = torch.arange(kernel_size, device=inputs.device) - kernel_size // 2
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2)).to(inputs.dtype)
     kernel = kernel / kernel.sum()
-    # Autocast would blur in half precision.
-    with torch.autocast(inputs.device.type, enabled=False):
+    with full_precision():
         for axis in range(2, inputs.dim()):
             length = inputs.shape[axis]
             # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...

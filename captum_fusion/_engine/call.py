@@ -151,15 +151,6 @@ class ModelCall:
             for value in self.arguments
         )
 
-    def check_maskable(self) -> None:
-        """Refuses inputs of which none can be masked."""
-        if not any(tensor.is_floating_point() for tensor in self.tensors):
-            raise TypeError(
-                f"inputs hold {[str(tensor.dtype) for tensor in self.tensors]} values, which cannot be masked; "
-                "expected floating-point values, scaled as the model needs them. Masks and indices beside an image "
-                "can be given as additional_forward_args."
-            )
-
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
         for position, value in enumerate(self.arguments):
@@ -235,7 +226,7 @@ class ModelCall:
                 "if it is a probability or any other score."
             )
         if self.activation == "softmax":
-            check_logits(output, {tensor.dim() - 2 for tensor in self.tensors})
+            check_logits(output, [tuple(tensor.shape[2:]) for tensor in self.tensors])
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())

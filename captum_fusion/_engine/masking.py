@@ -24,7 +24,7 @@ Masks = Callable[[Tensor, int], Tensor]
 # allocator keeps everything, and larger batches keep it busy. Nothing is timed: other rows round differently, and the
 # same call gives the same map.
 _LIVE_BYTES = {"cpu": 96 * 2**20}
-_LIVE_BYTES_ELSEWHERE = 512 * 2**20
+_LIVE_BYTES_ELSEWHERE = 2 * 2**30
 
 _FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
@@ -79,7 +79,6 @@ class MaskedScorer:
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
         for position in self.positions:
-            check_maskable(self.inputs[position], position)
             check_channels_first(tuple(self.inputs[position].shape), tuple(unmasked.layer_value.shape[2:]))
 
     @property
@@ -112,14 +111,21 @@ class MaskedScorer:
             )
         )
 
-    def scores_of_maps(self, maps: Tensor) -> Tensor:
-        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
-        examples, columns = torch.ones(maps.shape[:2], device=maps.device).nonzero(as_tuple=True)
+    def with_own(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
+        """Several maps for each input that has one of its own in any of them, U of the shared one where it has none."""
+        positions = sorted({position for own in maps for position in own})
+        first = self.positions[0]
+        return tuple({i: own[i] if i in own else self.upsample(own[first], i) for i in positions} for own in maps)
+
+    def scores_of_maps(self, maps: dict[int, Tensor]) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s) for each input; gives (N, K)."""
+        shared = maps[self.positions[0]]
+        examples, columns = torch.ones(shared.shape[:2], device=shared.device).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            return self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+            return self.upsample(maps.get(position, shared)[examples[rows], columns[rows]].unsqueeze(1), position)
 
-        return self.masked_scores(examples, masks).reshape(maps.shape[:2])
+        return self.masked_scores(examples, masks).reshape(shared.shape[:2])
 
     def masked_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row; see ``scores``."""
@@ -305,8 +311,7 @@ def masked_scorer(
 ) -> Iterator[MaskedScorer]:
     """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
-    if positions != ():
-        call.check_maskable()
+    check_maskable(call.tensors, positions)
     gradients_of = call.explained if with_gradients else None
     with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
@@ -327,9 +332,8 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    fitting = [position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim()]
-    # Among several, masks of booleans and maps of indices pass through.
-    positions = tuple(position for position in fitting if inputs[position].is_floating_point()) or tuple(fitting)
+    # Masks of booleans and maps of indices pass through.
+    positions = tuple(i for i, x in enumerate(inputs) if x.dim() == layer_value.dim() and x.is_floating_point())
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "

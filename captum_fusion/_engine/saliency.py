@@ -56,7 +56,7 @@ def saliency_map(
     if sign == "positive":
         evidence = relu(evidence)
     elif sign == "negative":
-        evidence = relu(-evidence)
+        evidence = relu(0 - evidence)
     elif sign == "absolute_value":
         evidence = evidence.abs()
     return _as_mask(upsample(evidence, size, interpolate_mode))

@@ -116,14 +116,8 @@ class FusedAttributions(Attribution):
             show_progress=show_progress,
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
-            maps = [
-                component_maps(scorer, f"attribution_methods[{position}]", method)
-                for position, method in enumerate(self.attribution_methods)
-            ]
-            shared = scorer.positions[0]
-            fused = {}
-            for position in {position for own in maps for position in own}:
-                parts = [own[position] if position in own else scorer.upsample(own[shared], position) for own in maps]
-                fused[position] = fuse_maps(torch.cat(parts, dim=1), self.fusion)
+            components = enumerate(self.attribution_methods)
+            maps = scorer.with_own(*(component_maps(scorer, f"attribution_methods[{i}]", m) for i, m in components))
+            fused = {i: fuse_maps(torch.cat([own[i] for own in maps], dim=1), self.fusion) for i in maps[0]}
             attributions = scorer.as_attributions(fused)
         return cast(TensorOrTupleOfTensorsGeneric, attributions)

@@ -12,6 +12,7 @@ from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, 
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_samples
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
+from captum_fusion._precision import full_precision
 from captum_fusion.arguments import Activation, check_activation
 from captum_fusion.functional import random_masks
 
@@ -136,8 +137,8 @@ class Rise(PerturbationAttribution):
             rows = torch.arange(self.samples * examples, device=device)
             scores = scorer.masked_scores(rows % examples, masks, f"{self.get_name()} attribution")
 
-            # Added up a few masks at a time; autocast would do it in half precision.
-            with torch.autocast(device.type, enabled=False):
+            # Added up a few masks at a time.
+            with full_precision():
                 weights = scores.reshape(self.samples, examples)
                 total = weights.new_zeros(examples, prod(scorer.size))
                 for first in range(0, self.samples, _SUMMED):

@@ -107,8 +107,7 @@ def coherency(
     maps = saliency_maps(inputs, attributions, sign)
     explain = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
     call = ModelCall(forward_func=explain, inputs=inputs, baselines=baselines)
-    for position in maps:
-        check_maskable(call.tensors[position], position)
+    check_maskable(call.tensors, maps)
     masked = tuple(
         torch.lerp(baseline, tensor.detach(), maps[i].nan_to_num(1).to(tensor))
         if i in maps
