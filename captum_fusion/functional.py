@@ -270,8 +270,6 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
 def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
     r"""Step 2 of Fusion-CAM: the contribution-weighted union.
 
-    In symbols:
-
     .. math::
 
         C = N(w_D D + w_R R)
@@ -357,8 +355,6 @@ def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     r"""The class activation map of channel weights.
-
-    In symbols:
 
     .. math::
 
@@ -511,8 +507,6 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
 
-    In symbols:
-
     .. math::
 
         w_k = \mathrm{ReLU}(g_k)
@@ -604,8 +598,6 @@ def principal_component(channels: Tensor) -> Tensor:
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
-
-    In symbols:
 
     .. math::
 
@@ -861,8 +853,6 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     r"""ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
-
-    In symbols:
 
     .. math::
 
