@@ -319,10 +319,10 @@ def classes_of_labels(
         if by_order and len(source.categories) == classes:
             return {label: (label,) for label in labels}
         counts = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
-        names = "classes named by the model's class indices, WordNet ids or category names"
+        named = "classes named by the model's class indices, WordNet ids or category names"
         expected = (
-            f"{len(source.categories)} {names}"
+            f"{len(source.categories)} {named}"
             if by_order
-            else f"{names}, or labels_by_order where the model's classes are in the order of these names"
+            else f"{named}, or labels_by_order where the model's classes are in the order of these names"
         )
         raise ValueError(f"The pictures' classes are not the model's: {error}{counts}. Expected {expected}") from error
