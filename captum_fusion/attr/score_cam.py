@@ -91,6 +91,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_error_estimate: bool = False,
+        channel_dim: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Computes the attribution of the layer.
 
@@ -100,6 +101,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             {progress_arguments}
             return_error_estimate (bool, optional): Whether to return the estimates of the errors as well.
                 Default: False
+            {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **error estimates**:
@@ -135,6 +137,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             attribute_to_layer_input=attribute_to_layer_input,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            channel_dim=channel_dim,
         )
         with masked_scorer(call) as scorer:
             activations = scorer.forward_pass.layer_value

@@ -30,6 +30,8 @@ def insertion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability rises as the most important pixels are restored.
 
@@ -53,6 +55,7 @@ def insertion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -80,8 +83,9 @@ def insertion(
         blur=BLUR,
         perturbations_per_eval=perturbations_per_eval,
         show_progress=show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=True)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=True)
     return curve if return_curve else curve.area
 
 
@@ -99,6 +103,8 @@ def deletion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability falls as the most important pixels are removed.
 
@@ -122,6 +128,7 @@ def deletion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -148,8 +155,9 @@ def deletion(
         baselines=baselines,
         perturbations_per_eval=perturbations_per_eval,
         show_progress=show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=False)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=False)
     return curve if return_curve else curve.area
 
 
