@@ -928,4 +928,4 @@ def _or_one(values: Tensor) -> Tensor:
 
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
     """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
-    return numerator / divisor.masked_fill(divisor.abs() <= rounding(terms), inf)
+    return numerator / divisor.masked_fill(divisor.detach().abs() <= rounding(terms.detach()), inf)

@@ -158,7 +158,10 @@ def _files(option: str, path: Path, images: Sequence[Path], suffix: str) -> list
     if path.is_dir() or not (path.suffix or path.exists()):
         files = [path / f"{name}{suffix}" for name in _names(images)]
     elif len(images) > 1:
-        raise ValueError(f"{option} is {path} for {len(images)} pictures; expected a folder")
+        raise ValueError(
+            f"{option} is {path} for {len(images)} pictures; expected a folder, one that exists where its name has an "
+            "ending"
+        )
     else:
         files = [path]
     for file in files:

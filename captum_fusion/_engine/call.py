@@ -1,11 +1,12 @@
 """The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,6 +17,7 @@ from captum_fusion._engine.guards import (
     check_dense,
     check_forward_func,
     check_interpolate_mode,
+    check_layer,
     check_logits,
     check_perturbations_per_eval,
     check_values,
@@ -57,6 +59,48 @@ class ModelCall:
         check_forward_func(self.forward_func)
         # Computing them checks them.
         _ = self.tensors if self.baselines is None else self.baseline_tensors
+
+    @classmethod
+    def of_layer(
+        cls,
+        method: LayerAttribution,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        attribute_to_layer_input: bool,
+        activation: Activation | None = None,
+        interpolate_mode: InterpolateMode = "bilinear",
+    ) -> "ModelCall":
+        """The call of a layer's method, with the forward function and the layer that the method has now."""
+        return cls(
+            forward_func=method.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=activation,
+            layer=check_layer(method.layer),
+            device_ids=method.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+        )
+
+    def masked(
+        self,
+        baselines: BaselineType,
+        perturbations_per_eval: int | None,
+        show_progress: bool,
+        channel_dim: int = 1,
+        blur: tuple[int, float] | None = None,
+    ) -> "ModelCall":
+        """The same call with the arguments of its masked passes."""
+        return replace(
+            self,
+            baselines=baselines,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+            channel_dim=channel_dim,
+            blur=blur,
+        )
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -266,13 +310,13 @@ def _checked_baseline(
     if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
         return gaussian_blur(tensor.detach(), *blur).to(tensor)
     if isinstance(value, Tensor) and value.dim():
-        value = channels_first(value, channel_dim)
-        if value.shape not in (tensor.shape, tensor[:1].shape):
+        moved = channels_first(value, channel_dim)
+        if moved.shape not in (tensor.shape, tensor[:1].shape):
             raise ValueError(
-                f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number, "
-                f"{tuple(tensor.shape)} or {tuple(tensor[:1].shape)}"
+                f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number or "
+                f"the input's shape, {tuple(channels_back(tensor, channel_dim).shape)}, or one example of it"
             )
-        return value.detach().to(tensor)
+        return moved.detach().to(tensor)
     if value is None or (isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)):
         return torch.full_like(tensor[:1], 0 if value is None else float(value), requires_grad=False)
     raise TypeError(f"The baseline of input {position} is {value!r}; expected a number, a tensor or None")

@@ -55,19 +55,9 @@ def component_maps(
 ) -> dict[int, Tensor]:
     r"""G or R: the map of a component's attributions for each masked input that has one of its own, by its position.
 
-    That of the first masked input is always there; the inputs without a map of their own share it.
-
-    Args:
-        scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
-        name (str): The component's argument, for messages.
-        method (Attribution): The component.
-        further (Mapping or None): Arguments that the component has to take. Default: None
-        attributions (Tensor, tuple or None): The component's attributions where they are there already.
-            Default: None, which means that the component computes them
-        to_map (Callable): ``region_map`` for R. Default: ``saliency_map``
-
-    Returns:
-        *dict* of *Tensors* of shape (N, 1, \*S), S being the spatial shape of the input.
+    That of the first masked input is always there; the inputs without a map of their own share it. The call's arguments
+    reach the component as far as it takes them; ``further`` are those that it has to take. Without ``attributions``
+    that are there already, the component computes them. Messages call it ``name``. ``to_map`` is ``region_map`` for R.
     """
     if attributions is None:
         source, attributions = method.get_name(), _attributions(scorer, name, method, further)

@@ -39,9 +39,7 @@ def saliency_map(
         sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
             evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
             the most positive). Default: "positive"
-        interpolate_mode (str, optional): How the map is brought to the size: "bilinear", which stands for linear,
-            bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
-            Default: "bilinear"
+        {interpolate_mode}
         {attributions_channel_dim}
 
     Returns:

@@ -12,7 +12,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.component import check_component, check_region_tolerance, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import region_map
 from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
@@ -220,21 +220,9 @@ class LayerFusionCam(MaskedCam):
         check_percentile(percentile)
         check_weighting(weighting)
         check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            activation=self.activation,
-            baselines=baselines,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            interpolate_mode=interpolate_mode,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-            channel_dim=channel_dim,
-        )
+        call = ModelCall.of_layer(
+            self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call) as scorer:
             # For each input that has a map of its own; the first one's is for all others.
             gradient, region = scorer.with_own(

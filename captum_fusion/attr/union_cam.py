@@ -11,7 +11,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.component import check_component, check_region_tolerance, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import region_map
 from captum_fusion._engine.state import warn
@@ -140,31 +140,13 @@ class LayerUnionCam(MaskedCam):
             {masking_errors}
             RuntimeError: Inside ``torch.inference_mode()``.
 
-        Examples::
-
-            >>> from torchvision.models import resnet18
-            >>> model = resnet18(weights=None).eval()
-            >>> union_cam = LayerUnionCam(model, model.layer4)
-            >>> union_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-            torch.Size([1, 3, 64, 64])
+        {input_example}
         """
         check_percentile(percentile)
         check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            activation=self.activation,
-            baselines=baselines,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            interpolate_mode=interpolate_mode,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-            channel_dim=channel_dim,
-        )
+        call = ModelCall.of_layer(
+            self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call, with_gradients=True) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
             region = component_maps(

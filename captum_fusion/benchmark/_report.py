@@ -146,7 +146,10 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     run = folder / "run.json"
     if environment is not None:
         write_whole(run, json.dumps(environment, indent=2) + "\n")
-    left_out = json.loads(run.read_text()).get("notes", []) if run.is_file() else []
+    try:
+        left_out = json.loads(run.read_text()).get("notes", []) if run.is_file() else []
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{run} is damaged ({error}); remove it, or run the benchmark again") from error
     records = _table(by_key)
     measures = [
         name

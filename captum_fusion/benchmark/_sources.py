@@ -14,12 +14,13 @@ from torchvision.datasets import ImageNet, VOCDetection
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.messages import close_names, reason
+from captum_fusion._app.images import HEIF
+from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", *HEIF)
 # torchvision's VOC categories, without the background.
 _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 _NAMED = 5
@@ -41,7 +42,7 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
             source = _DATASETS[kind](Path(root))
         except Exception as error:
             text = error if isinstance(error, ValueError) else reason(error)
-            raise ValueError(f"images is {images}, which cannot be read: {text}") from error
+            raise ValueError(f"images is {images}, which cannot be read: {text}. Expected {_FORMS[kind]}") from error
     else:
         source = _folder(Path(images), labels, output)
     if not source.pictures:
@@ -253,6 +254,12 @@ def _are_numbers(values: object) -> bool:
     return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
+_FORMS = {
+    "imagenet": "a ROOT with torchvision's folder val and its meta.bin, or with ImageNet's two archives",
+    "voc2007": "a ROOT with the folder VOCdevkit/VOC2007",
+    "voc2012": "a ROOT with the folder VOCdevkit/VOC2012",
+    "coco": "a FILE of annotations in COCO's form",
+}
 _DATASETS: dict[str, Callable[[Path], Source]] = {
     "imagenet": _imagenet,
     "voc2007": partial(_voc, year="2007"),
@@ -293,6 +300,19 @@ def classes_of_labels(
     by_name = imagenet_classes()
     if source.of_objects and classifier.categories == imagenet_categories() and by_name.keys() >= {*source.categories}:
         return {label: by_name[name] for label, name in enumerate(source.categories)}
+    names, own = [words(name) for name in source.categories], [words(name) for name in classifier.categories or ()]
+    # Names win over the indices that they may look like.
+    if all(own.count(name) == 1 for name in names):
+        return {label: (own.index(names[label]),) for label in sorted(labels)}
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if len(numbers) == len(names) == classes and numbers != list(range(classes)):
+        if by_order:
+            return {label: (label,) for label in labels}
+        label = next(label for label, number in enumerate(numbers) if number != label)
+        raise ValueError(
+            f"The folder {names[label]} may be the model's class {numbers[label]} or, in the order of the folders, "
+            f"{label}; name it index:{numbers[label]} or pass labels_by_order"
+        )
     try:
         return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:

@@ -56,11 +56,7 @@ def confidence_drop(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> confidence_drop(model, images, attributions, target=281).shape
         torch.Size([2])
     """
@@ -119,11 +115,7 @@ def confidence_increase(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> confidence_increase(model, images, attributions, target=281).shape
         torch.Size([2])
     """

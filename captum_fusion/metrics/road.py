@@ -79,11 +79,7 @@ def road(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5]).shape
         torch.Size([2])
     """

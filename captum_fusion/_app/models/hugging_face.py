@@ -35,6 +35,8 @@ def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
     except ModuleNotFoundError as error:
         raise ValueError(f"hf:{name} needs the package {error.name}: {install_hint('hugging-face')}") from error
     folder = Path(name).is_dir()
+    if not folder and name.startswith(("/", ".", "~")):
+        raise ValueError(f"hf:{name} names a folder that does not exist")
     auto: Any = transformers.AutoModelForImageClassification
     missing: list[str] = []
     try:
