@@ -182,7 +182,7 @@ def _launch(
         sys.path.insert(0, str(Path.cwd()))
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = partial(_warn, set())  # type: ignore[assignment]
+            warnings.showwarning = partial(_warn, set())
             # The command never names a run, and of runs that differ the last one is the layer's.
             warnings.filterwarnings(
                 "ignore", r"The layer ran \d+ times in the forward pass; its last run is explained\."

@@ -63,8 +63,8 @@ def plan_outputs(
         if save_predictions.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"--save-predictions is {save_predictions}; expected a file ending in .csv or .json")
         written["--save-predictions"] = _files("--save-predictions", save_predictions, [Path()], "")
-    read = {_identity(image): "the picture" for image in once if image.exists()}
-    read |= {_identity(file): name for name, file in inputs.items() if file.exists()}
+    read = {identity(image): "the picture" for image in once if image.exists()}
+    read |= {identity(file): name for name, file in inputs.items() if file.exists()}
     taken: dict[Path, str] = {}
     existing = []
     for option, files in written.items():
@@ -73,8 +73,8 @@ def plan_outputs(
                 raise ValueError(f"{taken[file.resolve()]} and {option} {file} are one file; expected two")
             taken[file.resolve()] = f"{option} {file}"
             if file.is_file():
-                if _identity(file) in read:
-                    raise ValueError(f"{option} {file} would overwrite {read[_identity(file)]}; expected another file")
+                if identity(file) in read:
+                    raise ValueError(f"{option} {file} would overwrite {read[identity(file)]}; expected another file")
                 existing.append(file)
     if existing and not force:
         more = f", and so do {len(existing) - 1} more files" if len(existing) > 1 else ""
@@ -187,6 +187,7 @@ def _names(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def _identity(file: Path) -> tuple[int, int]:
-    status = file.stat()
+def identity(file: Path | str) -> tuple[int, int]:
+    """A file or folder whatever the path to it."""
+    status = os.stat(file)
     return status.st_dev, status.st_ino

@@ -159,8 +159,8 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     notes = [*left_out, *_notes(records)]
     result = Report(_summary(records, measures), _pairs(records, measures), measures, _errors(records), notes)
     for name, table in (("summary.csv", result.summary), ("pairs.csv", result.pairs)):
-        _write(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
-    _write(folder / "summary.md", result.markdown())
+        write_whole(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
+    write_whole(folder / "summary.md", result.markdown())
     if measures:  # There are none where nothing but errors was recorded.
         write_whole(folder / "measures.png", rendered(measures_chart(records, measures, result.pairs), ".png"))
         write_whole(folder / "explanations.png", rendered(explanations_chart(records, measures), ".png"))
@@ -168,11 +168,6 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     if curves is not None:
         write_whole(folder / "curves.png", rendered(curves, ".png"))
     return result
-
-
-def _write(file: Path, text: str) -> None:
-    # A file's name need not be UTF-8.
-    write_whole(file, text.encode("utf-8", "backslashreplace"))
 
 
 def _table(by_key: Mapping[Key, Record]) -> pd.DataFrame:
