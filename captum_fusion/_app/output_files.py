@@ -87,17 +87,10 @@ def plan_outputs(
 
 def archive(explanation: Explanation) -> bytes:
     """The maps and their metadata, as the content of a .npz file."""
+    subject = ("image", "model", "weights", "layer", "target", "category")
+    settings = ("percentile", "weighting", "tolerance", "probability")
     metadata = {
-        "image": explanation.image,
-        "model": explanation.model,
-        "weights": explanation.weights,
-        "layer": explanation.layer,
-        "target": explanation.target,
-        "category": explanation.category,
-        "percentile": explanation.percentile,
-        "weighting": explanation.weighting,
-        "tolerance": explanation.tolerance,
-        "probability": explanation.probability,
+        **{name: getattr(explanation, name) for name in (*subject, *settings)},
         "probability_kept": explanation.masked_probabilities,
         "version": version("captum-fusion"),
     }
@@ -189,5 +182,5 @@ def _names(images: Sequence[Path]) -> list[str]:
 
 def identity(file: Path | str) -> tuple[int, int]:
     """A file or folder whatever the path to it."""
-    status = os.stat(file)
+    status = Path(file).stat()
     return status.st_dev, status.st_ino

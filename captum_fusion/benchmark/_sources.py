@@ -97,16 +97,16 @@ def _walk(
     folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
 ) -> Iterator["os.DirEntry[str]"]:
     """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
-    identity = identity(folder)
-    if identity in above:
+    own = identity(folder)
+    if own in above:
         raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if identity == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+    if own == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, results, (*above, identity))
+            yield from _walk(entry.path, results, (*above, own))
         else:
             yield entry
 
