@@ -187,6 +187,8 @@ def _launch(
             warnings.filterwarnings(
                 "ignore", r"The layer ran \d+ times in the forward pass; its last run is explained\."
             )
+            # Said of the model already, without an argument that the command lacks.
+            warnings.filterwarnings("ignore", "forward_func returned rows that are not negative and sum to 1")
             warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
