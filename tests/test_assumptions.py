@@ -20,6 +20,7 @@ from captum_fusion import (
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamPlusPlus,
+    LayerGroupCam,
     LayerHiResCam,
     LayerScoreCam,
     LayerUnionCam,
@@ -43,12 +44,16 @@ from captum_fusion.functional import (
     weighted_sum,
 )
 from captum_fusion.metrics import (
+    adcc,
+    complexity,
     confidence_drop,
+    confidence_increase,
     deletion,
     energy_pointing_game,
     insertion,
     instances_reached,
     pointing_game,
+    road,
     saliency_map,
     weight_randomization,
 )
@@ -73,10 +78,83 @@ def test_a_channels_first_layer_needs_no_view() -> None:
 def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_colours() -> None:
     video = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     frames = torch.rand(1, 8, 3, 12, 12)
-    with pytest.raises(ValueError, match=r"expected \(N, C, \*S\)"):
+    with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
     with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+LAYOUTS = [(nn.Conv1d, (12,), -1), (nn.Conv2d, (8, 10), 3), (nn.Conv2d, (8, 10), -1), (nn.Conv3d, (6, 8, 10), 2)]
+
+
+@pytest.mark.parametrize(("convolution", "size", "channel_dim"), LAYOUTS)
+def test_the_axis_of_the_channels_changes_nothing_else(convolution: Any, size: Any, channel_dim: int) -> None:
+    torch.manual_seed(0)
+    layer, head = convolution(3, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def first(x: Tensor) -> Tensor:
+        return head(layer(x).relu().flatten(2).mean(2))
+
+    def named(x: Tensor) -> Tensor:
+        return first(x.movedim(channel_dim, 1))
+
+    x = torch.rand(2, 3, *size)
+    moved = x.movedim(1, channel_dim).contiguous()
+    methods: list[Any] = [
+        lambda f: LayerScoreCam(f, layer),
+        lambda f: LayerUnionCam(f, layer),
+        lambda f: LayerGroupCam(f, layer),
+        lambda f: Rise(f, samples=4),
+        lambda f: FusedAttributions([InputXGradient(f), LayerGradCamPlusPlus(f, layer)]),
+        lambda f: LayerFusionCam(f, layer, region_method=AugmentationTunnel(LayerFusionCam(f, layer))),
+        lambda f: AugmentationTunnel(InputXGradient(f)),
+        lambda f: AugmentationTunnel(LayerScoreCam(f, layer)),
+    ]
+    for method in methods:
+        right = method(first).attribute(x, target=1)
+        found = method(named).attribute(moved, target=1, channel_dim=channel_dim)
+        torch.testing.assert_close(found, right if right.shape[1] == 1 else right.movedim(1, channel_dim))
+    attributions = InputXGradient(first).attribute(x, target=1).detach()
+    of_layer = LayerScoreCam(first, layer).attribute(x, target=1)
+    for ours, theirs in ((attributions, attributions.movedim(1, channel_dim)), (of_layer, of_layer)):
+        for metric in (confidence_drop, confidence_increase, insertion, deletion, road):
+            right = metric(first, x, ours, target=1)
+            torch.testing.assert_close(metric(named, moved, theirs, target=1, channel_dim=channel_dim), right)
+        right = adcc(first, InputXGradient(first), x, ours, target=1)
+        found = adcc(named, InputXGradient(named), moved, theirs, target=1, channel_dim=channel_dim)
+        torch.testing.assert_close(found, right)
+    masks = torch.rand(2, *size) > 0.5
+    theirs = attributions.movedim(1, channel_dim)
+    for of_map in (lambda a, **k: complexity(a, **k), lambda a, **k: energy_pointing_game(a, masks, **k)):
+        torch.testing.assert_close(of_map(theirs, channel_dim=channel_dim), of_map(attributions))
+    with pytest.raises(ValueError, match="channel_dim is 0 for inputs"):
+        LayerScoreCam(named, layer).attribute(moved, target=1, channel_dim=0)
+
+
+@pytest.mark.parametrize("channel_dim", [2, -1])
+def test_tokens_and_layers_of_images_whose_channels_are_not_first(channel_dim: int) -> None:
+    torch.manual_seed(0)
+    video = channel_dim == 2
+    cut = nn.Conv3d(3, 6, (2, 4, 4), (2, 4, 4)) if video else nn.Conv2d(3, 6, 4, 4)
+    norm, head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.norm, self.head = cut, norm, head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.cut(x.movedim(channel_dim, 1)).flatten(2).mT).tanh().mean(1))
+
+    model = Model().eval()
+    x = torch.rand(1, 8, 3, 16, 24) if video else torch.rand(1, 16, 24, 3)
+    feature_map = last_feature_map(model, x)
+    assert (feature_map.name, feature_map.shape[1:]) == ("norm", (4, 4, 6) if video else (4, 6))
+    with feature_map.view() as view:
+        maps = LayerScoreCam(model, view).attribute(x, target=1, channel_dim=channel_dim)
+        with pytest.raises(ValueError, match=f"channel_dim={channel_dim}"):
+            LayerScoreCam(model, view).attribute(x, target=1)
+    assert maps.shape[2:] == feature_map.shape[1:]
 
 
 # 2. Tokens that are not in row order

@@ -76,7 +76,7 @@ def component_maps(
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
     maps: dict[int, Tensor] = {}
     for position in scorer.positions if len(parts) > 1 else (first,):
-        value = parts[position if len(parts) > 1 else 0]
+        value = call.of_input(parts[position if len(parts) > 1 else 0], position)
         shape = tuple(scorer.inputs[position].shape)
         if len(value) != call.examples or value.dim() != len(shape):
             raise ValueError(
@@ -103,6 +103,7 @@ def _attributions(
         "target": call.targets,
         "additional_forward_args": call.arguments or None,
         "baselines": call.baselines,
+        "channel_dim": None if call.channel_dim == 1 else call.channel_dim,
         "attribute_to_layer_input": call.attribute_to_layer_input or None,
         # As the component has it unless another one is asked for.
         "interpolate_mode": None if call.interpolate_mode == "bilinear" else call.interpolate_mode,

@@ -11,6 +11,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
+from captum_fusion._engine.token_grid import channel_axis, has_channels
 from captum_fusion.arguments import INTERPOLATE_MODES
 
 
@@ -162,19 +163,27 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
 
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
-    for axis, name in ((2, "(N, T, C, H, W)"),) * (len(shape) == 5) + ((-1, "(N, *S, C)"),) * (len(shape) > 3):
-        if shape[axis] not in (1, 3) or shape[1] <= 4:
-            continue
-        # The layer's axis is longer than this one, which no feature map's is.
-        seen = bool(layer_size) and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]
-        message = (
-            f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S). Move the "
-            "axis of the channels to dimension 1, and back inside forward_func, as in lambda x: "
-            "model(x.transpose(1, 2)) for frames or lambda x: model(x.movedim(1, -1)) for channels that come last."
+    axis = channel_axis(shape)
+    if axis == 1:
+        return
+    name = "(N, T, C, H, W)" if axis == 2 else "(N, *S, C)"
+    message = (
+        f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S), or "
+        f"channel_dim={axis}, which names the axis of the channels."
+    )
+    # The layer's axis is longer than this one, which no feature map's is.
+    if layer_size and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]:
+        raise ValueError(message)
+    warn(message)
+
+
+def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
+    """Refuses an axis of the channels that is the examples' or that no input has."""
+    if channel_dim != 1 and not any(has_channels(tensor, channel_dim) for tensor in inputs):
+        raise ValueError(
+            f"channel_dim is {channel_dim} for inputs of shapes {[tuple(tensor.shape) for tensor in inputs]}; expected "
+            "the axis of their channels, such as 1, 2 or -1"
         )
-        if seen:
-            raise ValueError(message)
-        warn(message)
 
 
 nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)

@@ -277,7 +277,7 @@ class MaskedScorer:
         tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
         with running, tracking:
-            output: Tensor = cast(Tensor, run_forward(self.call.forward_func, batch, None, arguments))
+            output: Tensor = cast(Tensor, run_forward(self.call.run, batch, None, arguments))
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:

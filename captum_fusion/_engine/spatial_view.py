@@ -15,6 +15,8 @@ from captum_fusion._engine.token_grid import (
     REGISTERS,
     Grid,
     TokenGridTracker,
+    channel_axis,
+    channels_first,
     fits,
     in_place,
     perturb,
@@ -154,7 +156,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     try:
         with torch.no_grad():
             images = next(t for t in tensors_in((args, kwargs)) if t.dim() == len(grid) + 2 and t.is_floating_point())
-            perturb(images, grid, cells)
+            perturb(channels_first(images, channel_axis(images.shape)), grid, cells)
             module(*args, **kwargs)
         maps = view.recorded
     except Exception:

@@ -70,6 +70,7 @@ class FusedAttributions(Attribution):
         baselines: BaselineType = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs; every argument reaches the attributions that take it.
 
@@ -85,6 +86,7 @@ class FusedAttributions(Attribution):
             {attribute_to_layer_input}
             {baselines}
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -114,6 +116,7 @@ class FusedAttributions(Attribution):
             interpolate_mode=interpolate_mode,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            channel_dim=channel_dim,
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             components = enumerate(self.attribution_methods)

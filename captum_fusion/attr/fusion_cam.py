@@ -157,6 +157,7 @@ class LayerFusionCam(MaskedCam):
         region_kwargs: Mapping[str, Any] | None = None,
         gradient_attributions: Tensor | tuple[Tensor, ...] | None = None,
         region_attributions: Tensor | tuple[Tensor, ...] | None = None,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]:
         r"""Computes the attribution of the inputs.
 
@@ -190,6 +191,7 @@ class LayerFusionCam(MaskedCam):
                 for each. They are fused instead of being computed again. Default: None
             region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method``, as above;
                 at the input's resolution, interpolated with their negative values. Default: None
+            {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
@@ -220,7 +222,7 @@ class LayerFusionCam(MaskedCam):
         check_gradients_allowed(type(self).__name__)
         call = ModelCall.of_layer(
             self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
-        ).masked(baselines, perturbations_per_eval, show_progress)
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call) as scorer:
             # For each input that has a map of its own; the first one's is for all others.
             gradient, region = scorer.with_own(

@@ -82,6 +82,7 @@ class Rise(PerturbationAttribution):
         *,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -93,6 +94,7 @@ class Rise(PerturbationAttribution):
             {target}
             {additional_forward_args}
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider,
@@ -120,6 +122,7 @@ class Rise(PerturbationAttribution):
             baselines=baselines,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            channel_dim=channel_dim,
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             examples, device = call.examples, call.device

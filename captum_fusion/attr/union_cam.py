@@ -110,6 +110,7 @@ class LayerUnionCam(MaskedCam):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         region_attributions: Tensor | tuple[Tensor, ...] | None = None,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -122,6 +123,7 @@ class LayerUnionCam(MaskedCam):
             region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method`` for the same
                 inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or one for
                 each. They are united instead of being computed again. Default: None
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -138,7 +140,7 @@ class LayerUnionCam(MaskedCam):
         check_gradients_allowed(type(self).__name__)
         call = ModelCall.of_layer(
             self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
-        ).masked(baselines, perturbations_per_eval, show_progress)
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call, with_gradients=True) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
             region = component_maps(

@@ -165,6 +165,8 @@ def make_plan(
     classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
     classifier.model.to(device)
     size = classifier.preprocessing.size
+    if settings.steps > size**2 and {"insertion", "deletion"} & set(settings.metrics):
+        raise ValueError(f"steps is {settings.steps}; expected at most {size**2}, the number of pixels of the input")
     if settings.protocol:
         squashed = replace(classifier.preprocessing, resize=size, squash=True)
         classifier = replace(classifier, preprocessing=squashed)

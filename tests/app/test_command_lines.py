@@ -88,7 +88,7 @@ def test_an_unknown_category_without_a_close_one_says_what_is_expected(capsys: p
 @pytest.mark.filterwarnings("default")
 def test_probabilities_in_place_of_scores_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     for name, warns in (("softmaxed", True), ("four", False)):
-        arguments = ["explain", "cat.png", *model(name), "--methods", "grad-cam", "-o", f"{name}.png"]
+        arguments = ["explain", "cat.png", *model(name), "--methods", "score-cam", "-o", f"{name}.png"]
         assert run(arguments) == 0
         error = capsys.readouterr().err
         assert error.count("returns probabilities, of which softmax is taken again") == warns
