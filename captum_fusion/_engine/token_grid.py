@@ -254,6 +254,9 @@ def in_place(maps: Tensor, cells: list[Grid]) -> bool:
     reach = [1 if side > 3 else 0 for side in changes.shape[1:]]
     hits = []
     for share, cell in zip(shares, cells, strict=True):
+        if not share.any():
+            # The patch is not in the map, whose place another token has.
+            return False
         # A layer that mixes all tokens changes everywhere alike, which says nothing of their order.
         if share.max() > len(cells) / 2:
             peak = torch.unravel_index(share.argmax(), share.shape)
