@@ -1,5 +1,6 @@
 """Models, inputs and outputs that are not as they are taken for: right or refused, one section for each kind."""
 
+import warnings
 from collections import namedtuple
 from math import prod
 from typing import Any
@@ -82,6 +83,18 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
     with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+@pytest.mark.parametrize(("features", "refused"), [(3, True), (5, True), (32, False)])
+def test_sequences_of_features_are_told_from_channels(features: int, refused: bool) -> None:
+    convolution, head = nn.Conv1d(features, 4, 3, padding=1), nn.Linear(4, 3)
+    method = LayerScoreCam(lambda x: head(convolution(x.mT).mean(2)), convolution)
+    x = torch.rand(1, 20, features)
+    with pytest.raises(ValueError, match="channel_dim=-1") if refused else pytest.warns(match="channel_dim=-1"):
+        method.attribute(x, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.attribute(x, target=1, channel_dim=-1)
 
 
 LAYOUTS = [(nn.Conv1d, (12,), -1), (nn.Conv2d, (8, 10), 3), (nn.Conv2d, (8, 10), -1), (nn.Conv3d, (6, 8, 10), 2)]
