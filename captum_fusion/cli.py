@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,16 +18,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, Token, UnknownCommandError
 
 from captum_fusion._app.messages import format_error, install_hint, one_line, report_error
-from captum_fusion._app.options import (
-    DEFAULT_ALPHA,
-    DEFAULT_WEIGHTING,
-    IntOption,
-    ListOption,
-    ModelOptions,
-    ModelSelection,
-)
-from captum_fusion._app.settings import Settings
-from captum_fusion.arguments import Weighting
+from captum_fusion._app.options import IntOption, ListOption, ModelOptions, ModelSelection
+from captum_fusion._app.settings import ExplainSettings, Settings
 
 _show_warning = warnings.showwarning
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -55,17 +48,7 @@ def explain(
     *images: Annotated[Path, Parameter(converter=_file)],
     model: Annotated[str | None, Parameter(alias="-m")] = None,
     options: Annotated[ModelOptions | None, Parameter(name="*")] = None,
-    target: Annotated[tuple[str, ...], Parameter(alias="-t", show_default=False)] = (),
-    methods: Annotated[tuple[str, ...], ListOption, Parameter(show_default=False)] = (),
-    percentile: float = 10.0,
-    weighting: Weighting = DEFAULT_WEIGHTING,
-    tolerance: float = 0.0,
-    alpha: float = DEFAULT_ALPHA,
-    output: Annotated[Path, Parameter(alias="-o")] = Path("explained"),
-    save_npz: Path | None = None,
-    save_predictions: Path | None = None,
-    top: IntOption = 5,
-    force: bool = False,
+    settings: Annotated[ExplainSettings, Parameter(name="*")] = ExplainSettings(),  # noqa: B008
     list_layers: bool = False,
 ) -> int:
     """Explain pictures: show which of their regions support a class.
@@ -79,20 +62,6 @@ def explain(
         model: A torchvision classifier such as resnet50, timm:NAME, hf:NAME or hf:FOLDER for an image classifier of
             Hugging Face, or package.module:callable that returns a model. Without it, the EfficientNet-Lite0 of the
             demo extra with its ImageNet weights.
-        target: The class to explain: an index, a category name or an ImageNet WordNet id; given several times, each in
-            a row of its own. Without it, the predicted class.
-        methods: Methods that "captum-fusion methods" lists, and "fusion(gradient,region)" for two of them; a panel for
-            each. Without it, the stages of Fusion-CAM.
-        percentile: The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
-        weighting: The weighting of fusions that name none.
-        tolerance: The largest error of Score-CAM's map, alone or fused, in [0, 1); 0.05 takes about a tenth of the time
-            where channels are not signed.
-        alpha: The opacity of a map over the photograph where it is strongest, in [0, 1].
-        output: The picture to write, or a folder for pictures named after the explained ones.
-        save_npz: A file for the raw maps and their metadata, or a folder for files named after the explained pictures.
-        save_predictions: A file for the most probable classes of each picture, ending in .csv or .json.
-        top: The number of these classes.
-        force: Overwrite files.
         list_layers: Explain nothing, but list the layers to choose from.
     """
     from captum_fusion._app.drawing import check_picture
@@ -107,20 +76,11 @@ def explain(
         return 0
     read = {f"--{name}": Path(str(options.get(name))) for name in ("weights", "classes") if options.get(name)}
     files = [file for image in images for file in (find_photographs(image) if image.is_dir() else [image])]
-    outputs = plan_outputs(files, output, save_npz, save_predictions, read, force=force)
+    save = settings.save_npz, settings.save_predictions
+    outputs = plan_outputs(files, settings.output, *save, read, force=settings.force)
     check_picture(outputs[0].picture)
-    job = Job(
-        outputs=outputs,
-        predictions=save_predictions,
-        top=top,
-        targets=target,
-        methods=methods,
-        percentile=percentile,
-        weighting=weighting,
-        tolerance=tolerance,
-        alpha=alpha,
-    )
-    job.check()
+    settings.check()
+    job = Job(settings, outputs)
     job.run(lambda: Explainer(model, **options))
     return (FAILED if job.explained else REFUSED) if job.failed else 0
 
@@ -155,6 +115,8 @@ def page(
         port: The port to listen on. Without it, the first free one from 7860.
         names: Further names of this machine under which browsers may ask for the page; others are refused.
     """
+    if port is not None and not 0 < port < 65536:
+        raise ValueError(f"port is {port}; expected a number from 1 to 65535")
     arguments = selection.each()
     try:
         from captum_fusion._app.console import Output
@@ -220,7 +182,14 @@ def _launch(
         sys.path.insert(0, str(Path.cwd()))
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn  # type: ignore[assignment]
+            warnings.showwarning = partial(_warn, set())
+            # The command never names a run, and of runs that differ the last one is the layer's.
+            warnings.filterwarnings(
+                "ignore", r"The layer ran \d+ times in the forward pass; its last run is explained\."
+            )
+            # Said of the model already, without an argument that the command lacks.
+            warnings.filterwarnings("ignore", "forward_func returned rows that are not negative and sum to 1")
+            warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         report_error("interrupted")
@@ -240,10 +209,16 @@ def _line_for(error: Exception, tokens: Sequence[str]) -> str:
     return one_line(error) if isinstance(error, CycloptsError) else format_error(error)
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-    """Shows a warning of this package in a line, and others as they are."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
-        report_error(one_line(message))
+def _warn(
+    shown: set[str], message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+) -> None:
+    """Shows a warning of this package in a line, once, and others as they are."""
+    # The library's warnings name the outermost caller, which is the script itself.
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if filename == script or Path(filename).is_relative_to(Path(__file__).parent):
+        if (line := one_line(message)) not in shown:
+            shown.add(line)
+            report_error(line)
     else:
         _show_warning(message, category, filename, lineno, *rest)
 

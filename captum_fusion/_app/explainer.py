@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,17 +57,11 @@ class Explainer:
             raise TypeError(
                 f"Unknown option {min(unknown)!r}; expected some of {', '.join(ModelOptions.__annotations__)}"
             )
-        device = options.get("device")
         check_activation(options.get("activation"))
-        self.classifier = load_classifier(
-            model,
-            options.get("weights"),
-            options.get("size"),
-            options.get("mean"),
-            options.get("std"),
-            options.get("activation"),
-            options.get("classes"),
-        )
+        self.weights = options.get("weights") or "default"
+        loading: dict[str, Any] = {**options}
+        device, self._layer, self._grid = (loading.pop(name, None) for name in ("device", "layer", "grid"))
+        self.classifier = load_classifier(model, **loading)
         network = self.classifier.model
         if isinstance(model, nn.Module):
             if device is not None:
@@ -76,8 +70,6 @@ class Explainer:
         else:
             self.device = find_device(device)
             network.to(self.device)
-        self.weights = options.get("weights") or "default"
-        self._layer, self._grid = options.get("layer"), options.get("grid")
         self._turn = threading.Lock()
 
     def open(self, image: str | Path | Image.Image | Photograph | None = None) -> "ClassifiedImage":
@@ -118,11 +110,21 @@ class Explainer:
 
     def layers(self) -> list[FeatureMap]:
         """The layers that can be explained, in the order in which they run."""
+        with self.in_turn():
+            candidates = feature_maps(self.classifier.model, self._blank())
+        return [each for each in candidates.values() if isinstance(each, FeatureMap)]
+
+    def default_layer(self) -> str | None:
+        """The name of the layer that is explained where none is named; None if a layer has to be named."""
+        with self.in_turn(), suppress(ValueError):
+            return choose_layer(self.classifier.model, self._blank(), None).name
+        return None
+
+    def _blank(self) -> Tensor:
+        """Two inputs of even grey."""
         preprocessing = self.classifier.preprocessing
         size = (2, len(preprocessing.mean), preprocessing.size, preprocessing.size)
-        with self.in_turn():
-            candidates = feature_maps(self.classifier.model, torch.full(size, 0.5, device=self.device))
-        return [each for each in candidates.values() if isinstance(each, FeatureMap)]
+        return torch.full(size, 0.5, device=self.device)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

@@ -10,45 +10,27 @@ from rich.table import Table
 
 from captum_fusion._app.console import Output, ProgressDisplay
 from captum_fusion._app.drawing import drawn
-from captum_fusion._app.explainer import Explainer, checked_methods
+from captum_fusion._app.explainer import Explainer
 from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.images import PictureError, check_photograph
 from captum_fusion._app.messages import format_error, report_error
 from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_whole
-from captum_fusion.arguments import Weighting
+from captum_fusion._app.settings import ExplainSettings
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Job:
     """Pictures to explain by one model, and the outcome.
 
     Of several pictures, one that cannot be explained is reported, and costs none of the others.
     """
 
+    settings: ExplainSettings
     outputs: Sequence[OutputFiles]
-    predictions: Path | None
-    """The file for the most probable classes."""
-    top: int
-    targets: Sequence[str]
-    methods: Sequence[str]
-    percentile: float
-    weighting: Weighting
-    tolerance: float
-    alpha: float
     explained: int = field(default=0, init=False)
     """The number of pictures that were explained."""
     failed: list[OutputFiles] = field(default_factory=list, init=False)
     """The pictures that could not be."""
-
-    def check(self) -> None:
-        """Refuses unknown names and values outside their range."""
-        checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
-        if self.top < 1:
-            raise ValueError(f"top is {self.top}; expected at least 1")
-        if len(self.targets) > 1 and any(output.maps for output in self.outputs):
-            raise ValueError(f"{len(self.targets)} targets are given; expected one where the maps are saved")
 
     def run(self, load: Callable[[], Explainer]) -> None:
         """Explains the pictures.
@@ -59,7 +41,7 @@ class Job:
         Raises:
             Exception: The error of the only picture, or one that is the fault of no picture in particular.
         """
-        console, progress = Output(soft_wrap=True), ProgressDisplay()
+        console, progress, settings = Output(soft_wrap=True), ProgressDisplay(), self.settings
         readable = [output for output in self.outputs if self._is_readable(output)]
         explainer = None
         rows: list[dict[str, Any]] = []
@@ -70,18 +52,18 @@ class Job:
                 try:
                     with progress.bar(prefix) as begin:
                         explanations = self._explain(explainer, output.image, begin)
-                    write_whole(output.picture, drawn(explanations, output.picture.suffix, self.alpha))
+                    write_whole(output.picture, drawn(explanations, output.picture.suffix, settings.alpha))
                     if output.maps is not None:
                         write_whole(output.maps, archive(explanations[0]))
                 except Exception as error:
                     self._fail(output, error)
                     continue
                 self.explained += 1
-                rows += prediction_rows(explanations[0], self.top)
+                rows += prediction_rows(explanations[0], settings.top)
                 self._print_result(console, output, explanations)
         finally:
-            if self.predictions is not None and rows:
-                write_whole(self.predictions, prediction_table(rows, self.predictions.suffix))
+            if settings.save_predictions is not None and rows:
+                write_whole(settings.save_predictions, prediction_table(rows, settings.save_predictions.suffix))
         if not self._is_single:
             without = f"; not {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
             console.print(f"{self.explained} of {len(self.outputs)} pictures explained{without}")
@@ -114,35 +96,36 @@ class Job:
         begin("the prediction")
         image = explainer.open(path)
         classes = len(image.prediction.probabilities)
+        settings = self.settings
         explain = partial(
             image.explain,
-            percentile=self.percentile,
-            weighting=self.weighting,
-            tolerance=self.tolerance,
+            percentile=settings.percentile,
+            weighting=settings.weighting,
+            tolerance=settings.tolerance,
             show_progress=True,
         )
         targets: list[int | None] = [
-            *dict.fromkeys(explainer.classifier.target(text, classes) for text in self.targets)
+            *dict.fromkeys(explainer.classifier.target(text, classes) for text in settings.target)
         ]
         explanations = []
         for target in targets or [None]:
             # One by one, so that the progress names each; the maps are cached.
-            for method in self.methods:
+            for method in settings.methods:
                 begin(method)
                 explain(target, [method])
-            if not self.methods:
+            if not settings.methods:
                 begin("fusion-cam")
-            explanations.append(explain(target, self.methods))
+            explanations.append(explain(target, settings.methods))
         return explanations
 
     def _print_result(self, console: Output, output: OutputFiles, explanations: Sequence[Explanation]) -> None:
         """Prints what was explained, in one line if there are several pictures."""
         first = explanations[0]
         if self._is_single:
-            predictions = Table("index", "category", "probability", title=f"{first.model} predicts")
-            for index, category, probability in first.top(self.top):
-                predictions.add_row(str(index), category, f"{probability:.1%}")
-            console.print(predictions)
+            table = Table("index", "category", "probability", title=f"{first.model} predicts")
+            for index, category, probability in first.top(self.settings.top):
+                table.add_row(str(index), category, f"{probability:.1%}")
+            console.print(table)
             for each in explanations:
                 console.print(f"Explaining {each.target} {each.category} by the layer {first.feature_map}")
         else:
@@ -151,14 +134,19 @@ class Job:
         for note in dict.fromkeys(note for each in explanations for note in each.notes):
             console.print(note)
         if self._is_single:
-            for label, file in (("Maps", output.maps), ("Predictions", self.predictions), ("Picture", output.picture)):
+            predictions = self.settings.save_predictions
+            for label, file in (("Maps", output.maps), ("Predictions", predictions), ("Picture", output.picture)):
                 if file is not None:
                     console.print(f"{label}: {file}")
 
 
 def print_layers(explainer: Explainer) -> None:
-    """Prints the layers that can be explained, in the order in which they run."""
-    table = Table("layer", "channels", "size", "gives")
+    """Prints the layers that can be explained, in the order in which they run, and which of them is the default."""
+    default = explainer.default_layer()
+    table = Table("layer", "channels", "size", "gives", "")
     for layer in explainer.layers():
-        table.add_row(layer.name, str(layer.shape[0]), "x".join(map(str, layer.shape[1:])), layer.form)
+        size, note = "x".join(map(str, layer.shape[1:])), "the default" if layer.name == default else ""
+        table.add_row(layer.name, str(layer.shape[0]), size, layer.form, note)
+    if not table.row_count:
+        raise ValueError(f"No layer of {explainer.classifier.name} gives a feature map")
     Output().print(table)

@@ -1,11 +1,13 @@
 """Methods by name, for the command and the benchmark."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import getdoc, signature
 from typing import Any
 
+import torch
 from captum.attr import (
     Attribution,
     Deconvolution,
@@ -13,20 +15,51 @@ from captum.attr import (
     GuidedGradCam,
     InputXGradient,
     IntegratedGradients,
+    LayerActivation,
+    LayerAttribution,
     LayerGradCam,
     LayerGradientXActivation,
     Saliency,
 )
+from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion import attr
-from captum_fusion._app.control_maps import CentredGaussian, LayerRandomMap
 from captum_fusion._app.messages import close_names, one_line
 from captum_fusion._app.options import DEFAULT_WEIGHTING
 from captum_fusion.arguments import WEIGHTINGS, Activation, Weighting
 from captum_fusion.attr import LayerFusionCam, LayerScoreCam
 
 ForwardFunc = Callable[..., Any]
+# The standard deviation, as a share of each side: about the size of an object in the middle.
+_GAUSSIAN_WIDTH = 0.25
+
+
+class LayerRandomMap(LayerAttribution):
+    """A control: independent uniform values in the layer's size, seeded by the input, so that each has its own map."""
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # noqa: ARG002
+        """Computes the maps, whatever the target."""
+        shape = LayerActivation(self.forward_func, self.layer).attribute(inputs).shape[2:]
+        maps = []
+        for row in inputs.detach():
+            digest = hashlib.sha256(row.cpu().contiguous().numpy().tobytes()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+            maps.append(torch.rand(1, *shape, generator=generator))
+        return torch.stack(maps).to(inputs.device)
+
+
+class CentredGaussian(Attribution):
+    """A control: a Gaussian in the middle, a quarter of each side wide: most photographs show their object there."""
+
+    def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:  # noqa: ARG002
+        """Computes the maps, whatever the target."""
+        exponent = torch.zeros((), device=inputs.device)
+        for side in inputs.shape[2:]:
+            offset = (torch.arange(side, device=inputs.device) + 0.5) / side - 0.5
+            exponent = exponent.unsqueeze(-1) - (offset / _GAUSSIAN_WIDTH) ** 2 / 2
+        return exponent.exp().expand(len(inputs), 1, *exponent.shape)
+
 
 _CAPTUMS: tuple[type[Attribution], ...] = (
     LayerGradCam,
@@ -47,10 +80,9 @@ def _name(method: type[Attribution]) -> str:
     return "-".join(words).lower().replace("-plus-plus", "++")
 
 
+# The baseline of every metric: their maps know nothing of the model.
 _CONTROLS: tuple[type[Attribution], ...] = (LayerRandomMap, CentredGaussian)
 _CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS, *_CONTROLS)}
-
-
 CONTROLS = tuple(map(_name, _CONTROLS))
 METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
 

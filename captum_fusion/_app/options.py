@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from captum_fusion.arguments import Activation, Weighting
+from captum_fusion.arguments import Activation, Weighting, check_activation
 
 if TYPE_CHECKING:
     from cyclopts import Parameter, Token
@@ -32,8 +32,15 @@ def _whole_number(_: object, tokens: "Sequence[Token]") -> int:
         raise ValueError(f"expected a whole number, not {tokens[0].value!r}") from None
 
 
+def _activation(_: object, tokens: "Sequence[Token]") -> Activation:
+    """An activation; the command line's own reading would take "none" as if it was not given."""
+    check_activation(tokens[0].value)
+    return tokens[0].value  # type: ignore[return-value]
+
+
 IntOption = Annotated[int, Parameter(converter=_whole_number)]
 ListOption = Parameter(consume_multiple=True)
+ActivationOption = Annotated[Activation, Parameter(converter=_activation)]
 
 
 class ModelOptions(TypedDict, total=False):
@@ -62,7 +69,7 @@ class ModelOptions(TypedDict, total=False):
     size: IntOption | None
     mean: Annotated[tuple[float, ...] | None, ListOption]
     std: Annotated[tuple[float, ...] | None, ListOption]
-    activation: Activation | None
+    activation: ActivationOption | None
     classes: str | None
     device: str | None
 
@@ -95,7 +102,7 @@ class ModelSelection:
     size: IntOption | None = None
     mean: Annotated[tuple[float, ...] | None, ListOption] = None
     std: Annotated[tuple[float, ...] | None, ListOption] = None
-    activation: Activation | None = None
+    activation: ActivationOption | None = None
     classes: str | None = None
     device: str | None = None
 

@@ -1,4 +1,4 @@
-"""The settings and the metrics of a benchmark; imported without torch, so that ``--help`` is instant."""
+"""The settings of the commands, and a benchmark's metrics; without torch, so that ``--help`` is instant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from cyclopts import Parameter
 
 from captum_fusion._app.messages import close_names
-from captum_fusion._app.options import IntOption, ListOption, ModelSelection
-from captum_fusion.arguments import check_activation, check_percentile, check_tolerance
+from captum_fusion._app.options import DEFAULT_ALPHA, DEFAULT_WEIGHTING, IntOption, ListOption, ModelSelection
+from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance
 
 if TYPE_CHECKING:
     from captum_fusion._app.methods import Method
@@ -69,6 +69,53 @@ MEASURES = {
 METRICS = tuple(dict.fromkeys(measure.metric for measure in MEASURES.values()))
 # The metrics that need regions, and which.
 LOCALIZATION = {measure.metric: measure.needs for measure in MEASURES.values() if measure.needs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings:
+    """The settings of the command explain, besides its pictures and its model.
+
+    Args:
+        target: The class to explain: an index, a category name or an ImageNet WordNet id; given several times, each in
+            a row of its own. Without it, the predicted class.
+        methods: Methods that "captum-fusion methods" lists, and "fusion(gradient,region)" for two of them; a panel for
+            each. Without it, the stages of Fusion-CAM.
+        percentile: The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
+        weighting: The weighting of fusions that name none.
+        tolerance: The largest error of Score-CAM's map, alone or fused, in [0, 1); 0.05 takes about a tenth of the time
+            where channels are not signed.
+        alpha: The opacity of a map over the photograph where it is strongest, in [0, 1].
+        output: The picture to write, or a folder for pictures named after the explained ones.
+        save_npz: A file for the raw maps and their metadata, or a folder for files named after the explained pictures.
+        save_predictions: A file for the most probable classes of each picture, ending in .csv or .json.
+        top: The number of these classes.
+        force: Overwrite files.
+    """
+
+    target: Annotated[tuple[str, ...], Parameter(alias="-t", show_default=False)] = ()
+    methods: Annotated[tuple[str, ...], ListOption, Parameter(show_default=False)] = ()
+    percentile: float = 10.0
+    weighting: Weighting = DEFAULT_WEIGHTING
+    tolerance: float = 0.0
+    alpha: float = DEFAULT_ALPHA
+    output: Annotated[Path, Parameter(alias="-o")] = Path("explained")
+    save_npz: Path | None = None
+    save_predictions: Path | None = None
+    top: IntOption = 5
+    force: bool = False
+
+    def check(self) -> None:
+        """Refuses unknown names and values outside their range."""
+        # Imports torch, for which --help need not wait.
+        from captum_fusion._app.explainer import checked_methods
+
+        checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
+        if self.top < 1:
+            raise ValueError(f"top is {self.top}; expected at least 1")
+        if len(self.target) > 1 and self.save_npz is not None:
+            raise ValueError(f"{len(self.target)} targets are given; expected one where the maps are saved")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,11 @@ inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in d
     spatial axes as the layer, (N, C, \*S), are masked along these axes and must hold floating-point values; the
     others (tabular values, tokens) pass through. Where features come last, (N, T, E), let ``forward_func`` take
     (N, E, T) and move them itself.""",
+    "channel_dim": """
+channel_dim (int, optional): The axis of the channels in inputs and baselines, such as 2 for (N, T, C, H, W) or -1
+    for (N, H, W, C). The target has its own axes. Default: 1""",
+    "attributions_channel_dim": """
+channel_dim (int, optional): The axis of the channels in the attributions. Default: 1""",
     "target": """
 target (int, tuple, Tensor, or list, optional): Output indices whose score is explained, in any form that
     ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.

@@ -137,7 +137,7 @@ def _run(
         nonlocal output, scores, passed
         token = nothing_found.set(empty)
         try:
-            result = call.forward_func(*arguments)
+            result = call.run(*arguments)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{error}.{hint}") from error

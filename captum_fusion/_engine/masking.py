@@ -55,7 +55,8 @@ class Masking(Perturbation):
         tensor, baseline = self.call.tensors[position].detach(), self.call.baseline_tensors[position]
         # lerp(b, x, m) is m x + (1 - m) b. A value that all examples share is broadcast rather than repeated.
         baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
-        torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor), out=out)
+        # Copied, since writing in another memory order than is read from takes longer.
+        out.copy_(torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor)))
 
 
 class MaskedScorer:
@@ -78,7 +79,6 @@ class MaskedScorer:
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
         for position in self.positions:
-            check_maskable(self.inputs[position], position)
             check_channels_first(tuple(self.inputs[position].shape), tuple(unmasked.layer_value.shape[2:]))
 
     @property
@@ -111,14 +111,21 @@ class MaskedScorer:
             )
         )
 
-    def scores_of_maps(self, maps: Tensor) -> Tensor:
-        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
-        examples, columns = torch.ones(maps.shape[:2], device=maps.device).nonzero(as_tuple=True)
+    def with_own(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
+        """Several maps for each input that has one of its own in any of them, U of the shared one where it has none."""
+        positions = sorted({position for own in maps for position in own})
+        first = self.positions[0]
+        return tuple({i: own[i] if i in own else self.upsample(own[first], i) for i in positions} for own in maps)
+
+    def scores_of_maps(self, maps: dict[int, Tensor]) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s) for each input; gives (N, K)."""
+        shared = maps[self.positions[0]]
+        examples, columns = torch.ones(shared.shape[:2], device=shared.device).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            return self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+            return self.upsample(maps.get(position, shared)[examples[rows], columns[rows]].unsqueeze(1), position)
 
-        return self.masked_scores(examples, masks).reshape(maps.shape[:2])
+        return self.masked_scores(examples, masks).reshape(shared.shape[:2])
 
     def masked_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row; see ``scores``."""
@@ -187,6 +194,7 @@ class MaskedScorer:
             if reference and self._differs(chunk[stop - start, 0], examples[0, 0]):
                 if self._channels_last:
                     self._channels_last = False
+                    buffers.clear()
                     continue
                 alone = self.forward_pass.unmasked_scores[examples[0, 0]]
                 self.forward_pass.state.warn_of_other_rows(float(alone), float(chunk[stop - start, 0]))
@@ -219,16 +227,20 @@ class MaskedScorer:
                 batch.append(tensor[own])
                 continue
             if position not in buffers:
-                # The same memory for every pass; the first one has the most rows. Its order is that of the masks:
-                # filled so and then copied, channels-last batches take two thirds of the time.
-                buffers[position] = tensor.new_empty((size, *tensor.shape[1:]))
+                # The same memory for every pass; the first one has the most rows.
+                channels_last = self._channels_last and tensor.dim() == 4
+                order = torch.channels_last if channels_last else torch.contiguous_format
+                shape = (size, *tensor.shape[1:])
+                buffers[position] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
             out = buffers[position][:size]
             if len(rows):
                 perturbation.fill(position, rows, own[: len(rows)], out[: len(rows)])
             out[len(rows) :] = tensor[own[len(rows) :]]
-            channels_last = self._channels_last and out.dim() == 4
-            batch.append(out.to(memory_format=torch.channels_last) if channels_last else out)
+            batch.append(out)
+        channels_last = self._channels_last
         output = self._run(tuple(batch), chosen[:, 0], perturbation, rows)
+        if self._channels_last != channels_last:
+            buffers.clear()
         if len(output) != size:
             raise ValueError(
                 f"forward_func returned {len(output)} scores for {size} masked inputs; expected one for each, for "
@@ -265,7 +277,7 @@ class MaskedScorer:
         tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
         with running, tracking:
-            output: Tensor = cast(Tensor, run_forward(self.call.forward_func, batch, None, arguments))
+            output: Tensor = cast(Tensor, run_forward(self.call.run, batch, None, arguments))
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
@@ -299,8 +311,7 @@ def masked_scorer(
 ) -> Iterator[MaskedScorer]:
     """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
-    if positions != ():
-        call.check_maskable()
+    check_maskable(call.tensors, positions)
     gradients_of = call.explained if with_gradients else None
     with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
@@ -321,9 +332,8 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    fitting = [position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim()]
-    # Among several, masks of booleans and maps of indices pass through.
-    positions = tuple(position for position in fitting if inputs[position].is_floating_point()) or tuple(fitting)
+    # Masks of booleans and maps of indices pass through.
+    positions = tuple(i for i, x in enumerate(inputs) if x.dim() == layer_value.dim() and x.is_floating_point())
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "

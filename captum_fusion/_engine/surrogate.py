@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._engine.guards import full_precision
+from captum_fusion._precision import full_precision
 
 # The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
 # scores the pair stays. These constants and those below were chosen on the pictures of benchmarks/results/tolerance.md
@@ -274,7 +274,7 @@ def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
 def relu_minmax(maps: Tensor) -> Tensor:
     """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
     maps = relu(maps)
-    lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)
+    lowest, highest = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
     span = highest - lowest
     return (maps - lowest) / torch.where(span == 0, 1, span)
 

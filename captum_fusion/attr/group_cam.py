@@ -80,6 +80,7 @@ class LayerGroupCam(MaskedCam):
         baselines: BaselineType = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -89,6 +90,7 @@ class LayerGroupCam(MaskedCam):
                 tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these.
                 Default: None, which means the input blurred by a Gaussian of 51 pixels with a standard deviation of 50
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, not negative,
@@ -104,7 +106,7 @@ class LayerGroupCam(MaskedCam):
         check_gradients_allowed(type(self).__name__)
         call = ModelCall.of_layer(
             self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
-        ).masked(baselines, perturbations_per_eval, show_progress, _BLUR)
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim, _BLUR)
         with masked_scorer(call, with_gradients=True) as scorer:
             activations = scorer.forward_pass.layer_value.detach()
             channels = activations.shape[1]

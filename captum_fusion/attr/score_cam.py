@@ -90,6 +90,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_error_estimate: bool = False,
+        channel_dim: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Computes the attribution of the layer.
 
@@ -99,6 +100,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             {progress_arguments}
             return_error_estimate (bool, optional): Whether to return the estimates of the errors as well.
                 Default: False
+            {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **error estimates**:
@@ -124,7 +126,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             torch.Size([1, 1, 64, 64])
         """
         call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
-        with masked_scorer(call.masked(baselines, perturbations_per_eval, show_progress)) as scorer:
+        with masked_scorer(call.masked(baselines, perturbations_per_eval, show_progress, channel_dim)) as scorer:
             activations = scorer.forward_pass.layer_value
             rows = _ChannelRows(self, scorer)
             if self.tolerance:

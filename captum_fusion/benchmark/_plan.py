@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +65,8 @@ class WorkItem:
     """A picture and the requested target: the most probable of some classes, or the predicted one of all."""
 
     picture: Picture
-    image_hash: str
+    image_hash: str = ""
+    """The hash of its file; it is read last, when all else has been checked."""
     objects_hash: str | None = None
     """None where no metric needs the objects."""
     requested: str = "predicted"
@@ -149,11 +151,11 @@ def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | s
 def make_plan(
     settings: Settings,
     source: Source,
-    items: list[WorkItem],
+    pictures: Sequence[Picture],
     device: torch.device,
     subject: tuple[str, str | None, str | None],
 ) -> Plan:
-    """The plan of a model, its weights and its layer, for some pictures.
+    """The plan of a model, its weights and its layer, for some pictures, whose files are not read yet.
 
     Raises:
         ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
@@ -163,6 +165,8 @@ def make_plan(
     classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
     classifier.model.to(device)
     size = classifier.preprocessing.size
+    if settings.steps > size**2 and {"insertion", "deletion"} & set(settings.metrics):
+        raise ValueError(f"steps is {settings.steps}; expected at most {size**2}, the number of pixels of the input")
     if settings.protocol:
         squashed = replace(classifier.preprocessing, resize=size, squash=True)
         classifier = replace(classifier, preprocessing=squashed)
@@ -174,6 +178,12 @@ def make_plan(
     )
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
+    items = [
+        WorkItem(
+            each, objects_hash=hash_of([repr((each.size, each.instances)).encode()]) if settings.localized else None
+        )
+        for each in pictures
+    ]
     label_of: dict[int, int] = {}
     notes: list[str] = []
     if settings.target != "predicted" or settings.localized:
@@ -204,8 +214,8 @@ def _labelled(
         picture = item.picture
         if not picture.labels and picture.instances is None:
             raise ValueError(
-                f"{picture.name} has no label; expected a folder for each class, a labels file, or a dataset with "
-                "labels"
+                f"{picture.name} has no label; expected every picture in the folder of its class, a labels file, or "
+                "a dataset with labels"
             )
         named = [classes_of[label] for label in picture.labels if classes_of[label]]
         if not named:
@@ -225,6 +235,7 @@ def _labelled(
 def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -> Record:
     """Collects the settings that the values of a record depend on, besides its key."""
     return {
+        "version": version("captum-fusion"),
         "weights_hash": plan.weights_hash,
         "model_hash": plan.model_hash,
         "image_hash": item.image_hash,
@@ -282,6 +293,8 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
                 continue
             if field not in record:
                 raise ValueError(f"{folder} was written by a release that did not record {field}; {other}")
+            if field == "version":
+                raise ValueError(f"{folder} was written by captum-fusion {recorded}, and this is {value}; {other}")
             if field in _CHANGED:
                 subject = _CHANGED[field].format(**key._asdict())
                 raise ValueError(f"{subject} changed since {folder} was written; {other}")

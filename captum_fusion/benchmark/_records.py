@@ -36,6 +36,7 @@ class Record(TypedDict, total=False):
     method: str
     percentile: float | None
     stage: str | None
+    version: str
     weights_hash: str
     model_hash: str
     image_hash: str

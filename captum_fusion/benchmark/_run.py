@@ -4,7 +4,7 @@ import os
 import platform
 import warnings
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
-from captum_fusion.benchmark._plan import Plan, WorkItem, check_records, make_plan
+from captum_fusion.benchmark._plan import Plan, check_records, make_plan
 from captum_fusion.benchmark._progress import Progress
 from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
@@ -60,6 +60,8 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     settings.check()
     settings = settings.resolved()
     folder = Path(settings.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output is {folder}, a file; expected a folder")
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = chosen(settings, source)
     if settings.localized and source.pictures[0].instances is None:
@@ -70,10 +72,15 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     device = find_device(settings.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    # Whatever is wrong with a model is found before there is an output folder.
+    plans = [make_plan(settings, source, pictures, device, subject) for subject in settings.subjects()]
     with ExitStack() as stack:
         group = stack.enter_context(process_group())
-        items = group.broadcast_from_rank0(partial(_enter, folder, settings, pictures, stack))
-        plans = [make_plan(settings, source, items, device, subject) for subject in settings.subjects()]
+        hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))
+        plans = [
+            replace(plan, items=[replace(item, image_hash=hashes[item.picture.name]) for item in plan.items])
+            for plan in plans
+        ]
         # The maps and curves of a large run fill the memory, and only the report needs them.
         done: Any = {
             key: {name: value for name, value in record.items() if name not in ("map", *CURVES)}
@@ -118,21 +125,18 @@ def chosen(settings: Settings, source: Source) -> list[Picture]:
     return [source.pictures[index] for index in order[: settings.limit]]
 
 
-def _enter(folder: Path, settings: Settings, pictures: list[Picture], stack: ExitStack) -> list[WorkItem]:
-    """Locks and repairs the output folder, and returns the pictures with their hashes."""
+def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str, str]:
+    """Locks and repairs the output folder, and returns the hash of each picture, by its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder; the report is to be written there")
     stack.enter_context(locked(folder))
     repair(folder)
-    hashes = Hashes(folder)
-    items = []
-    for picture in pictures:
-        objects = hash_of([repr((picture.size, picture.instances)).encode()]) if settings.localized else None
-        items.append(WorkItem(picture, hashes.of(picture.file), objects))
-    hashes.save()
-    return items
+    cache = Hashes(folder)
+    hashes = {picture.name: cache.of(picture.file) for picture in pictures}
+    cache.save()
+    return hashes
 
 
 def _work(

@@ -14,12 +14,14 @@ from torchvision.datasets import ImageNet, VOCDetection
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.messages import close_names, reason
+from captum_fusion._app.images import HEIF
+from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories
+from captum_fusion._app.output_files import identity
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", *HEIF)
 # torchvision's VOC categories, without the background.
 _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 _NAMED = 5
@@ -41,7 +43,7 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
             source = _DATASETS[kind](Path(root))
         except Exception as error:
             text = error if isinstance(error, ValueError) else reason(error)
-            raise ValueError(f"images is {images}, which cannot be read: {text}") from error
+            raise ValueError(f"images is {images}, which cannot be read: {text}. Expected {_FORMS[kind]}") from error
     else:
         source = _folder(Path(images), labels, output)
     if not source.pictures:
@@ -62,8 +64,8 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
             "coco:FILE"
         )
-    results = _identity(output) if output is not None and output.exists() else None
-    if results == _identity(root):
+    results = identity(output) if output is not None and output.exists() else None
+    if results == identity(root):
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
     images: list[Path] = []
     others: list[str] = []
@@ -91,25 +93,20 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     return Source(pictures, categories, notes=notes)
 
 
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
-
-
 def _walk(
     folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
 ) -> Iterator["os.DirEntry[str]"]:
     """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
-    identity = _identity(folder)
-    if identity in above:
+    own = identity(folder)
+    if own in above:
         raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if identity == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+    if own == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, results, (*above, identity))
+            yield from _walk(entry.path, results, (*above, own))
         else:
             yield entry
 
@@ -253,6 +250,12 @@ def _are_numbers(values: object) -> bool:
     return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
+_FORMS = {
+    "imagenet": "a ROOT with torchvision's folder val and its meta.bin, or with ImageNet's two archives",
+    "voc2007": "a ROOT with the folder VOCdevkit/VOC2007",
+    "voc2012": "a ROOT with the folder VOCdevkit/VOC2012",
+    "coco": "a FILE of annotations in COCO's form",
+}
 _DATASETS: dict[str, Callable[[Path], Source]] = {
     "imagenet": _imagenet,
     "voc2007": partial(_voc, year="2007"),
@@ -293,16 +296,29 @@ def classes_of_labels(
     by_name = imagenet_classes()
     if source.of_objects and classifier.categories == imagenet_categories() and by_name.keys() >= {*source.categories}:
         return {label: by_name[name] for label, name in enumerate(source.categories)}
+    names, own = [words(name) for name in source.categories], [words(name) for name in classifier.categories or ()]
+    # Names win over the indices that they may look like.
+    if all(own.count(name) == 1 for name in names):
+        return {label: (own.index(names[label]),) for label in sorted(labels)}
+    numbers = [int(name) for name in names if name.isdecimal()]
+    if len(numbers) == len(names) == classes and numbers != list(range(classes)):
+        if by_order:
+            return {label: (label,) for label in labels}
+        label = next(label for label, number in enumerate(numbers) if number != label)
+        raise ValueError(
+            f"The folder {names[label]} may be the model's class {numbers[label]} or, in the order of the folders, "
+            f"{label}; name it index:{numbers[label]} or pass labels_by_order"
+        )
     try:
         return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:
         if by_order and len(source.categories) == classes:
             return {label: (label,) for label in labels}
         counts = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
-        names = "classes named by the model's class indices, WordNet ids or category names"
+        named = "classes named by the model's class indices, WordNet ids or category names"
         expected = (
-            f"{len(source.categories)} {names}"
+            f"{len(source.categories)} {named}"
             if by_order
-            else f"{names}, or labels_by_order where the model's classes are in the order of these names"
+            else f"{named}, or labels_by_order where the model's classes are in the order of these names"
         )
         raise ValueError(f"The pictures' classes are not the model's: {error}{counts}. Expected {expected}") from error

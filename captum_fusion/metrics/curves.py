@@ -31,6 +31,8 @@ def insertion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability rises as the most important pixels are restored.
 
@@ -54,6 +56,7 @@ def insertion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -76,8 +79,9 @@ def insertion(
         baselines,
         perturbations_per_eval,
         show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=True)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=True)
     return curve if return_curve else curve.area
 
 
@@ -95,6 +99,8 @@ def deletion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability falls as the most important pixels are removed.
 
@@ -118,6 +124,7 @@ def deletion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -140,8 +147,9 @@ def deletion(
         baselines,
         perturbations_per_eval,
         show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=False)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=False)
     return curve if return_curve else curve.area
 
 

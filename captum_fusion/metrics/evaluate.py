@@ -34,6 +34,7 @@ def evaluate(
     steps: int = 100,
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
+    channel_dim: int = 1,
 ) -> dict[str, Tensor]:
     r"""Computes several metrics of the attributions of one method, which share their forward passes.
 
@@ -55,6 +56,7 @@ def evaluate(
         {sign}
         steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
         {progress_arguments}
+        {channel_dim}
 
     Returns:
         *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
@@ -84,8 +86,9 @@ def evaluate(
         baselines,
         perturbations_per_eval,
         show_progress,
+        channel_dim=channel_dim,
     )
-    maps = saliency_maps(inputs, attributions, sign)
+    maps = saliency_maps(call, attributions, sign)
     values: dict[str, Tensor] = {}
     with forward_pass(call, measure_memory=True):
         if {"confidence_drop", "confidence_increase"} & set(metrics):

@@ -19,7 +19,6 @@ from captum_fusion.page import _downloads as downloads
 from captum_fusion.page import _panels as panels
 from captum_fusion.page._browser import Model, Run, Tab, Tabs, View
 from captum_fusion.page._layout import MOST_CLASSES, Layout
-from captum_fusion.page._recipe import recipe
 from captum_fusion.page._samples import samples
 
 _KNOWN = (OSError, RuntimeError, TypeError, ValueError)
@@ -231,7 +230,7 @@ class Page:
             on.stages: panels.stages(shown.explanations),
             on.agreement: panels.agreement(shown.explanations),
             # The overlay is no business of runs, and may have been moved meanwhile.
-            on.code: recipe(shown, tab.settings[on.overlay]),
+            on.code: downloads.recipe(shown, tab.settings[on.overlay]),
         }
 
     def _judge(self, run: Run) -> Iterator[Values]:
@@ -267,7 +266,7 @@ class Page:
         on = self._layout
         tab, action = self._tab(values, request)
         tab.set(action, values)
-        return {on.code: recipe(tab.view, values[on.overlay]) if tab.view else gr.skip()}
+        return {on.code: downloads.recipe(tab.view, values[on.overlay]) if tab.view else gr.skip()}
 
     def _gets(self, make: Callable[[View, float], tuple[str, bytes]]) -> Callable[[Values, gr.Request], Values]:
         def get(values: Values, request: gr.Request) -> Values:

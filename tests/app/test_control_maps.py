@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_fusion._app.control_maps import CentredGaussian, LayerRandomMap
+from captum_fusion._app.methods import CentredGaussian, LayerRandomMap
 from tests.conftest import SmallNet
 
 

@@ -22,7 +22,7 @@ from captum_fusion._app.messages import printable
 from captum_fusion._app.output_files import write_whole
 from captum_fusion.cli import run
 from captum_fusion.page._browser import Model, View
-from captum_fusion.page._recipe import recipe
+from captum_fusion.page._downloads import recipe
 from tests.app.test_cli import COUNTED, SMALL, save_picture
 
 HOSTILE = [

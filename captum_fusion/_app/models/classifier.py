@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,9 @@ from torchvision.models import ResNet50_Weights
 from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.preprocessing import IMAGENET, Preprocessing
 from captum_fusion.arguments import Activation
+
+# Scores that add up to 1 as closely are probabilities.
+_ROUNDING = 1e-4
 
 
 class LoadedModel(NamedTuple):
@@ -77,7 +81,8 @@ class Classifier:
             if text not in _wordnet_indices():
                 raise ValueError(f"target is {text}, which is none of ImageNet's {classes} classes")
             return _wordnet_indices()[text]
-        raise ValueError(f"Unknown category {text!r}.{close_names(words(text), names)}")
+        close = close_names(words(text), names) or f" Expected a category name or an index below {classes}"
+        raise ValueError(f"Unknown category {text!r}.{close}")
 
     def scores(self, inputs: Tensor) -> Tensor:
         """The model's output for each class, (N, classes).
@@ -85,10 +90,15 @@ class Classifier:
         Raises:
             TypeError: If the model returns anything but a tensor of floating-point numbers.
             ValueError: If it does not return one score for each example and class.
-            RuntimeError: If scores are not finite.
+            RuntimeError: If the model fails, or if scores are not finite.
         """
-        with torch.no_grad():
-            output = self.model(inputs)
+        try:
+            with torch.no_grad():
+                output = self.model(inputs)
+        except Exception as error:  # A model's own code raises nearly everything.
+            raise RuntimeError(
+                f"{self.name} fails on inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}: {reason(error)}"
+            ) from error
         expected = "expected one score for each example and class, a tensor of shape (N, classes)"
         if not isinstance(output, Tensor):
             raise TypeError(f"{self.name} returns {type(output).__name__}; {expected}")
@@ -106,6 +116,11 @@ class Classifier:
             )
         if not output.isfinite().all():
             raise RuntimeError(f"{self.name} returns scores that are not finite")
+        if self.activation == "softmax" and output.min() >= 0 and (output.sum(dim=1) - 1).abs().max() < _ROUNDING:
+            warnings.warn(
+                f"{self.name} returns probabilities, of which softmax is taken again; expected the scores before it",
+                stacklevel=2,
+            )
         return output
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -122,7 +137,7 @@ def category_name(categories: tuple[str, ...] | None, index: int) -> str:
 
 
 def read_categories(file: Path) -> tuple[str, ...]:
-    """The category names in a text file, one a line, or in a JSON file with a list of them or their indices by name.
+    """The category names in a text file, one a line, or in a JSON file: a list, indices by name or names by index.
 
     Raises:
         OSError: If the file cannot be read.
@@ -130,15 +145,19 @@ def read_categories(file: Path) -> tuple[str, ...]:
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
-        names = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
-        if isinstance(names, dict) and sorted(names.values()) == list(range(len(names))):
-            names = sorted(names, key=names.__getitem__)
+        names = json.loads(text) if file.suffix.lower() == ".json" else text.rstrip().splitlines()
+        if isinstance(names, dict):
+            indices = range(len(names))
+            if sorted(names.values()) == list(indices):
+                names = sorted(names, key=names.__getitem__)
+            elif names.keys() == set(map(str, indices)):
+                names = [names[str(index)] for index in indices]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} cannot be read as category names: {reason(error)}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(
-            f"{file} holds no category names; expected a name in each line, or a JSON list of them or object of their "
-            "indices"
+            f"{file} holds no category names, or an empty one; expected a name in each line, or a JSON list of them or "
+            "object of their indices"
         )
     return tuple(names)
 

@@ -56,6 +56,8 @@ def load_classifier(
     for option, values in (("mean", mean), ("std", std)):
         if values and len(values) != len(preprocessing.mean):
             raise ValueError(f"{option} is {values}; expected {len(preprocessing.mean)} values, one for each channel")
+    if mean and max(mean) > 1:
+        raise ValueError(f"mean is {mean}; pixels are in [0, 1], so divide a mean and std of 0 to 255 by 255")
     preprocessing = replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
     if size is not None:
         preprocessing = replace(preprocessing, resize=size if preprocessing.squash else round(size * 8 / 7), size=size)
@@ -108,6 +110,11 @@ def _build(name: str, pretrained: bool, state: State | None, size: int | None) -
 
 def _from_callable(name: str) -> LoadedModel:
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise ValueError(
+            f"The model {name} names a file; expected package.module:callable, for example "
+            f"{Path(module_name).stem}:{attribute} in the folder {Path(module_name).parent.absolute()}"
+        )
     try:
         builder = getattr(import_module(module_name), attribute)
     except (Exception, SystemExit) as error:

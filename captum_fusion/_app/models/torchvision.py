@@ -97,7 +97,9 @@ def from_lite(name: str, pretrained: bool, state: State | None, size: int | None
 
 def _elsewhere(name: str) -> str:
     """A hint at the library that may have a model that torchvision lacks."""
-    if "/" in name or Path(name).is_dir():
+    if Path(name).is_file():
+        return f" For weights from a file, pass --weights {name} and the --model that they belong to."
+    if "/" in name or (name and Path(name).is_dir()):
         return f" For a model of Hugging Face, pass hf:{name}."
     try:
         import timm

@@ -1,0 +1,97 @@
+"""Class folders whose names are numbers, pictures of other kinds, and records of another release."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from captum_fusion.benchmark import _plan
+from tests.benchmark.conftest import QUICK, bench, records, save_picture
+from tests.conftest import SmallNet
+
+
+def two() -> nn.Module:
+    return SmallNet(classes=2)
+
+
+def twelve() -> nn.Module:
+    return SmallNet(classes=12)
+
+
+def class_folders(root: Path, names: list[str]) -> Path:
+    for seed, name in enumerate(names):
+        save_picture(root / "pictures" / name / "a.jpg", seed)
+    return root / "pictures"
+
+
+def targets(folder: Path) -> dict[str, int]:
+    return {record["image"].partition("/")[0]: record["target"] for record in records(folder)}
+
+
+def options(model: str) -> dict[str, object]:
+    return QUICK | {"models": [f"tests.benchmark.test_inputs:{model}"], "target": "label"}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("1\n0\n")
+    folder = bench(
+        class_folders(tmp_path, ["0", "1"]), tmp_path / "out", **options("two"), classes=str(tmp_path / "names.txt")
+    )
+    assert targets(folder) == {"0": 1, "1": 0}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_path: Path) -> None:
+    # In the order of ImageFolder, 10 follows on 1.
+    names = [str(number) for number in range(12)]
+    pictures = class_folders(tmp_path, names)
+    with pytest.raises(
+        ValueError, match=r"The folder 10 may be the model's class 10 or, in the order of the folders, 2"
+    ):
+        bench(pictures, tmp_path / "out", **options("twelve"))
+    assert not (tmp_path / "out").exists()
+    by_order = bench(pictures, tmp_path / "order", **options("twelve"), labels_by_order=True)
+    assert targets(by_order) == {name: index for index, name in enumerate(sorted(names))}
+    for name in names:
+        (pictures / name).rename(pictures / f"index:{name}")
+    by_index = bench(pictures, tmp_path / "index", **options("twelve"))
+    assert targets(by_index) == {f"index:{name}": int(name) for name in names}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_some_numbered_folders_are_indices(tmp_path: Path) -> None:
+    folder = bench(class_folders(tmp_path, ["3", "11"]), tmp_path / "out", **options("twelve"))
+    assert targets(folder) == {"3": 3, "11": 11}
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_picture(tmp_path / "pictures" / "a.jpg", 0)
+    (tmp_path / "pictures" / "b.HEIC").touch()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    folder = bench(tmp_path / "pictures", tmp_path / "out", **QUICK)
+    assert "needs the package pillow-heif" in records(folder)[1]["error"]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_records_of_another_release_are_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bench(pictures, tmp_path / "out", **QUICK, limit=2)
+    before = records(folder)
+    assert {record["version"] for record in before} == {version("captum-fusion")}
+    monkeypatch.setattr(_plan, "version", lambda _: "9.9")
+    with pytest.raises(
+        ValueError, match=rf"out was written by captum-fusion {version('captum-fusion')}, and this is 9.9; expected the"
+    ):
+        bench(pictures, folder, **QUICK, limit=3)
+    assert records(folder) == before
+
+
+def test_more_steps_than_pixels_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps is 626; expected at most 625, the number of pixels of the input"):
+        bench(pictures, tmp_path / "out", **QUICK | {"metrics": ["deletion"]}, steps=626, size=25)
+    assert not (tmp_path / "out").exists()
