@@ -105,10 +105,11 @@ def runs(folders: dict[str, Path], weights: Path | None) -> Iterator[Run]:
                 yield Run(f"leaves-{name}", "leaves", model, str(trained), settings)
 
 
-def settings_of(each: Run, images: str, output: Path, limit: int | None) -> Settings:
+def settings_of(each: Run, images: str, output: Path, limit: int | None, device: str | None = None) -> Settings:
     """Builds the settings of a run."""
-    # Compilation pays for many pictures.
-    settings: dict[str, Any] = {"steps": 10, "batch_size": 13, "compile": limit is None} | each.settings
+    # Compilation pays for many pictures on a CPU.
+    compiles = limit is None and device in (None, "cpu")
+    settings: dict[str, Any] = {"steps": 10, "batch_size": 13, "compile": compiles, "device": device} | each.settings
     if limit is not None:
         settings["limit"] = min(limit, settings.get("limit", limit))
     if each.weights is not None:
@@ -165,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in (*COLLECTIONS, "leaves", "weights"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--only", nargs="+", help="names of runs, as --dry-run lists them")
+    parser.add_argument("--device", help="the device to compute on, as for the command")
     parser.add_argument("--limit", type=int, help="at most so many pictures a run")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "evidence", help="where the page goes")
     parser.add_argument("--dry-run", action="store_true", help="print the estimated time and stop")
@@ -180,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planned = [each for each in runs(folders, given.weights) if each.name in (given.only or [each.name])]
     total = 0.0
     for each in planned:
-        settings = settings_of(each, images[each.collection], given.output, given.limit)
+        settings = settings_of(each, images[each.collection], given.output, given.limit, given.device)
         rows, speed = pending_rows(settings, counts[each.collection]), rows_per_second(each.model)
         total += rows / speed
         sys.stdout.write(f"{each.name}: {rows} rows, {timedelta(seconds=round(rows / speed))} at {speed:.0f} rows/s\n")
@@ -194,7 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "leaves" in folders:
         (given.output / "groups.json").write_text(json.dumps(leaf_groups(folders["leaves"])))
     for each in planned:
-        run(settings_of(each, images[each.collection], given.output, given.limit), show_progress=sys.stdout.isatty())
+        run(
+            settings_of(each, images[each.collection], given.output, given.limit, given.device),
+            show_progress=sys.stdout.isatty(),
+        )
     write(given.output, given.results)
     return 0
 

@@ -5,22 +5,27 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.evidence_statistics import CLAIMS, COMPETITORS, MEASURES, OURS, comparisons, interval, read
+from benchmarks.evidence_statistics import CLAIMS, COMPETITORS, MEASURES, OURS, comparisons, differences, interval, read
 
 HERE = Path(__file__).parent
 # The measures of the picture.
 DRAWN = ("average drop", "average increase", "overall")
+COLLECTIONS = {
+    "ilsvrc": "ImageNet",
+    "voc2012": "VOC",
+    "coco128": "COCO",
+    "leaves": "rice leaves",
+}
 COLOURS = {"better": "tab:green", "worse": "tab:red", "inconclusive": "0.6"}
 
 
 def write(output: Path, results: Path) -> None:
     """Writes comparisons.csv, means.csv, the picture and the page from a folder with a folder for each run."""
     values = read(output)
-    compared = comparisons(values)
+    compared = comparisons(values).replace({"pictures of": COLLECTIONS})
     means = mean_values(values)
     results.mkdir(parents=True, exist_ok=True)
     compared.to_csv(results / "comparisons.csv", index=False, float_format="%.4g")
@@ -39,33 +44,37 @@ def write(output: Path, results: Path) -> None:
 def sentences(values: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     """Says what ran, and the verdicts of each claim."""
     pictures = values[values["collection"].isin(CLAIMS[0].runs)].groupby("collection")["picture"].nunique()
-    ran = ", ".join(f"{count} pictures of {collection}" for collection, count in pictures.items())
+    ran = ", ".join(f"{count} pictures of {COLLECTIONS[str(collection)]}" for collection, count in pictures.items())
     lines = [f"{values['model'].nunique()} networks explained {ran}; Fusion-CAM ran as `{OURS}`."]
     for title, rows in compared.groupby("claim", sort=False):
         counts = rows["verdict"].value_counts()
         parts = []
         for verdict in ("better", "worse"):
             decided = rows[rows["verdict"] == verdict]
-            where = [f"{other} ({', '.join(_places(each))})" for other, each in decided.groupby("other", sort=False)]
+            where = [
+                f"{other} ({_places(each)})" for (_, other), each in decided.groupby(["method", "other"], sort=False)
+            ]
             if where:
-                parts.append(f"significantly {verdict} than {' and '.join(where)}")
+                parts.append(f"significantly {verdict} than {', '.join(where)}")
         if "inconclusive" in counts:
-            parts.append(f"inconclusive in {counts['inconclusive']} of {len(rows)} comparisons")
+            parts.append(f"{counts['inconclusive']} of {len(rows)} comparisons are inconclusive")
         lines.append(f"**{str(title)[0].upper()}{str(title)[1:]}**: {'; '.join(parts)}.")
-    seconds = values[values["run"] == "ilsvrc-lite0"].groupby("method")["seconds"].mean()
-    if {"grad-cam", "score-cam", OURS} <= set(seconds.index):
-        ratios = [seconds[OURS] / seconds[name] for name in ("grad-cam", "score-cam")]
+    ignorant = differences(values[values["collection"] == "ilsvrc"], "average drop", OURS, "random-map")
+    if len(ignorant):
         lines.append(
-            f"A map takes {ratios[0]:.1f} times as long as Grad-CAM's and {ratios[1]:.1f} times as Score-CAM's."
+            f"**What Average Drop sees**: on {(ignorant <= 0).mean():.0%} of the pictures of ImageNet a random map has "
+            "no higher drop than Fusion-CAM."
         )
     return lines
 
 
-def _places(rows: pd.DataFrame) -> list[str]:
+def _places(rows: pd.DataFrame) -> str:
     """Names the collections, and the measures where the claim has several."""
     several = len(next(claim for claim in CLAIMS if claim.title == rows["claim"].iloc[0]).measures) > 1
-    names = rows["pictures of"] + (": " + rows["measure"] if several else "")
-    return list(names)
+    measures = rows.groupby("pictures of", sort=False)["measure"].agg(", ".join)
+    if not several:
+        return ", ".join(measures.index)
+    return "; ".join(f"{collection}: {names}" for collection, names in measures.items())
 
 
 def number(measure: str, value: float, sign: str = "") -> str:
@@ -94,7 +103,7 @@ def mean_values(values: pd.DataFrame) -> pd.DataFrame:
         for measure in MEASURES:
             known = group[measure].dropna().to_numpy()
             if len(known) > 1:
-                low, high = interval(known) if measure != "seconds" else (np.nan, np.nan)
+                low, high = interval(known)
                 row = {"run": run, "model": model, "method": method, "measure": measure, "pictures": len(known)}
                 rows.append(row | {"mean": known.mean(), "low": low, "high": high})
     return pd.DataFrame(rows, columns=["run", "model", "method", "measure", "pictures", "mean", "low", "high"])
@@ -116,7 +125,7 @@ def means_table(run: str, means: pd.DataFrame) -> str:
 def _mean_cell(row: "pd.Series[float]", most: int) -> str:
     mean, low, high = (number(str(row["measure"]), row[name]) for name in ("mean", "low", "high"))
     fewer = "" if row["pictures"] == most else f", n {row['pictures']}"
-    return mean if row["measure"] == "seconds" else f"{mean} ({low} to {high}){fewer}"
+    return f"{mean} ({low} to {high}){fewer}"
 
 
 def draw(compared: pd.DataFrame) -> Figure:
@@ -147,16 +156,16 @@ def draw(compared: pd.DataFrame) -> Figure:
 
 
 def runs_table(output: Path, values: pd.DataFrame) -> str:
-    """Formats the settings of each run, from the run.json that the benchmark wrote."""
+    """Formats the settings of each run, as its records have them."""
     lines = [
-        "| run | pictures | layers | tolerance | target | steps | captum-fusion, torch | hash of the pictures |",
-        "| --- | ---: | --- | ---: | --- | ---: | --- | --- |",
+        "| run | pictures | networks and layers | tolerance | target | steps | device |",
+        "| --- | ---: | --- | ---: | --- | ---: | --- |",
     ]
     counts = values.groupby("run")["picture"].nunique()
-    for file in sorted(output.glob("*/run.json")):
-        made = json.loads(file.read_text(encoding="utf-8"))
-        asked, versions, run = made["arguments"], made["versions"], file.parent.name
-        cells = [f"`{run}`", str(counts.get(run, 0)), ", ".join(made["layers"]), f"{asked['tolerance']:g}"]
-        cells += [asked["target"], str(asked["steps"]), f"{versions['captum-fusion']}, {versions['torch']}"]
-        lines.append(f"| {' | '.join([*cells, made['images_hash']])} |")
+    for run in sorted(counts.index):
+        lines_of = (line for file in sorted((output / run).glob("records-*.jsonl")) for line in file.open("rb"))
+        one = json.loads(next(lines_of))
+        cells = [f"`{run}`", str(counts[run]), f"{one['model'].rpartition(':')[2]}, `{one['layer']}`"]
+        cells += [f"{one['tolerance']:g}", one["target_kind"], str(one["steps"] or "-"), one["device"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -46,7 +46,6 @@ MEASURES = {
     "pointing game, outlines": Measure("mask_pointing_game", 100, True),
     "energy inside outlines": Measure("mask_energy_pointing_game", 100, True),
     "instances reached": Measure("instances_reached", 100, True),
-    "seconds": Measure("seconds", 1, False),
 }
 LOCALIZATION = ("pointing game", "energy inside boxes", "pointing game, outlines", "energy inside outlines")
 

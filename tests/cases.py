@@ -6,15 +6,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import VGG, make_layers
 
 from tests import straight_line
 
 TARGETS = [3, 5]
-# With 64, 64 and 24 channels.
-LAYERS = {"vgg11": ("features.2", 32), "resnet18": ("layer1", 24), "mobilenet_v2": ("features.8", 32)}
-# torchvision's head for VGG holds a hundred million weights, which are slow to make and to multiply.
-OPTIONS = {"vgg11": {"init_weights": False}, "resnet18": {}, "mobilenet_v2": {"width_mult": 0.35}}
-NAMES = list(LAYERS)
+
+
+def vgg() -> nn.Module:
+    # Narrower than VGG-11, and with one layer in the head, whose hundred million weights are slow to make.
+    model = VGG(make_layers([16, "M", 24, "M", 32]), init_weights=False)
+    model.classifier = nn.Linear(32 * 7 * 7, 7)
+    return model
+
+
+def resnet() -> nn.Module:
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7)
+
+
+def mobilenet_v2() -> nn.Module:
+    return models.mobilenet_v2(num_classes=7, width_mult=0.35)
+
+
+# With 16, 64 and 24 channels, the last of which have negative values; and the height of the images.
+NETWORKS = {
+    "vgg": (vgg, "features.2", 32),
+    "resnet": (resnet, "layer1", 24),
+    "mobilenet_v2": (mobilenet_v2, "features.8", 32),
+}
+NAMES = list(NETWORKS)
 
 
 class Case(NamedTuple):
@@ -34,10 +55,8 @@ def case(name: str) -> Case:
 
 
 def _case(name: str) -> Case:
-    layer, size = LAYERS[name]
-    model = models.get_model(name, weights=None, num_classes=7, **OPTIONS[name])
-    if name == "vgg11":
-        model.classifier = nn.Linear(512 * 7 * 7, 7)
+    build, layer, size = NETWORKS[name]
+    model = build()
     # In double precision, where sums of signed channels do not cancel out and rounding decides nothing.
     model.eval().double()
     with torch.no_grad():

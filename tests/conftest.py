@@ -71,6 +71,22 @@ class SmallNet(nn.Module):
         return self.head(self.relu(self.features(self.stem(x))).flatten(2).mean(2))
 
 
+class Counter:
+    """A forward function that counts its calls and their rows."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+        self.sizes: list[int] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        self.sizes.append(len(inputs[0]))
+        return self.forward(*inputs)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.sizes)
+
+
 def forked(function: Callable[..., object], *arguments: object) -> multiprocessing.Process:
     """A process of its own, without the seconds that a fresh one needs for its imports. It can run no gradients."""
     process = multiprocessing.get_context("fork").Process(target=_in_one_thread, args=(function, *arguments))

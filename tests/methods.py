@@ -1,10 +1,8 @@
 """The attribution classes that tests run for: all that are registered, or one for each path through the engine."""
 
-from functools import cache
 from inspect import signature
 from typing import Any
 
-import torch
 from captum.attr import Attribution, GradientAttribution, LayerAttribution
 from torch import Tensor, nn
 
@@ -75,10 +73,16 @@ LAYER_PATHS: list[type[LayerAttribution]] = [
     attr.LayerUnionCam,
     attr.LayerFusionCam,
 ]
-# The engine is tested on one method for each kind of pass: gradients, masks of channels, and masks of fused maps.
+# The engine is tested on one method for each kind of pass: gradients, masks of channels, and masks of fused maps; what
+# concerns the layer's runs, on one that leaves channels out as well.
 KINDS: list[type[LayerAttribution]] = [attr.LayerGradCamPlusPlus, attr.LayerScoreCam, attr.LayerFusionCam]
+LAYER_KINDS: list[type[LayerAttribution]] = [*KINDS, attr.LayerAblationCam]
 # These have no layer of their own.
 PATHS: list[Any] = [*LAYER_PATHS, Rise, FusedAttributions, AugmentationTunnel]
+# One method for each kind of pass, and for each class that holds other attributions or no layer.
+FEW: list[Any] = [*KINDS, Rise, FusedAttributions, AugmentationTunnel]
+# They interpolate, each on its own, and have the input's shape.
+AT_INPUT_SIZE: list[type[LayerAttribution]] = [attr.LayerGroupCam, attr.LayerUnionCam, attr.LayerFusionCam]
 
 
 def run(subject: Any, forward_func: Any, layer: nn.Module, images: Tensor, **options: Any) -> Any:
@@ -109,30 +113,11 @@ def keeps_the_graph(algorithm: type[Attribution]) -> bool:
     return uses_gradients and not has_input_shape(algorithm)
 
 
-@cache
 def has_input_shape(algorithm: type[Attribution]) -> bool:
-    """Whether the attribution has the input's shape, as one run on three channels shows."""
-    layer = nn.Identity()
-
-    def forward(x: Tensor) -> Tensor:
-        return layer(x).mean(2)
-
-    with torch.random.fork_rng():
-        attributions = algorithm(forward, layer).attribute(torch.rand(1, 3, 4), target=1)
-    assert attributions.shape in ((1, 1, 4), (1, 3, 4))
-    return attributions.shape == (1, 3, 4)
+    """Whether the attribution has the input's shape, and not the layer's."""
+    return algorithm in (*AT_INPUT_SIZE, Rise, FusedAttributions)
 
 
 def at_input_size(attributions: Tensor, inputs: Tensor) -> Tensor:
     """Attributions in the input's shape, as Captum's metrics and its visualization take them."""
     return LayerAttribution.interpolate(attributions, inputs.shape[2:], "bilinear").expand_as(inputs)
-
-
-class _InputShaped:
-    """The methods whose attributions have the input's shape, determined when they are run, not at collection."""
-
-    def __contains__(self, algorithm: object) -> bool:
-        return algorithm in METHODS and has_input_shape(algorithm)
-
-
-INPUT_SHAPED = _InputShaped()

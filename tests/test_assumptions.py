@@ -1,6 +1,7 @@
 """Models, inputs and outputs that are not as they are taken for: right or refused, one section for each kind."""
 
 from collections import namedtuple
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,40 @@ from captum_fusion import (
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamPlusPlus,
+    LayerGroupCam,
     LayerHiResCam,
     LayerScoreCam,
+    LayerUnionCam,
     Rise,
     last_feature_map,
     layer_run,
     spatial_view,
 )
 from captum_fusion._engine.surrogate import Surrogate
+from captum_fusion.functional import (
+    combine,
+    contribution_weights,
+    denoise,
+    denoised_gradient_map,
+    fuse,
+    gaussian_blur,
+    normalize,
+    random_masks,
+    upsample,
+    weighted,
+    weighted_sum,
+)
 from captum_fusion.metrics import (
+    adcc,
+    complexity,
     confidence_drop,
+    confidence_increase,
     deletion,
     energy_pointing_game,
     insertion,
     instances_reached,
     pointing_game,
+    road,
     saliency_map,
     weight_randomization,
 )
@@ -58,10 +78,83 @@ def test_a_channels_first_layer_needs_no_view() -> None:
 def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_colours() -> None:
     video = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     frames = torch.rand(1, 8, 3, 12, 12)
-    with pytest.raises(ValueError, match=r"expected \(N, C, \*S\)"):
+    with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
     with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+LAYOUTS = [(nn.Conv1d, (12,), -1), (nn.Conv2d, (8, 10), 3), (nn.Conv2d, (8, 10), -1), (nn.Conv3d, (6, 8, 10), 2)]
+
+
+@pytest.mark.parametrize(("convolution", "size", "channel_dim"), LAYOUTS)
+def test_the_axis_of_the_channels_changes_nothing_else(convolution: Any, size: Any, channel_dim: int) -> None:
+    torch.manual_seed(0)
+    layer, head = convolution(3, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def first(x: Tensor) -> Tensor:
+        return head(layer(x).relu().flatten(2).mean(2))
+
+    def named(x: Tensor) -> Tensor:
+        return first(x.movedim(channel_dim, 1))
+
+    x = torch.rand(2, 3, *size)
+    moved = x.movedim(1, channel_dim).contiguous()
+    methods: list[Any] = [
+        lambda f: LayerScoreCam(f, layer),
+        lambda f: LayerUnionCam(f, layer),
+        lambda f: LayerGroupCam(f, layer),
+        lambda f: Rise(f, samples=4),
+        lambda f: FusedAttributions([InputXGradient(f), LayerGradCamPlusPlus(f, layer)]),
+        lambda f: LayerFusionCam(f, layer, region_method=AugmentationTunnel(LayerFusionCam(f, layer))),
+        lambda f: AugmentationTunnel(InputXGradient(f)),
+        lambda f: AugmentationTunnel(LayerScoreCam(f, layer)),
+    ]
+    for method in methods:
+        right = method(first).attribute(x, target=1)
+        found = method(named).attribute(moved, target=1, channel_dim=channel_dim)
+        torch.testing.assert_close(found, right if right.shape[1] == 1 else right.movedim(1, channel_dim))
+    attributions = InputXGradient(first).attribute(x, target=1).detach()
+    of_layer = LayerScoreCam(first, layer).attribute(x, target=1)
+    for ours, theirs in ((attributions, attributions.movedim(1, channel_dim)), (of_layer, of_layer)):
+        for metric in (confidence_drop, confidence_increase, insertion, deletion, road):
+            right = metric(first, x, ours, target=1)
+            torch.testing.assert_close(metric(named, moved, theirs, target=1, channel_dim=channel_dim), right)
+        right = adcc(first, InputXGradient(first), x, ours, target=1)
+        found = adcc(named, InputXGradient(named), moved, theirs, target=1, channel_dim=channel_dim)
+        torch.testing.assert_close(found, right)
+    masks = torch.rand(2, *size) > 0.5
+    theirs = attributions.movedim(1, channel_dim)
+    for of_map in (lambda a, **k: complexity(a, **k), lambda a, **k: energy_pointing_game(a, masks, **k)):
+        torch.testing.assert_close(of_map(theirs, channel_dim=channel_dim), of_map(attributions))
+    with pytest.raises(ValueError, match="channel_dim is 0 for inputs"):
+        LayerScoreCam(named, layer).attribute(moved, target=1, channel_dim=0)
+
+
+@pytest.mark.parametrize("channel_dim", [2, -1])
+def test_tokens_and_layers_of_images_whose_channels_are_not_first(channel_dim: int) -> None:
+    torch.manual_seed(0)
+    video = channel_dim == 2
+    cut = nn.Conv3d(3, 6, (2, 4, 4), (2, 4, 4)) if video else nn.Conv2d(3, 6, 4, 4)
+    norm, head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.norm, self.head = cut, norm, head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.cut(x.movedim(channel_dim, 1)).flatten(2).mT).tanh().mean(1))
+
+    model = Model().eval()
+    x = torch.rand(1, 8, 3, 16, 24) if video else torch.rand(1, 16, 24, 3)
+    feature_map = last_feature_map(model, x)
+    assert (feature_map.name, feature_map.shape[1:]) == ("norm", (4, 4, 6) if video else (4, 6))
+    with feature_map.view() as view:
+        maps = LayerScoreCam(model, view).attribute(x, target=1, channel_dim=channel_dim)
+        with pytest.raises(ValueError, match=f"channel_dim={channel_dim}"):
+            LayerScoreCam(model, view).attribute(x, target=1)
+    assert maps.shape[2:] == feature_map.shape[1:]
 
 
 # 2. Tokens that are not in row order
@@ -193,6 +286,26 @@ class Twice(nn.Module):
         return self.head(self.encoder(a).mean((2, 3))) + 0 * self.encoder(b).mean((1, 2, 3))[:, None]
 
 
+def test_runs_are_added_up_and_each_input_is_masked_by_its_own() -> None:
+    model = Twice().eval()
+    a, b = torch.rand(2, 1, 3, 8, 8)
+
+    def similarity(a: Tensor, b: Tensor) -> Tensor:
+        return (model.encoder(a) * model.encoder(b)).sum((2, 3))
+
+    with layer_run(model.encoder, 0, of=2) as first, layer_run(model.encoder, 1, of=2) as second:
+        runs = [LayerScoreCam(similarity, layer).attribute((a, b), target=1) for layer in (first, second)]
+        gradients = [LayerHiResCam(similarity, layer).attribute((a, b), target=1) for layer in (first, second)]
+        fusion = LayerFusionCam(similarity, second, activation=None)
+        of_a, of_b = fusion.attribute(
+            (a, b), target=1, gradient_attributions=tuple(gradients), region_attributions=tuple(runs)
+        )
+    # Each run's gradient is the other's value, so that both runs have the same product.
+    torch.testing.assert_close(sum(gradients), 2 * (model.encoder(a) * model.encoder(b))[:, 1:2])
+    assert not torch.equal(runs[0], runs[1])
+    assert not torch.equal(of_a, of_b)
+
+
 def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
     model = Twice().eval()
     a, b = torch.rand(2, 1, 3, 8, 8)
@@ -219,8 +332,50 @@ def test_each_input_keeps_its_own_map() -> None:
     own = method.attribute(tuple(x.clone().requires_grad_() for x in inputs), target=1)
     for found, attribution, x in zip(fused, own, inputs, strict=True):
         torch.testing.assert_close(found[:, :1], saliency_map(attribution, tuple(x.shape[2:])))
-    with pytest.raises(ValueError, match="a map of its own"):
-        LayerFusionCam(lambda a, b: net(a) * net(b), net[1], region_method=method).attribute(inputs, target=1)
+    alone = FusedAttributions([method]).attribute((inputs[0][:1], inputs[1][:1] * 0), target=1)
+    batch = FusedAttributions([method]).attribute(
+        (inputs[0], inputs[1] * torch.tensor([0, 1]).reshape(2, 1, 1, 1)), target=1
+    )
+    torch.testing.assert_close([part[:1] for part in batch], list(alone))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("algorithm", [LayerFusionCam, LayerUnionCam])
+def test_a_fusion_masks_each_input_by_its_own_map(algorithm: Any, given: bool) -> None:
+    net = cnn()
+    inputs = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 6, 10)
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return net(a).exp() * b.square().mean((1, 2, 3))[:, None]
+
+    method = InputXGradient(forward)
+    regions = method.attribute(tuple(x.clone().requires_grad_() for x in inputs), target=1)
+    components = {} if given else {"region_method": method}
+    options = {"region_attributions": regions} if given else {}
+    attributions = algorithm(forward, net[1], activation=None, **components).attribute(inputs, target=1, **options)
+
+    # The equations, in which a score is that of both inputs, each masked by its own map.
+    def gain(maps: list[Tensor]) -> Tensor:
+        return forward(*(m * x for m, x in zip(maps, inputs, strict=True)))[:, 1].detach()
+
+    activations = net[:2](inputs[0]).detach().requires_grad_()
+    gradients = torch.autograd.grad(
+        (net[2:](activations).exp() * inputs[1].square().mean((1, 2, 3))[:, None])[:, 1].sum(), activations
+    )[0]
+    if algorithm is LayerFusionCam:
+        grad_cam = torch.relu(weighted_sum(activations, gradients.mean((2, 3))))
+        layer_maps = [denoise(normalize(grad_cam), 10)] * 2
+    else:
+        layer_maps = [denoised_gradient_map(gradients, activations, 10)] * 2
+    denoised = [normalize(upsample(m, x.shape[2:])) for m, x in zip(layer_maps, inputs, strict=True)]
+    region = [normalize(torch.relu(part.sum(dim=1, keepdim=True))) for part in regions]
+    weights = gain(denoised), gain(region)
+    combined = [combine(d, r, *weights) for d, r in zip(denoised, region, strict=True)]
+    better = gain(combined) > gain(region)
+    for found, c, r in zip(attributions, combined, region, strict=True):
+        fused = fuse(c, r, gain(combined), gain(region))
+        chosen = torch.where(better[:, None, None, None], c, r)
+        torch.testing.assert_close(found[:, :1], (fused if algorithm is LayerFusionCam else chosen).detach())
 
 
 # 6. The axis of the softmax
@@ -234,13 +389,36 @@ def test_probabilities_are_told_to_use_no_activation() -> None:
     insertion(net, x, maps, target=1, steps=2, activation=None)
 
 
-def test_queries_are_no_classes() -> None:
-    net = cnn()
-    queries = nn.Linear(4, 15)
-    with pytest.raises(ValueError, match="may have its classes in another one"):
-        confidence_drop(
-            lambda x: queries(net(x)).reshape(-1, 3, 5), torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8), target=(1, 2)
-        )
+@pytest.mark.parametrize(
+    ("size", "shape", "known"),
+    [
+        ((8, 12), (4,), True),
+        ((8, 12), (4, 1, 1), True),
+        ((8, 12), (4, 8, 12), True),
+        ((8, 12), (3, 6, 10), True),
+        ((9, 13), (4, 3, 5), True),
+        ((8, 12), (3, 5), False),
+        ((8, 12), (8, 12, 4), False),
+        ((8, 12), (4, 6, 5), False),
+        ((8, 8), (8, 8, 8), False),
+        ((12,), (4, 12), True),
+        ((12,), (3, 4), False),
+        ((12,), (12, 4), False),
+        ((12,), (12, 12), False),
+    ],
+)
+def test_the_softmax_is_over_classes_that_are_known_to_be_classes(size: Any, shape: Any, known: bool) -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.flatten(1).mean(1).reshape(-1, *(1,) * len(shape)) * torch.arange(prod(shape)).reshape(shape)
+
+    x, maps, target = torch.rand(1, 3, *size), torch.rand(1, 1, *size), (1, *(0,) * (len(shape) - 1))
+    if known:
+        found = confidence_drop(forward, x, saliency_map(maps, size), target=target)
+        whole, masked = (forward(y).softmax(1)[(0, *target)] for y in (x, x * saliency_map(maps, size)))
+        torch.testing.assert_close(found[0], torch.relu(whole - masked) / whole)
+    else:
+        with pytest.raises(ValueError, match="may have its classes in another one"):
+            confidence_drop(forward, x, maps, target=target)
 
 
 # 7. Augmentation turns the picture, not the target
@@ -353,6 +531,25 @@ def test_the_regression_is_the_same_at_any_scale_and_under_autocast() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+def test_masks_and_blurs_are_the_same_at_any_precision_of_the_caller() -> None:
+    grids, shifts, images = (torch.rand(3, 1, 7, 7) > 0.5).float(), torch.rand(3, 2), torch.rand(2, 3, 40, 40)
+    rise = Rise(lambda x: x.mean((2, 3)), samples=8, activation=None)
+
+    def results() -> list[Tensor]:
+        masks = random_masks(grids, shifts, (40, 40))
+        return [masks, gaussian_blur(images, 11, 5.0), rise.attribute(images, target=1)]
+
+    expected, before = results(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for found, right in zip(results(), expected, strict=True):
+                assert torch.equal(found, right)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_an_estimate_that_is_no_number_is_not_0() -> None:
     maps = torch.relu(torch.randn(40, 5, 5, generator=torch.Generator().manual_seed(0)))
     surrogate = Surrogate(maps, torch.zeros(1), torch.full((1,), 3e38), 0.3)
@@ -388,6 +585,20 @@ def test_a_drop_of_negative_scores_is_refused_and_zero_has_no_sign() -> None:
     with pytest.raises(ValueError, match="expected probabilities, which are not negative"):
         confidence_drop(lambda x: forward(x) - 1, x, maps, activation=None)
     assert not confidence_drop(forward, x, maps, activation=None).signbit().any()
+
+
+def test_no_zero_has_a_sign() -> None:
+    zeros, minus = torch.zeros(1, 1, 2, 2), -torch.ones(1, 1)
+    net = cnn()
+    results = [
+        weighted(zeros, minus),
+        normalize(torch.tensor([[[-0.0, 0.0, 1.0]]])),
+        saliency_map(torch.tensor([[[0.0, 2.0, 1.0]]]), (3,), "negative"),
+        *contribution_weights(torch.zeros(1), minus[0], "released"),
+        LayerHiResCam(net, net[1]).attribute(torch.rand(2, 3, 8, 8), target=1, attr_dim_summation=False),
+    ]
+    for result in results:
+        assert not result[result == 0].signbit().any()
 
 
 @pytest.mark.parametrize("metric", [confidence_drop, insertion, deletion])

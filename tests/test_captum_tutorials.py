@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import (
-    FeatureAblation,
-    IntegratedGradients,
     LayerAttribution,
     LayerGradientXActivation,
     NoiseTunnel,
@@ -23,26 +21,24 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from captum_fusion import (
-    LayerAblationCam,
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamPlusPlus,
     LayerGroupCam,
     LayerHiResCam,
     LayerScoreCam,
-    LayerUnionCam,
 )
 from tests.conftest import SmallNet
-from tests.methods import FusedAttributions, Rise, at_input_size, has_input_shape, keeps_the_graph, takes
+from tests.methods import Rise, at_input_size, has_input_shape, takes
 
 # What Captum says of inputs that it sets to require gradients.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:captum")
 
-# A gradient method and masked ones, at the layer's resolution and at the input's.
-FEW = [LayerHiResCam, LayerScoreCam, LayerAblationCam, LayerUnionCam, LayerFusionCam]
+# A gradient method at the layer's resolution, and a masked one at the input's.
+TWO = [LayerHiResCam, LayerFusionCam]
 
 
-@pytest.mark.parametrize("algorithm", [*FEW, Rise, FusedAttributions])
+@pytest.mark.parametrize("algorithm", [*TWO, Rise])
 def test_torchvision_interpret(algorithm: Any, net: SmallNet, images: Tensor) -> None:
     """Squared noise around the method, then pictures of it beside the original."""
     image = images[:1]
@@ -67,31 +63,9 @@ def test_torchvision_interpret(algorithm: Any, net: SmallNet, images: Tensor) ->
     assert all(axis.images for axis in axes)
 
 
-@pytest.mark.parametrize("algorithm", FEW)
-def test_cifar_torchvision_interpret(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
-    """One function for all methods, its input with gradients and its target an entry of the batch's labels."""
-    labels = torch.tensor([2, 0, 1])
-    image = images[1].unsqueeze(0)
-    image.requires_grad = True
-
-    def attribute_image_features(attribution: Any, inputs: Tensor, **arguments: Any) -> Tensor:
-        net.zero_grad()
-        return attribution.attribute(inputs, target=labels[1], **arguments)
-
-    attribution = algorithm(net, net.features)
-    ours = attribute_image_features(attribution, image)
-    torch.testing.assert_close(ours, attribution.attribute(images[1:2], target=0))
-    smoothed = attribute_image_features(NoiseTunnel(attribution), image, nt_samples=3, stdevs=0.2)
-    assert smoothed.shape == ours.shape
-    assert smoothed.isfinite().all()
-    assert image.requires_grad
-    assert image.grad is None
-
-
-@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerHiResCam, LayerFinerCam])
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerFinerCam])
 def test_cifar_robustness_attacks_an_explanation(algorithm: type[LayerAttribution], images: Tensor) -> None:
     """FGSM and PGD towards another map, and the least step that changes where it is largest."""
-    assert keeps_the_graph(algorithm)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     attribution = algorithm(model, model[1])
 
@@ -131,19 +105,7 @@ def test_cifar_robustness_attacks_an_explanation(algorithm: type[LayerAttributio
     assert found is None or epsilon > 0
 
 
-@pytest.mark.parametrize("algorithm", [LayerScoreCam, LayerAblationCam, LayerFusionCam])
-def test_cifar_robustness_refuses_to_attack_what_has_no_gradient(
-    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
-) -> None:
-    """Masked passes leave no graph behind: torch says that nothing requires a gradient."""
-    assert not keeps_the_graph(algorithm)
-    attribution = algorithm(net, net.features)
-    fgsm = FGSM(lambda inputs: attribution.attribute(inputs, target=1).flatten(1))
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        fgsm.perturb(images, epsilon=0.1, target=0)
-
-
-@pytest.mark.parametrize("algorithm", FEW)
+@pytest.mark.parametrize("algorithm", TWO)
 def test_cifar_robustness_compares_attacks(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     """The change of the map under blur and noise, on inputs that are normalized after the attack."""
     attribution = algorithm(net, net.features)
@@ -191,7 +153,7 @@ def wrapped(model: Segmentation, image: Tensor) -> Any:
     return forward
 
 
-@pytest.mark.parametrize("algorithm", FEW)
+@pytest.mark.parametrize("algorithm", TWO)
 def test_segmentation_interpret(algorithm: type[LayerAttribution], images: Tensor) -> None:
     model, image = Segmentation().eval(), images[:1]
     forward = wrapped(model, image)
@@ -201,32 +163,7 @@ def test_segmentation_interpret(algorithm: type[LayerAttribution], images: Tenso
         attributions = LayerAttribution.interpolate(attributions, image.shape[2:])
     assert attributions.shape[2:] == image.shape[2:]
     assert attributions.isfinite().all()
-    with pytest.raises(TypeError, match="dict"):
-        algorithm(model, model.backbone[0]).attribute(image, target=2)
-
-
-def test_segmentation_interpret_sums_that_saturate_the_softmax() -> None:
-    """Over a picture of the usual size the sums are of the size of thousands: only ``activation=None`` tells them."""
-    model, image = Segmentation().eval(), torch.rand(1, 3, 160, 160)
-    with torch.no_grad():
-        model.classifier.bias += torch.tensor([0.0, 9.0, 0.0, 0.0])
-    forward = wrapped(model, image)
-    with pytest.warns(UserWarning, match="activation=None"):
-        LayerFusionCam(forward, model.backbone[0]).attribute(image, target=1)
-    _, stages = LayerFusionCam(forward, model.backbone[0], activation=None).attribute(
-        image, target=1, return_stages=True
-    )
-    assert stages.gradient_contribution.ne(0).all()
-
-
-def test_segmentation_interpret_ablates_the_classes_after_a_map(images: Tensor) -> None:
-    """The map's regions in place of the classes' are the features that Captum ablates."""
-    model, image = Segmentation().eval(), images[:1]
-    forward = wrapped(model, image)
-    attributions = LayerScoreCam(forward, model.backbone[0]).attribute(image, target=2)
-    regions = (LayerAttribution.interpolate(attributions, image.shape[2:]) > attributions.mean()).long()
-    ablated = FeatureAblation(forward).attribute(image, feature_mask=regions, perturbations_per_eval=2, target=2)
-    assert ablated.shape == image.shape
+    assert attributions.any()
 
 
 class Answers(nn.Module):
@@ -248,7 +185,7 @@ def question() -> tuple[Tensor, Tensor]:
     return torch.randint(11, (3, 5)), torch.tensor([5, 4, 5])
 
 
-@pytest.mark.parametrize("algorithm", [*FEW, LayerGroupCam])
+@pytest.mark.parametrize("algorithm", [*TWO, LayerGroupCam])
 def test_multimodal_vqa_with_an_interpretable_embedding(
     algorithm: type[LayerAttribution], images: Tensor, question: tuple[Tensor, Tensor]
 ) -> None:
@@ -276,7 +213,7 @@ def test_multimodal_vqa_with_an_interpretable_embedding(
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("algorithm", FEW)
+@pytest.mark.parametrize("algorithm", TWO)
 def test_multimodal_vqa_with_wrapped_inputs(
     algorithm: type[LayerAttribution], images: Tensor, question: tuple[Tensor, Tensor]
 ) -> None:
@@ -328,7 +265,7 @@ def tcav(model: nn.Module, attribution: LayerAttribution, path: Path) -> tuple[T
     )
 
 
-@pytest.mark.parametrize("algorithm", FEW[:3])
+@pytest.mark.parametrize("algorithm", [LayerHiResCam, LayerScoreCam])
 def test_tcav(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor, tmp_path: Path) -> None:
     """Its directions have an entry for each channel and pixel: the map is not summed over the channels."""
     explainer, concepts = tcav(net, algorithm(net, None), tmp_path)
@@ -342,7 +279,7 @@ def test_tcav(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor, 
     assert plain.shape == LayerGradientXActivation(net, net.features).attribute(images, 1).shape
 
 
-@pytest.mark.parametrize("algorithm", FEW)
+@pytest.mark.parametrize("algorithm", TWO)
 def test_tcav_of_a_map_is_refused(
     algorithm: type[LayerAttribution], net: SmallNet, images: Tensor, tmp_path: Path
 ) -> None:
@@ -350,12 +287,3 @@ def test_tcav_of_a_map_is_refused(
     explainer, concepts = tcav(net, algorithm(net, None), tmp_path)
     with pytest.raises(RuntimeError, match=r"(?i)size|shape"):
         explainer.interpret(images, [concepts], target=1)
-
-
-def test_the_tutorials_own_methods_judge_the_same_layers(net: SmallNet, images: Tensor) -> None:
-    """A component may be what a tutorial makes of the model: integrated gradients under noise."""
-    fusion_cam = LayerFusionCam(net, net.features, gradient_method=NoiseTunnel(IntegratedGradients(net)))
-    samples = {"nt_samples": 2, "nt_type": "smoothgrad_sq", "stdevs": 0.1, "n_steps": 5}
-    attributions = fusion_cam.attribute(images, target=1, gradient_kwargs=samples)
-    assert attributions.shape == images.shape
-    assert attributions.isfinite().all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, LayerScoreCam
+from captum_fusion import LayerFusionCam
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
 from tests.conftest import SmallNet
 from tests.methods import PATHS, accepted
@@ -62,8 +62,7 @@ def test_the_pretended_gpu_refuses_tensors_of_the_cpu() -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "target"),
-    [(path, LIST) for path in PATHS]
-    + [(method, target) for method in (LayerScoreCam, LayerFusionCam) for target in TARGETS if target is not LIST],
+    [(path, LIST) for path in PATHS] + [(LayerFusionCam, target) for target in TARGETS if target is not LIST],
 )
 @pytest.mark.usefixtures("gpu")
 def test_targets_arguments_and_baselines_follow_the_inputs(

@@ -3,14 +3,14 @@
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import captum_fusion
 from captum_fusion import attr
+from tests.conftest import Counter
 
 TABLE = Path(__file__).parents[1].joinpath("docs/guide/methods.md").read_text(encoding="utf-8")
 ROWS = {name: cells.split(" | ") for name, cells in re.findall(r"^\| `(\w+)` \| (.*) \|$", TABLE, re.MULTILINE)}
@@ -27,18 +27,12 @@ def test_the_row_is_true(name: str) -> None:
     convolution = nn.Conv2d(3, CHANNELS, 3, stride=4, padding=1)
     model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(CHANNELS * 4, 4)).eval()
     image = torch.rand(1, 3, 8, 8)
-    seen = 0
-
-    def forward_func(x: Tensor) -> Any:
-        nonlocal seen
-        seen += len(x)
-        return model(x)
-
-    method = getattr(captum_fusion, name)(forward_func, *([] if name == "Rise" else [convolution]))
+    counter = Counter(model)
+    method = getattr(captum_fusion, name)(counter, *([] if name == "Rise" else [convolution]))
     attributions = method.attribute(image, target=1)
     at_most, factor, further = re.fullmatch(r"(at most )?(?:(\d*) ?C \+ )?(\d+)", passes).groups()  # type: ignore[union-attr]
     said = (0 if factor is None else int(factor or 1) * CHANNELS) + int(further)
-    assert seen <= said if at_most else seen == said
+    assert counter.rows <= said if at_most else counter.rows == said
     assert attributions.shape[2:] == {"layer": (2, 2), "input": (8, 8)}[resolution]
     assert ("baselines" in inspect.signature(method.attribute).parameters) == baseline.startswith("yes")
     assert (getattr(method, "activation", None) == "softmax") == (compares == "probability")

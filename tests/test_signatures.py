@@ -1,6 +1,7 @@
 """Signatures: the arguments of Captum's classes, their order, and the results."""
 
 from inspect import Parameter, signature
+from itertools import product
 from typing import Any
 
 import pytest
@@ -19,13 +20,11 @@ from captum_fusion import (
 )
 from captum_fusion.metrics import insertion
 from tests.conftest import SmallNet
-from tests.methods import LAYER_PATHS, METHODS, has_input_shape, keeps_the_graph, takes
+from tests.methods import AT_INPUT_SIZE, LAYER_KINDS, LAYER_PATHS, METHODS, has_input_shape, keeps_the_graph, takes
 
 pytestmark = pytest.mark.every_device
 
 GRAPH_KEEPING = [method for method in METHODS if takes(method, "grad_kwargs")]
-# They interpolate, each on its own.
-AT_INPUT_SIZE = [LayerGroupCam, LayerUnionCam, LayerFusionCam]
 
 
 def positional(method: Any) -> list[Parameter]:
@@ -33,27 +32,25 @@ def positional(method: Any) -> list[Parameter]:
     return [parameter for parameter in parameters if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD]
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
-def test_the_positional_arguments_are_those_of_captums_class(algorithm: type[LayerAttribution]) -> None:
-    model = GuidedGradCam if has_input_shape(algorithm) else LayerGradCam
-    ours, theirs = positional(algorithm.attribute), positional(model.attribute)
-    # A method without gradients has no use for grad_kwargs, the last one.
-    assert len(ours) >= len(theirs) - (not keeps_the_graph(algorithm) and model is LayerGradCam)
-    for mine, captums in zip(ours, theirs, strict=False):
-        assert mine.name == captums.name
-        assert mine.default == ("bilinear" if mine.name == "interpolate_mode" else captums.default)
-    assert len(ours) <= len(theirs)
-    others = [parameter for parameter in signature(algorithm.attribute).parameters.values() if parameter not in ours]
-    assert {parameter.kind for parameter in others if parameter.name != "self"} <= {Parameter.KEYWORD_ONLY}
+def test_the_positional_arguments_are_those_of_captums_class() -> None:
+    for algorithm in METHODS:
+        model = GuidedGradCam if has_input_shape(algorithm) else LayerGradCam
+        ours, theirs = positional(algorithm.attribute), positional(model.attribute)
+        # A method without gradients has no use for grad_kwargs, the last one.
+        fewer = not keeps_the_graph(algorithm) and model is LayerGradCam
+        assert len(theirs) - fewer <= len(ours) <= len(theirs), algorithm
+        for mine, captums in zip(ours, theirs, strict=False):
+            default = "bilinear" if mine.name == "interpolate_mode" else captums.default
+            assert (mine.name, mine.default) == (captums.name, default), algorithm
+        others = [value for value in signature(algorithm.attribute).parameters.values() if value not in ours]
+        assert {value.kind for value in others if value.name != "self"} <= {Parameter.KEYWORD_ONLY}, algorithm
 
 
-@pytest.mark.parametrize("algorithm", AT_INPUT_SIZE)
-def test_the_fourth_argument_is_no_flag_where_it_is_a_mode(
-    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
-) -> None:
-    for mode in (True, 0.5, 1, "cubic spline"):
-        with pytest.raises((TypeError, ValueError), match="interpolate_mode"):
-            algorithm(net, net.features).attribute(images, 1, None, mode)
+def test_the_fourth_argument_is_no_flag_where_it_is_a_mode(net: SmallNet, images: Tensor) -> None:
+    for algorithm in AT_INPUT_SIZE:
+        for mode in (True, 0.5, 1, "cubic spline"):
+            with pytest.raises((TypeError, ValueError), match="interpolate_mode"):
+                algorithm(net, net.features).attribute(images, 1, None, mode)
 
 
 @pytest.mark.parametrize("algorithm", AT_INPUT_SIZE)
@@ -66,12 +63,12 @@ def test_nearest_gives_the_pixels_of_the_layer(
     torch.testing.assert_close(blocks, blocks[..., :1, :1].expand_as(blocks))
 
 
-@pytest.mark.parametrize("baseline", [True, False, (True,)])
-def test_a_bool_is_no_baseline(baseline: object, net: SmallNet, images: Tensor) -> None:
-    with pytest.raises(TypeError, match=r"baseline.*(True|False|bool)"):
-        LayerScoreCam(net, net.features).attribute(images, target=1, baselines=baseline)
-    with pytest.raises(TypeError, match=r"baseline.*(True|False|bool)"):
-        insertion(net, images, images, baselines=baseline, target=1)
+def test_a_bool_is_no_baseline(net: SmallNet, images: Tensor) -> None:
+    for baseline in (True, False, (True,)):
+        with pytest.raises(TypeError, match=r"baseline.*(True|False|bool)"):
+            LayerScoreCam(net, net.features).attribute(images, target=1, baselines=baseline)
+        with pytest.raises(TypeError, match=r"baseline.*(True|False|bool)"):
+            insertion(net, images, images, baselines=baseline, target=1)
 
 
 @pytest.mark.parametrize("algorithm", [method for method in LAYER_PATHS if takes(method, "attr_dim_summation")])
@@ -108,22 +105,19 @@ class CurvedNet(nn.Module):
 
 
 @pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerFinerCam])
-@pytest.mark.parametrize("requires_grad", [True, False])
-@pytest.mark.parametrize("trainable", [True, False])
-def test_the_graph_is_kept_where_captums_grad_cam_keeps_it(
-    algorithm: type[LayerAttribution], requires_grad: bool, trainable: bool, images: Tensor
-) -> None:
-    net = CurvedNet().to(images.device).requires_grad_(trainable)
-    images.requires_grad_(requires_grad)
-    captums = LayerGradCam(net, net.features).attribute(images, 1)
-    ours = algorithm(net, net.features).attribute(images, 1)
-    assert ours.requires_grad == captums.requires_grad
-    assert images.requires_grad == requires_grad
-    if requires_grad:
-        for map_ in (captums, ours):
-            (gradient,) = torch.autograd.grad(map_.square().sum(), images)
-            assert gradient.isfinite().all()
-            assert gradient.any()
+def test_the_graph_is_kept_where_captums_grad_cam_keeps_it(algorithm: type[LayerAttribution], images: Tensor) -> None:
+    for requires_grad, trainable in product((True, False), repeat=2):
+        net = CurvedNet().to(images.device).requires_grad_(trainable)
+        inputs = images.clone().requires_grad_(requires_grad)
+        captums = LayerGradCam(net, net.features).attribute(inputs, 1)
+        ours = algorithm(net, net.features).attribute(inputs, 1)
+        assert ours.requires_grad == captums.requires_grad
+        assert inputs.requires_grad == requires_grad
+        if requires_grad:
+            for map_ in (captums, ours):
+                (gradient,) = torch.autograd.grad(map_.square().sum(), inputs)
+                assert gradient.isfinite().all()
+                assert gradient.any()
 
 
 @pytest.mark.parametrize("algorithm", GRAPH_KEEPING)
@@ -139,7 +133,7 @@ def test_the_gradient_of_a_map_whose_gradients_have_a_graph(algorithm: type[Laye
     assert torch.autograd.gradcheck(total, (x,))
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
+@pytest.mark.parametrize("algorithm", LAYER_KINDS)
 def test_layer_and_forward_function_can_be_assigned(algorithm: type[LayerAttribution], images: Tensor) -> None:
     first, second = (net.eval().to(images.device) for net in (SmallNet(), SmallNet(channels=5)))
     expected = {
@@ -154,12 +148,10 @@ def test_layer_and_forward_function_can_be_assigned(algorithm: type[LayerAttribu
         assert torch.equal(attribution.attribute(images, target=1), expected[net, layer])
 
 
-@pytest.mark.parametrize("algorithm", LAYER_PATHS)
-def test_a_method_without_a_layer_asks_for_one(
-    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
-) -> None:
-    with pytest.raises((TypeError, ValueError), match="layer"):
-        algorithm(net, None).attribute(images, target=1)
+def test_a_method_without_a_layer_asks_for_one(net: SmallNet, images: Tensor) -> None:
+    for algorithm in LAYER_PATHS:
+        with pytest.raises((TypeError, ValueError), match="layer"):
+            algorithm(net, None).attribute(images, target=1)
 
 
 def test_given_components_stay_where_they_are(net: SmallNet, images: Tensor) -> None:

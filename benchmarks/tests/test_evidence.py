@@ -106,7 +106,8 @@ def recorded(folder: Path, drops: dict[str, list[float]]) -> None:
     folder.mkdir(parents=True)
     lines = [
         {"model": "m", "weights": "default", "layer": "l", "requested": "predicted", "percentile": None, "stage": None}
-        | {"file": f"{place}.jpg", "image": f"{place}.jpg", "method": method, "map": "AA==", "seconds": 1.0}
+        | {"file": f"{place}.jpg", "image": f"{place}.jpg", "method": method, "map": "AA=="}
+        | {"tolerance": 0.05, "target_kind": "predicted", "steps": None, "device": "cpu"}
         | {"confidence_drop": drop, "confidence_increase": float(drop == 0)}
         for method, values in drops.items()
         for place, drop in enumerate(values)
@@ -132,7 +133,8 @@ def test_the_page_and_the_csv_have_the_same_verdicts(tmp_path: Path) -> None:
     assert "Fusion-CAM ran as `fusion-cam:raw`" in page
     table = pd.read_csv(tmp_path / "page" / "comparisons.csv")
     drops = table[table["measure"] == "average drop"]
-    assert dict(zip(drops["pictures of"], drops["verdict"], strict=True)) == {"ilsvrc": "better", "leaves": "worse"}
+    verdicts = dict(zip(drops["pictures of"], drops["verdict"], strict=True))
+    assert verdicts == {"ImageNet": "better", "rice leaves": "worse"}
     for _, row in drops.iterrows():
         (line,) = [
             line for line in page.splitlines() if f"| {row['pictures of']} | average drop | {row['other']} " in line

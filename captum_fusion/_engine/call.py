@@ -1,24 +1,28 @@
 """The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, select_targets
 from captum_fusion._engine.guards import (
     batch_hint,
+    check_channel_dim,
     check_dense,
     check_forward_func,
     check_interpolate_mode,
+    check_layer,
     check_logits,
     check_perturbations_per_eval,
     check_values,
 )
+from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.arguments import Activation, InterpolateMode, check_activation
 from captum_fusion.functional import as_float, gaussian_blur
 
@@ -28,7 +32,8 @@ class ModelCall:
     """The arguments of an ``attribute`` or a metric, under Captum's names; what follows from them is computed once.
 
     Nothing is run. ``blur`` is the kernel size and sigma of the Gaussian that makes the baseline of an input with
-    spatial axes where none is given; without it that baseline is 0.
+    spatial axes where none is given; without it that baseline is 0. ``inputs`` and ``baselines`` have their channels in
+    ``channel_dim``; everything that follows from them has them in dimension 1.
     """
 
     forward_func: ForwardFunc
@@ -40,6 +45,7 @@ class ModelCall:
     perturbations_per_eval: int | None = None
     show_progress: bool = False
     _: KW_ONLY
+    channel_dim: int = 1
     blur: tuple[int, float] | None = None
     layer: Module | None = None
     device_ids: list[int] | None = None
@@ -54,10 +60,54 @@ class ModelCall:
         # Computing them checks them.
         _ = self.tensors if self.baselines is None else self.baseline_tensors
 
+    @classmethod
+    def of_layer(
+        cls,
+        method: LayerAttribution,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        attribute_to_layer_input: bool,
+        activation: Activation | None = None,
+        interpolate_mode: InterpolateMode = "bilinear",
+    ) -> "ModelCall":
+        """The call of a layer's method, with the forward function and the layer that the method has now."""
+        return cls(
+            forward_func=method.forward_func,
+            inputs=inputs,
+            target=target,
+            additional_forward_args=additional_forward_args,
+            activation=activation,
+            layer=check_layer(method.layer),
+            device_ids=method.device_ids,
+            attribute_to_layer_input=attribute_to_layer_input,
+            interpolate_mode=interpolate_mode,
+        )
+
+    def masked(
+        self,
+        baselines: BaselineType,
+        perturbations_per_eval: int | None,
+        show_progress: bool,
+        channel_dim: int = 1,
+        blur: tuple[int, float] | None = None,
+    ) -> "ModelCall":
+        """The same call with the arguments of its masked passes."""
+        return replace(
+            self,
+            baselines=baselines,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+            channel_dim=channel_dim,
+            blur=blur,
+        )
+
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The inputs as a tuple."""
-        return checked_inputs(self.inputs)
+        r"""The inputs as a tuple, (N, C, \*S) each that has spatial axes."""
+        inputs = checked_inputs(self.inputs)
+        check_channel_dim(self.channel_dim, inputs)
+        return tuple(channels_first(tensor, self.channel_dim) for tensor in inputs)
 
     @cached_property
     def examples(self) -> int:
@@ -94,13 +144,31 @@ class ModelCall:
                 f"{len(values)} baselines were given for {len(self.tensors)} inputs; expected one for each"
             )
         return tuple(
-            _checked_baseline(position, value, tensor, self.blur)
+            _checked_baseline(position, value, tensor, self.blur, self.channel_dim)
             for position, (value, tensor) in enumerate(zip(values, self.tensors, strict=True))
         )
 
     def in_form(self, tensors: tuple[Tensor, ...]) -> Any:
         """One tensor for each input, in the form in which the inputs were given."""
+        tensors = self._in_layout(tensors)
         return tensors if isinstance(self.inputs, tuple) else tensors[0]
+
+    def _in_layout(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One tensor for each input, with its channels where the input has them."""
+        return tuple(channels_back(tensor, self.channel_dim) for tensor in tensors)
+
+    def run(self, *arguments: Any) -> Any:
+        """Runs ``forward_func`` on inputs whose channels are dimension 1, and further arguments."""
+        if self.channel_dim == 1:
+            return self.forward_func(*arguments)
+        count = len(self.tensors)
+        inputs = (tensor.contiguous() for tensor in self._in_layout(arguments[:count]))
+        return self.forward_func(*inputs, *arguments[count:])
+
+    def of_input(self, attributions: Tensor, position: int) -> Tensor:
+        r"""Attributions of an input, (N, C, \*s), whether they come in its layout or as a layer's map."""
+        moved = channels_first(attributions, self.channel_dim)
+        return moved if moved.shape[2:] == self.tensors[position].shape[2:] else attributions
 
     def arguments_of(self, examples: Tensor) -> tuple[Any, ...]:
         """The additional arguments of rows that repeat some of the examples."""
@@ -108,15 +176,6 @@ class ModelCall:
             value[examples.to(value.device)] if isinstance(value, Tensor) and value.dim() else value
             for value in self.arguments
         )
-
-    def check_maskable(self) -> None:
-        """Refuses inputs of which none can be masked."""
-        if not any(tensor.is_floating_point() for tensor in self.tensors):
-            raise TypeError(
-                f"inputs hold {[str(tensor.dtype) for tensor in self.tensors]} values, which cannot be masked; "
-                "expected floating-point values, scaled as the model needs them. Masks and indices beside an image "
-                "can be given as additional_forward_args."
-            )
 
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
@@ -193,7 +252,7 @@ class ModelCall:
                 "if it is a probability or any other score."
             )
         if self.activation == "softmax":
-            check_logits(output, {tensor.dim() - 2 for tensor in self.tensors})
+            check_logits(output, [tuple(tensor.shape[2:]) for tensor in self.tensors])
         try:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
@@ -245,16 +304,19 @@ def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _checked_baseline(position: int, value: Any, tensor: Tensor, blur: tuple[int, float] | None) -> Tensor:
+def _checked_baseline(
+    position: int, value: Any, tensor: Tensor, blur: tuple[int, float] | None, channel_dim: int
+) -> Tensor:
     if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
         return gaussian_blur(tensor.detach(), *blur).to(tensor)
     if isinstance(value, Tensor) and value.dim():
-        if value.shape not in (tensor.shape, tensor[:1].shape):
+        moved = channels_first(value, channel_dim)
+        if moved.shape not in (tensor.shape, tensor[:1].shape):
             raise ValueError(
-                f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number, "
-                f"{tuple(tensor.shape)} or {tuple(tensor[:1].shape)}"
+                f"The baseline of input {position} has shape {tuple(value.shape)}; expected a number or "
+                f"the input's shape, {tuple(channels_back(tensor, channel_dim).shape)}, or one example of it"
             )
-        return value.detach().to(tensor)
+        return moved.detach().to(tensor)
     if value is None or (isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)):
         return torch.full_like(tensor[:1], 0 if value is None else float(value), requires_grad=False)
     raise TypeError(f"The baseline of input {position} is {value!r}; expected a number, a tensor or None")

@@ -44,42 +44,6 @@ def check_region_tolerance(tolerance: float, region_method: Attribution | None) 
         )
 
 
-def component_map(
-    scorer: MaskedScorer,
-    name: str,
-    method: Attribution,
-    further: Mapping[str, object] | None = None,
-    attributions: Tensor | tuple[Tensor, ...] | None = None,
-    *,
-    to_map: Callable[..., Tensor] = saliency_map,
-) -> Tensor:
-    r"""G or R: the map of a component's attributions, for all masked inputs.
-
-    Args:
-        scorer (MaskedScorer): The call; its arguments reach the component as far as it takes them.
-        name (str): The component's argument, for messages.
-        method (Attribution): The component.
-        further (Mapping or None): Arguments that the component has to take. Default: None
-        attributions (Tensor, tuple or None): The component's attributions where they are there already.
-            Default: None, which means that the component computes them
-        to_map (Callable): ``region_map`` for R. Default: ``saliency_map``
-
-    Returns:
-        *Tensor* of shape (N, 1, \*S), S being the spatial shape of the first masked input.
-
-    Raises:
-        ValueError: If the component gives each input a map of its own, since one mask is for all of them.
-    """
-    maps = component_maps(scorer, name, method, further, attributions, to_map=to_map)
-    first, *others = maps.values()
-    if any(other.shape != first.shape or not torch.equal(other, first) for other in others):
-        raise ValueError(
-            f"{name}, {method.get_name()}, gives each of {len(maps)} inputs a map of its own; expected one map, by "
-            "which all of them are masked. Explain one input, with the others as additional_forward_args."
-        )
-    return first
-
-
 def component_maps(
     scorer: MaskedScorer,
     name: str,
@@ -89,7 +53,12 @@ def component_maps(
     *,
     to_map: Callable[..., Tensor] = saliency_map,
 ) -> dict[int, Tensor]:
-    """As ``component_map``, for each masked input by its position; one map for the first where all share it."""
+    r"""G or R: the map of a component's attributions for each masked input that has one of its own, by its position.
+
+    That of the first masked input is always there; the inputs without a map of their own share it. The call's arguments
+    reach the component as far as it takes them; ``further`` are those that it has to take. Without ``attributions``
+    that are there already, the component computes them. Messages call it ``name``. ``to_map`` is ``region_map`` for R.
+    """
     if attributions is None:
         source, attributions = method.get_name(), _attributions(scorer, name, method, further)
     elif further:
@@ -105,11 +74,9 @@ def component_maps(
             "each input or one for all. Leave out return_convergence_delta and its like."
         )
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
-    # An input with zeros only has no map of its own, as that of a method whose layer sees another input.
-    own = [i for i in scorer.positions if i == first or parts[i].any()] if len(parts) > 1 else [first]
-    maps = {}
-    for position in own:
-        value = parts[position if len(parts) > 1 else 0]
+    maps: dict[int, Tensor] = {}
+    for position in scorer.positions if len(parts) > 1 else (first,):
+        value = call.of_input(parts[position if len(parts) > 1 else 0], position)
         shape = tuple(scorer.inputs[position].shape)
         if len(value) != call.examples or value.dim() != len(shape):
             raise ValueError(
@@ -118,6 +85,10 @@ def component_maps(
             )
         size = scorer.size_of(position)
         maps[position] = to_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
+        if position != first:
+            # An example with zeros only has no map of its own, as of a method whose layer sees another input.
+            none = ~value.to(call.device).flatten(1).any(dim=1).reshape(-1, *(1,) * (value.dim() - 1))
+            maps[position] = torch.where(none, scorer.upsample(maps[first], position), maps[position])
     return maps
 
 
@@ -132,6 +103,7 @@ def _attributions(
         "target": call.targets,
         "additional_forward_args": call.arguments or None,
         "baselines": call.baselines,
+        "channel_dim": None if call.channel_dim == 1 else call.channel_dim,
         "attribute_to_layer_input": call.attribute_to_layer_input or None,
         # As the component has it unless another one is asked for.
         "interpolate_mode": None if call.interpolate_mode == "bilinear" else call.interpolate_mode,

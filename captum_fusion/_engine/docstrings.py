@@ -37,6 +37,11 @@ inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in d
     spatial axes as the layer, (N, C, \*S), are masked along these axes and must hold floating-point values; the
     others (tabular values, tokens) pass through. Where features come last, (N, T, E), let ``forward_func`` take
     (N, E, T) and move them itself.""",
+    "channel_dim": """
+channel_dim (int, optional): The axis of the channels in inputs and baselines, such as 2 for (N, T, C, H, W) or -1
+    for (N, H, W, C). The target has its own axes. Default: 1""",
+    "attributions_channel_dim": """
+channel_dim (int, optional): The axis of the channels in the attributions. Default: 1""",
     "target": """
 target (int, tuple, Tensor, or list, optional): Output indices whose score is explained, in any form that
     ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.
@@ -103,6 +108,30 @@ RuntimeError: If scores are not finite.""",
     "gradient_errors": """
 RuntimeError: If scores are not finite, if another thread runs the layer while it is recorded, or inside
     ``torch.inference_mode()``.""",
+    "layer_example": """
+Examples::
+
+    >>> import torch
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18(weights=None).eval()
+    >>> attribution = CLASS(model, model.layer4)
+    >>> attribution.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+    torch.Size([1, 1, 2, 2])""",
+    "input_example": """
+Examples::
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18(weights=None).eval()
+    >>> attribution = CLASS(model, model.layer4)
+    >>> attribution.attribute(torch.rand(1, 3, 64, 64), target=281).shape
+    torch.Size([1, 3, 64, 64])""",
+    "attributions_example": """
+>>> import torch
+>>> from captum.attr import LayerGradCam
+>>> from torchvision.models import resnet18
+>>> model = resnet18(weights=None).eval()
+>>> images = torch.rand(2, 3, 64, 64)
+>>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)""",
 }
 
 _CAM = ("target", "additional_forward_args", "attribute_to_layer_input", "relu_attributions", "attr_dim_summation")
@@ -123,8 +152,12 @@ def _prose(name: str) -> str:
 
 
 def fill_docstring(thing: Documented) -> Documented:
-    """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods."""
+    """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods.
+
+    CLASS in a prose is the name of the class.
+    """
     for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
         if getattr(part, "__doc__", None) and (part is thing or callable(part)):
-            part.__doc__ = _PLACE.sub(lambda place: indent(_prose(place[2]), place[1]), part.__doc__)
+            filled = _PLACE.sub(lambda place: indent(_prose(place[2]), place[1]), part.__doc__)
+            part.__doc__ = filled.replace("CLASS", thing.__name__)
     return thing

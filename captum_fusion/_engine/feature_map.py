@@ -18,7 +18,7 @@ from captum_fusion._engine.captum import eager
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
-from captum_fusion._engine.token_grid import Grid, TokenGridTracker
+from captum_fusion._engine.token_grid import Grid, TokenGridTracker, channel_axis, channels_first
 
 Form = Literal["channels first", "channels last", "tokens"]
 
@@ -111,7 +111,8 @@ def last_feature_map(
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
         with eager(), state.tracking():
-            runs, output = _run(model, forward_func or model, copies, tuple(image.shape[2:]))
+            size = tuple(channels_first(image, channel_axis(image.shape)).shape[2:])
+            runs, output = _run(model, forward_func or model, copies, size)
         scores = _scores(output)
         if not scores:
             raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")

@@ -18,6 +18,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
 from captum_fusion._engine.guards import (
     batch_hint,
+    check_layer,
     check_runs,
     explain_missing_graph,
     nothing_found,
@@ -44,9 +45,9 @@ class ForwardPass:
     r"""The gradients of the targets' scores with respect to A, (N, C, \*s)."""
     layer_runs: int
     """The number of runs of the layer; its value is that of the last one."""
-    live_bytes: int
-    """The most memory that the outputs of the modules took at once, where it was measured."""
     state: StateGuard
+    live_bytes: int = 0
+    """The most memory that the outputs of the modules took at once, where it was measured."""
     packed_layer: Module | None = None
     """The layer that was named, where ``call.layer`` is the module that takes the only tensor out of its value."""
 
@@ -107,9 +108,8 @@ def forward_pass(
                 try:
                     unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
                 except PackedError:
-                    assert call.layer is not None
-                    packed = call.layer
-                    module = stack.enter_context(unpacked(call.layer, call.attribute_to_layer_input))
+                    packed = check_layer(call.layer)
+                    module = stack.enter_context(unpacked(packed, call.attribute_to_layer_input))
                     call = replace(call, layer=module, attribute_to_layer_input=False)
                     unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
                     unmasked = replace(unmasked, packed_layer=packed)
@@ -137,7 +137,7 @@ def _run(
         nonlocal output, scores, passed
         token = nothing_found.set(empty)
         try:
-            result = call.forward_func(*arguments)
+            result = call.run(*arguments)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{error}.{hint}") from error
@@ -199,7 +199,6 @@ def _run(
         layer_value=value,
         layer_gradients=gradient,
         layer_runs=len(runs),
-        live_bytes=0,
         state=state,
     )
 
@@ -348,7 +347,7 @@ def _memory(inputs: tuple[Tensor, ...]) -> Iterator[_Memory]:
 
 def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     return len(first) == len(second) and all(
-        (one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all()))
+        one.dtype == other.dtype and torch.equal(one, other)
         if isinstance(one, Tensor) and isinstance(other, Tensor) and one.device == other.device
         else one is other
         for one, other in zip(first, second, strict=True)

@@ -1,9 +1,7 @@
 """Arguments and circumstances that are refused before any forward pass."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
+from captum_fusion._engine.token_grid import channel_axis, has_channels
 from captum_fusion.arguments import INTERPOLATE_MODES
 
 
@@ -59,12 +58,14 @@ def check_gradients_allowed(name: str) -> None:
         )
 
 
-def check_maskable(tensor: Tensor, position: int) -> None:
-    """Refuses an input of integers: between a pixel value and its baseline there are none."""
-    if not tensor.is_floating_point():
+def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None = None) -> None:
+    """Refuses integers, at these positions or in every input: between a pixel value and its baseline there are none."""
+    maskable = [tensor.is_floating_point() for tensor in inputs]
+    if not (any(maskable) if positions is None else all(maskable[position] for position in positions)):
         raise TypeError(
-            f"Input {position} holds {tensor.dtype} values, which cannot be masked; expected floating-point values, "
-            "scaled as the model needs them. Give masks and indices as additional_forward_args."
+            f"inputs hold {[str(tensor.dtype) for tensor in inputs]} values, of which integers cannot be masked; "
+            "expected floating-point values, scaled as the model needs them. Give masks and indices beside an image as "
+            "additional_forward_args."
         )
 
 
@@ -77,16 +78,23 @@ def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     return f" If {images[0]} is one image, (C, H, W), give image.unsqueeze(0)." if images else ""
 
 
-def check_logits(output: Tensor, spatial_axes: set[int]) -> None:
+def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
     """Warns where a softmax would be taken of probabilities, and refuses an output whose class axis is not known.
 
-    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that.
+    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that. The axes of
+    scores of each pixel are those of an input, of which ``sizes`` holds the spatial shapes; what a target's indices
+    stand for, nothing shows.
     """
-    if output.dim() > 2 and output.dim() - 2 not in spatial_axes:
+    first, last = (
+        max((grid == size) + _is_scaled(grid, size) for size in sizes)
+        for grid in (tuple(output.shape[2:]), tuple(output.shape[1:-1]))
+    )
+    if output[0].numel() > output.shape[1] and first <= last:
         raise ValueError(
             f"The softmax is over dimension 1, but an output of shape {tuple(output.shape)} may have its classes in "
             "another one; expected scores (N, classes), or (N, classes, *S) of each pixel. Select what is explained "
-            "inside forward_func, as in lambda x: model(x)[:, query], or give activation=None."
+            "inside forward_func, as in lambda x: model(x)[:, query], or move its classes to dimension 1; or give "
+            "activation=None."
         )
     values = output.detach().float()
     if (values >= 0).all() and ((values.sum(dim=1) - 1).abs() < 1e-2).all():
@@ -94,6 +102,18 @@ def check_logits(output: Tensor, spatial_axes: set[int]) -> None:
             "forward_func returned rows that are not negative and sum to 1, as probabilities do, of which a softmax "
             "would be taken. Give activation=None for probabilities."
         )
+
+
+def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether a grid has the sides of an image divided by one number, or each less by the same number of pixels.
+
+    A sequence has one side, of which every length is a share: only the input's own length says anything.
+    """
+    if len(grid) != len(size) or len(grid) < 2:
+        return grid == size
+    stride = max(image / side for image, side in zip(size, grid, strict=True))
+    less = {image - side for image, side in zip(size, grid, strict=True)}
+    return len(less) == 1 or all(abs(side - image / stride) <= 1 for image, side in zip(size, grid, strict=True))
 
 
 def check_not_negative(scores: Tensor, masked: Tensor) -> None:
@@ -143,19 +163,27 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
 
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
-    for axis, name in ((2, "(N, T, C, H, W)"),) * (len(shape) == 5) + ((-1, "(N, *S, C)"),) * (len(shape) > 3):
-        if shape[axis] not in (1, 3) or shape[1] <= 4:
-            continue
-        # The layer's axis is longer than this one, which no feature map's is.
-        seen = bool(layer_size) and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]
-        message = (
-            f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S). Move the "
-            "axis of the channels to dimension 1, and back inside forward_func, as in lambda x: "
-            "model(x.transpose(1, 2)) for frames or lambda x: model(x.movedim(1, -1)) for channels that come last."
+    axis = channel_axis(shape)
+    if axis == 1:
+        return
+    name = "(N, T, C, H, W)" if axis == 2 else "(N, *S, C)"
+    message = (
+        f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S), or "
+        f"channel_dim={axis}, which names the axis of the channels."
+    )
+    # The layer's axis is longer than this one, which no feature map's is.
+    if layer_size and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]:
+        raise ValueError(message)
+    warn(message)
+
+
+def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
+    """Refuses an axis of the channels that is the examples' or that no input has."""
+    if channel_dim != 1 and not any(has_channels(tensor, channel_dim) for tensor in inputs):
+        raise ValueError(
+            f"channel_dim is {channel_dim} for inputs of shapes {[tuple(tensor.shape) for tensor in inputs]}; expected "
+            "the axis of their channels, such as 1, 2 or -1"
         )
-        if seen:
-            raise ValueError(message)
-        warn(message)
 
 
 nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)
@@ -185,33 +213,6 @@ def check_finite(attributions: Tensor, sums: Tensor) -> None:
     if wrong:
         kind = "NaN" if attributions.isnan().any() else "infinity, or overflow in the sum over the channels,"
         raise ValueError(f"attributions hold {kind} in {wrong} of {len(attributions)} examples; expected numbers")
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
-
-    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results.
-    """
-    torch_backends: Any = torch.backends
-    backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
-    # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
-    apart = all(hasattr(backend, "fp32_precision") for backend in backends)
-    before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]
-
-    def set_precisions(precisions: list[str]) -> None:
-        if not apart:
-            torch.set_float32_matmul_precision(precisions[0])
-        for backend, precision in zip(backends if apart else (), precisions, strict=apart):
-            backend.fp32_precision = precision
-
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        set_precisions(["ieee"] * 2 if apart else ["highest"])
-        stack.callback(set_precisions, before)
-        yield
 
 
 def corners(boxes: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ Masks = Callable[[Tensor, int], Tensor]
 # allocator keeps everything, and larger batches keep it busy. Nothing is timed: other rows round differently, and the
 # same call gives the same map.
 _LIVE_BYTES = {"cpu": 96 * 2**20}
-_LIVE_BYTES_ELSEWHERE = 512 * 2**20
+_LIVE_BYTES_ELSEWHERE = 2 * 2**30
 
 _FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
 
@@ -55,16 +55,14 @@ class Masking(Perturbation):
         tensor, baseline = self.call.tensors[position].detach(), self.call.baseline_tensors[position]
         # lerp(b, x, m) is m x + (1 - m) b. A value that all examples share is broadcast rather than repeated.
         baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
-        torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor), out=out)
+        # Copied, since writing in another memory order than is read from takes longer.
+        out.copy_(torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor)))
 
 
 class MaskedScorer:
-    """Scores perturbed rows of the inputs.
+    """Scores perturbed rows of the inputs, of which those at ``positions`` are masked.
 
-    Args:
-        unmasked (ForwardPass): The model that has run once.
-        positions (tuple[int, ...] or None): The inputs to mask. Default: None, which means those with as many spatial
-            axes as the layer
+    Without positions, those with as many spatial axes as the layer are.
     """
 
     def __init__(self, unmasked: ForwardPass, positions: tuple[int, ...] | None = None) -> None:
@@ -81,7 +79,6 @@ class MaskedScorer:
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
         for position in self.positions:
-            check_maskable(self.inputs[position], position)
             check_channels_first(tuple(self.inputs[position].shape), tuple(unmasked.layer_value.shape[2:]))
 
     @property
@@ -114,35 +111,33 @@ class MaskedScorer:
             )
         )
 
-    def scores_of_maps(self, maps: Tensor) -> Tensor:
-        r"""Scores each example masked by each of its own maps, (N, K, \*s); gives (N, K)."""
-        examples, columns = (part.flatten() for part in torch.ones(maps.shape[:2]).nonzero(as_tuple=True))
-        examples, columns = examples.to(maps.device), columns.to(maps.device)
+    def with_own(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
+        """Several maps for each input that has one of its own in any of them, U of the shared one where it has none."""
+        positions = sorted({position for own in maps for position in own})
+        first = self.positions[0]
+        return tuple({i: own[i] if i in own else self.upsample(own[first], i) for i in positions} for own in maps)
+
+    def scores_of_maps(self, maps: dict[int, Tensor]) -> Tensor:
+        r"""Scores each example masked by each of its own maps, (N, K, \*s) for each input; gives (N, K)."""
+        shared = maps[self.positions[0]]
+        examples, columns = torch.ones(shared.shape[:2], device=shared.device).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            return self.upsample(maps[examples[rows], columns[rows]].unsqueeze(1), position)
+            return self.upsample(maps.get(position, shared)[examples[rows], columns[rows]].unsqueeze(1), position)
 
-        return self.masked_scores(examples, masks).reshape(maps.shape[:2])
+        return self.masked_scores(examples, masks).reshape(shared.shape[:2])
 
     def masked_scores(self, examples: Tensor, masks: Masks, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores one masked input for each row; see ``scores``."""
         return self.scores(examples, Masking(self.call, self.positions, masks), progress)
 
     def scores(self, examples: Tensor, perturbation: Perturbation, progress: str | ProgressBar | None = None) -> Tensor:
-        """Scores each row of a perturbation.
+        """Scores each row of a perturbation; gives the shape of ``examples``, float32 or wider.
 
-        Args:
-            examples (Tensor): The example that each row is made from, shape (rows,), or several that differ in their
-                targets at most, (rows, targets): the row is scored once for all of their targets.
-            perturbation (Perturbation): Makes the rows.
-            progress (str, ProgressBar or None): What a progress bar says, if the caller wants one, or a bar to move on.
-                Default: None
-
-        Returns:
-            *Tensor* of the shape of ``examples``, float32 or wider.
-
-        Raises:
-            RuntimeError: If a score is not finite, or if ``forward_func`` fails for a number of rows.
+        ``examples`` holds the example that each row is made from, (rows,), or several that differ in their targets at
+        most, (rows, targets): the row is scored once for all of their targets. ``progress`` is what a progress bar
+        says, if the caller wants one, or a bar to move on. Scores that are not finite are refused, and so is a
+        ``forward_func`` that fails for a number of rows.
         """
         shape = examples.shape
         examples = examples.reshape(len(examples), -1).to(self.call.device)
@@ -233,7 +228,10 @@ class MaskedScorer:
                 continue
             if position not in buffers:
                 # The same memory for every pass; the first one has the most rows.
-                buffers[position] = self._arranged(tensor.new_empty((size, *tensor.shape[1:])))
+                channels_last = self._channels_last and tensor.dim() == 4
+                order = torch.channels_last if channels_last else torch.contiguous_format
+                shape = (size, *tensor.shape[1:])
+                buffers[position] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
             out = buffers[position][:size]
             if len(rows):
                 perturbation.fill(position, rows, own[: len(rows)], out[: len(rows)])
@@ -250,9 +248,6 @@ class MaskedScorer:
             )
         scores = [self.call.select(output, scored).reshape(-1) for scored in chosen.unbind(dim=1)]
         return torch.stack(scores, dim=1).to(self.call.device)
-
-    def _arranged(self, tensor: Tensor) -> Tensor:
-        return tensor.to(memory_format=torch.channels_last) if self._channels_last and tensor.dim() == 4 else tensor
 
     def _run(self, batch: tuple[Tensor, ...], examples: Tensor, perturbation: Perturbation, rows: Tensor) -> Tensor:
         arguments = self.call.arguments_of(examples)
@@ -282,7 +277,7 @@ class MaskedScorer:
         tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
         with running, tracking:
-            output: Tensor = cast(Tensor, run_forward(self.call.forward_func, batch, None, arguments))
+            output: Tensor = cast(Tensor, run_forward(self.call.run, batch, None, arguments))
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
@@ -316,8 +311,7 @@ def masked_scorer(
 ) -> Iterator[MaskedScorer]:
     """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
-    if positions != ():
-        call.check_maskable()
+    check_maskable(call.tensors, positions)
     gradients_of = call.explained if with_gradients else None
     with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
@@ -338,9 +332,8 @@ def spatial_positions(inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    fitting = [position for position, tensor in enumerate(inputs) if tensor.dim() == layer_value.dim()]
-    # Among several, masks of booleans and maps of indices pass through.
-    positions = tuple(position for position in fitting if inputs[position].is_floating_point()) or tuple(fitting)
+    # Masks of booleans and maps of indices pass through.
+    positions = tuple(i for i, x in enumerate(inputs) if x.dim() == layer_value.dim() and x.is_floating_point())
     if not positions:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion._engine.call import checked_inputs
+from captum_fusion._engine.call import ModelCall
+from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_finite
+from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
 
@@ -16,11 +18,14 @@ def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attribut
     return relu(attributions) if relu_attributions else attributions
 
 
+@fill_docstring
 def saliency_map(
     attributions: Tensor,
     size: tuple[int, ...],
     sign: Sign = "positive",
     interpolate_mode: InterpolateMode = "bilinear",
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Turns attributions of any method into a saliency map, which fusions and metrics use as a mask.
 
@@ -34,9 +39,8 @@ def saliency_map(
         sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
             evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
             the most positive). Default: "positive"
-        interpolate_mode (str, optional): How the map is brought to the size: "bilinear", which stands for linear,
-            bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
-            Default: "bilinear"
+        {interpolate_mode}
+        {attributions_channel_dim}
 
     Returns:
         *Tensor* of shape (N, 1, \*S) with values in [0, 1], float32 or wider.
@@ -52,11 +56,11 @@ def saliency_map(
     """
     if sign not in SIGNS:
         raise ValueError(f"sign is {sign!r}; expected one of {SIGNS}")
-    evidence = _evidence(attributions, size)
+    evidence = _evidence(channels_first(attributions, channel_dim), size)
     if sign == "positive":
         evidence = relu(evidence)
     elif sign == "negative":
-        evidence = relu(-evidence)
+        evidence = relu(0 - evidence)
     elif sign == "absolute_value":
         evidence = evidence.abs()
     return _as_mask(upsample(evidence, size, interpolate_mode))
@@ -102,14 +106,12 @@ def ranks(maps: Tensor) -> Tensor:
     return level.argsort(dim=1, stable=True).argsort(dim=1).reshape(maps.shape)
 
 
-def saliency_maps(
-    inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign
-) -> dict[int, Tensor]:
+def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, ...], sign: Sign) -> dict[int, Tensor]:
     """The saliency map of each input that is masked, by the input's position.
 
     Where an example has attributions of some inputs only, its maps of the others are NaN: they are left as they are.
     """
-    tensors = checked_inputs(inputs)
+    tensors = call.tensors
     if isinstance(attributions, list):
         attributions = tuple(attributions)
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
@@ -124,7 +126,11 @@ def saliency_maps(
         given = attributions
         shown = str([None if value is None else tuple(value.shape) for value in given])
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    maps = {position: value for position, value in enumerate(given) if value is not None and 3 <= value.dim() <= 5}
+    maps = {
+        position: call.of_input(value, position) if position < len(tensors) else value
+        for position, value in enumerate(given)
+        if value is not None and 3 <= value.dim() <= 5
+    }
     if (
         len(given) != len(tensors)
         or not maps

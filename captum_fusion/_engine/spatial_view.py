@@ -15,6 +15,8 @@ from captum_fusion._engine.token_grid import (
     REGISTERS,
     Grid,
     TokenGridTracker,
+    channel_axis,
+    channels_first,
     fits,
     in_place,
     perturb,
@@ -154,7 +156,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     try:
         with torch.no_grad():
             images = next(t for t in tensors_in((args, kwargs)) if t.dim() == len(grid) + 2 and t.is_floating_point())
-            perturb(images, grid, cells)
+            perturb(channels_first(images, channel_axis(images.shape)), grid, cells)
             module(*args, **kwargs)
         maps = view.recorded
     except Exception:
@@ -236,8 +238,12 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
     r"""Gives a module to explain in place of one run of a layer that runs several times in a forward pass.
 
     Hooks, and so all layer attributions, see a layer's last run alone. Inside the ``with``, the output of the named run
-    passes through the yielded module, whose activations and gradients are those of that run. For all runs together, sum
-    the attributions of each.
+    passes through the yielded module, whose activations and gradients are those of that run.
+
+    No tensor is the output of all runs, so that no module stands for them. Name each run, all in one ``with`` or one
+    after the other, and add up the attributions: the sum is defined for every method whose runs give maps of one shape.
+    Where each run sees an input of its own, as in a Siamese network, ``LayerFusionCam`` takes the attributions of the
+    runs as its ``gradient_attributions`` and ``region_attributions``, in the order of the inputs.
 
     Args:
         layer (torch.nn.Module): The layer, such as the encoder of a Siamese network. Its output is (N, C, \*s).

@@ -142,9 +142,10 @@ class StateGuard:
                 # Without a trace in the version counter: a backward pass of the caller may still need the buffer.
                 if buffer is not None and value is not None and not torch.equal(buffer, value):
                     buffer.data.copy_(value)
-                now = getattr(module, name, None)
+                now: Any = getattr(module, name, None)
                 # A scripted module gives a new tensor each time.
-                if now is not buffer and not (isinstance(module, ScriptModule) and _equal(now, value)):
+                wrapped = isinstance(module, ScriptModule) and now is not None
+                if now is not buffer and not (wrapped and value is not None and torch.equal(now, value)):
                     setattr(module, name, buffer)
 
 
@@ -152,10 +153,6 @@ def _is_plain(buffer: Tensor) -> bool:
     """Whether a buffer can be compared and copied; sparse, quantized, nested and uninitialized ones are left alone."""
     strided = buffer.layout == torch.strided and not (buffer.is_quantized or buffer.is_nested or buffer.is_meta)
     return strided and not is_lazy(buffer)
-
-
-def _equal(first: object, second: object) -> bool:
-    return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
 
 
 _outermost: ContextVar[StateGuard | None] = ContextVar("_outermost", default=None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._engine.guards import full_precision
+from captum_fusion._precision import full_precision
 
 # The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
 # scores the pair stays. These constants and those below were chosen on the pictures of benchmarks/results/tolerance.md
@@ -214,13 +214,8 @@ def features(maps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     C = sum_k A_k A_k' stresses the pixels where the layer is active; the square root, that a network sees what a mask
     dims. The channels' features have a mean square length of 1.
 
-    Args:
-        maps (Tensor): A of channels that are not constant, as ``pooled`` gives it, (K, pixels).
-        lowest (Tensor): The least value of each channel, (K,).
-        highest (Tensor): Its largest value, (K,).
-
-    Returns:
-        *Tensor* of the type of the maps.
+    The maps are A of channels that are not constant, as ``pooled`` gives it, (K, pixels). The lowest and the highest
+    values, (K,), are those of A itself.
     """
     masks = ((maps - lowest[:, None]) / (highest - lowest)[:, None]).clamp(0, 1)
     exact = (maps.T @ maps).cpu().double()
@@ -235,15 +230,8 @@ def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
     """The kernel of a wide network with one layer (Williams, 1998, "Computation with infinite neural networks").
 
     k(a, b) = 2/pi asin(2 <a, b> / sqrt((1 + 2 <a, a>) (1 + 2 <b, b>))), <a, b> = bias + slope a'b: the covariance of
-    erf(u'b + bias) over random u. Such functions saturate, as scores do between the blank and the whole.
-
-    Args:
-        first (Tensor): Features, (n, d).
-        second (Tensor): Features, (m, d).
-        slope (float): The variance of u.
-
-    Returns:
-        *Tensor* of shape (n, m).
+    erf(u'b + bias) over random u, whose variance is the slope. Such functions saturate, as scores do between the blank
+    and the whole. For features (n, d) and (m, d) it has the shape (n, m).
     """
     rows, columns = ((1 + 2 * (_BIAS + slope * given.square().sum(dim=1))).rsqrt() for given in (first, second))
     products = 2 * (_BIAS + slope * (first @ second.T))
@@ -251,18 +239,11 @@ def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
 
 
 def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
-    r"""The channels whose scores, once known, lower the variance of the final maps most.
+    r"""The indices of the channels whose scores, once known, lower the variance of the final maps most, (count,).
 
-    Over the draws, knowing s_k lowers the variance of the maps by sum over pixels p of cov(s_k, map_p)^2 / var(s_k).
-    The channel that lowers it most is taken, what it explains is taken out of all draws, and so on.
-
-    Args:
-        draws (Tensor): Scores of K channels, (draws, K).
-        maps (Tensor): Final maps, (draws, pixels).
-        count (int): How many channels, fewer than there are draws.
-
-    Returns:
-        *Tensor* of shape (count,), indices into K.
+    Over the draws of the scores, (draws, K), and of the final maps, (draws, pixels), knowing s_k lowers the variance of
+    the maps by sum over pixels p of cov(s_k, map_p)^2 / var(s_k). The channel that lowers it most is taken, what it
+    explains is taken out of all draws, and so on: for fewer channels than there are draws.
     """
     scores = (draws - draws.mean(dim=0)).T
     maps = maps - maps.mean(dim=0)
@@ -293,7 +274,7 @@ def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
 def relu_minmax(maps: Tensor) -> Tensor:
     """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
     maps = relu(maps)
-    lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)
+    lowest, highest = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
     span = highest - lowest
     return (maps - lowest) / torch.where(span == 0, 1, span)
 

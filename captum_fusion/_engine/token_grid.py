@@ -145,12 +145,12 @@ class TokenGridTracker(threading.local):
                 self._calls, self._done = _Shapes(), False
         for value in tensors_in(args) if self._raw else ():
             if 4 <= value.dim() <= 5:
-                channels, size = value.shape[1], tuple(value.shape[2:])
+                channels, *size = channels_first(value, channel_axis(value.shape)).shape[1:]
                 # Further in, an image that was resized has as many channels as it had, and one that the network took
                 # by keyword, which these hooks do not see, is the first there is.
                 if self._depth == 0 or channels in self._call.images or not self._call.images:
                     for shapes in (self._call, self._calls):
-                        shapes.images.setdefault(channels, set()).add(size)
+                        shapes.images.setdefault(channels, set()).add(tuple(size))
         self._depth += 1
 
     def _leave(self, module: Module, output: Any) -> None:
@@ -172,6 +172,27 @@ def _any_of(shapes: Iterable[Grid]) -> str:
 def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
     """Whether so many tokens hold a grid and fewer others in front than its longest side has, or than allowed."""
     return min(grid) > 0 and 0 <= tokens - prod(grid) < max(in_front, *grid)
+
+
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """The axis of an image's channels as far as its shape tells: 1, or the only other one that is 1 or 3 long."""
+    others = (2,) * (len(shape) == 5) + (-1,) * (len(shape) > 3)
+    return next((axis for axis in others if shape[axis] in (1, 3) and shape[1] > 4), 1)
+
+
+def channels_first(tensor: Tensor, channel_dim: int) -> Tensor:
+    """The tensor with the axis of its channels as dimension 1, where it has that axis and spatial ones."""
+    return tensor.movedim(channel_dim, 1) if has_channels(tensor, channel_dim) else tensor
+
+
+def channels_back(tensor: Tensor, channel_dim: int) -> Tensor:
+    """Undoes ``channels_first``."""
+    return tensor.movedim(1, channel_dim) if has_channels(tensor, channel_dim) else tensor
+
+
+def has_channels(tensor: Tensor, channel_dim: int) -> bool:
+    """Whether a tensor has spatial axes, and this axis of channels beside them."""
+    return tensor.dim() > 2 and channel_dim != 0 and -tensor.dim() < channel_dim < tensor.dim()
 
 
 def tensors_in(value: Any) -> list[Tensor]:

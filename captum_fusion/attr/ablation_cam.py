@@ -83,17 +83,8 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
             RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of inputs, or if another
                 thread runs the layer while it is recorded.
         """
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        )
+        call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
+        call = call.masked(None, perturbations_per_eval, show_progress)
         with masked_scorer(call, positions=()) as scorer:
             activations, scores = scorer.forward_pass.layer_value, scorer.forward_pass.unmasked_scores
             examples, channels = activations.flatten(2).any(dim=2).nonzero(as_tuple=True)

@@ -1,7 +1,8 @@
 """Attributions averaged over flips and scales of the input."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, cast
 
 from captum.attr import Attribution
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.guards import check_channels_first
+from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.guards import check_channel_dim, check_channels_first
+from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.targets import mirrored
 
 
+@fill_docstring
 class AugmentationTunnel(Attribution):
     r"""Averages the attributions of any method over mirror images and scaled values of the input.
 
@@ -51,6 +55,7 @@ class AugmentationTunnel(Attribution):
         *,
         flip: bool = True,
         factors: Sequence[float] = (0.9, 1.0, 1.1),
+        channel_dim: int = 1,
         **kwargs: Any,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the mean of the attributions.
@@ -63,6 +68,7 @@ class AugmentationTunnel(Attribution):
                 Default: True
             factors (list[float], optional): What the values of the inputs are multiplied by, at least one number.
                 Default: (0.9, 1.0, 1.1)
+            {channel_dim}
             kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. Baselines, feature masks
                 and additional tensors with the spatial axes of the inputs are mirrored with them, and so is the target
                 where it is a pixel, (class, \*S), of an output with the input's orientation. So are the region and the
@@ -91,24 +97,38 @@ class AugmentationTunnel(Attribution):
             raise ValueError("factors is empty; expected at least one number")
         tensors = checked_inputs(inputs)
         given = isinstance(inputs, tuple)
-        sizes = {tuple(tensor.shape[2:]) for tensor in tensors if _is_spatial(tensor)}
+        check_channel_dim(channel_dim, tensors)
+        moved = [channels_first(tensor, channel_dim) for tensor in tensors if _is_spatial(tensor)]
+        sizes = {tuple(tensor.shape[2:]) for tensor in moved}
         axes = {len(size) + 2 for size in sizes}
-        for tensor in tensors:
+        for tensor in moved:
             check_channels_first(tuple(tensor.shape))
+        method = getattr(self.attribution_method, "attribution_method", self.attribution_method)
+        if channel_dim != 1 and "channel_dim" in signature(method.attribute).parameters:
+            kwargs["channel_dim"] = channel_dim
+
+        def mirror(tensor: Tensor, of_layer: bool = False) -> Tensor:
+            """The mirror image, where the tensor has the spatial axes of an input, or is a layer's map."""
+            first = channels_first(tensor, channel_dim)
+            if tuple(first.shape[2:]) in sizes:
+                return channels_back(first.flip(-1), channel_dim)
+            return tensor.flip(-1) if of_layer else tensor
+
         total: tuple[Tensor, ...] | None = None
         for factor in factors:
             for flipped in (False, True)[: 1 + flip]:
                 # Tensors of their own for each run, since a model may write into them.
                 scaled = tuple(tensor * factor if _is_spatial(tensor) else tensor.clone() for tensor in tensors)
-                runs = {name: _mirror_all(value, sizes, flipped) for name, value in kwargs.items() if name != "target"}
+                runs = {name: _mirror_all(value, mirror, flipped) for name, value in kwargs.items() if name != "target"}
                 if "target" in kwargs:
                     runs["target"] = _mirror_target(kwargs["target"], axes) if flipped else kwargs["target"]
-                now = tuple(_mirror(tensor, sizes) if flipped else tensor for tensor in scaled)
+                now = tuple(mirror(tensor) if flipped else tensor for tensor in scaled)
                 with mirrored() if flipped else nullcontext():
                     found = self.attribution_method.attribute(now if given else now[0], **runs)
                 parts = found if isinstance(found, tuple) else (found,)
                 self._check(parts, isinstance(found, tuple) == given or not isinstance(found, tuple), axes)
-                parts = tuple(part.flip(-1) if flipped and part.dim() > 2 else part for part in parts)
+                if flipped:
+                    parts = tuple(mirror(part, of_layer=part.dim() > 2) for part in parts)
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
         count = len(factors) * (1 + flip)
         mean = tuple(part / count for part in cast(tuple[Tensor, ...], total))
@@ -128,18 +148,13 @@ def _is_spatial(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and 3 <= tensor.dim() <= 5
 
 
-def _mirror(tensor: Tensor, sizes: set[tuple[int, ...]]) -> Tensor:
-    """The mirror image, where the tensor has the spatial axes of an input."""
-    return tensor.flip(-1) if any(tensor.shape[1:].numel() and tuple(tensor.shape[2:]) == s for s in sizes) else tensor
-
-
-def _mirror_all(value: Any, sizes: set[tuple[int, ...]], flipped: bool) -> Any:
+def _mirror_all(value: Any, mirror: Callable[[Tensor], Tensor], flipped: bool) -> Any:
     """Copies of the tensors in an argument, or their mirror images."""
     if isinstance(value, tuple):
-        return tuple(_mirror_all(part, sizes, flipped) for part in value)
+        return tuple(_mirror_all(part, mirror, flipped) for part in value)
     if not isinstance(value, Tensor):
         return value
-    return _mirror(value, sizes) if flipped else value.clone()
+    return mirror(value) if flipped else value.clone()
 
 
 def _mirror_target(target: Any, axes: set[int]) -> Any:

@@ -28,18 +28,9 @@ class LayerEigenCam(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/2008.00299
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
-    Examples::
-
-        >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> eigen_cam = LayerEigenCam(model, model.layer4)
-        >>> eigen_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-        torch.Size([1, 1, 2, 2])
+    {layer_example}
     """
 
     uses_gradients = False

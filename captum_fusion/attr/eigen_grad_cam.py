@@ -24,18 +24,9 @@ class LayerEigenGradCam(GradientCam):
     HiResCAM. No paper defines the method; it comes from pytorch-grad-cam, which leaves the sign to chance.
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
 
-    Examples::
-
-        >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> eigen_grad_cam = LayerEigenGradCam(model, model.layer4)
-        >>> eigen_grad_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-        torch.Size([1, 1, 2, 2])
+    {layer_example}
     """
 
     def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:

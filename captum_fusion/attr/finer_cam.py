@@ -31,9 +31,7 @@ class LayerFinerCam(GradientCam):
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
     Args:
-        {forward_func}
-        {layer}
-        {device_ids}
+        {layer_constructor}
         method (type, optional): The map's class, one of this package's gradient methods such as
             ``LayerGradCamPlusPlus`` or ``LayerLayerCam``. Default: None, which means Grad-CAM
         strength (float, optional): gamma, how much the other classes count, not negative; 0 gives the method itself.

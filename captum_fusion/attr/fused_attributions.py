@@ -70,6 +70,7 @@ class FusedAttributions(Attribution):
         baselines: BaselineType = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs; every argument reaches the attributions that take it.
 
@@ -85,6 +86,7 @@ class FusedAttributions(Attribution):
             {attribute_to_layer_input}
             {baselines}
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -114,16 +116,11 @@ class FusedAttributions(Attribution):
             interpolate_mode=interpolate_mode,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            channel_dim=channel_dim,
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
-            maps = [
-                component_maps(scorer, f"attribution_methods[{position}]", method)
-                for position, method in enumerate(self.attribution_methods)
-            ]
-            shared = scorer.positions[0]
-            fused = {}
-            for position in {position for own in maps for position in own}:
-                parts = [own[position] if position in own else scorer.upsample(own[shared], position) for own in maps]
-                fused[position] = fuse_maps(torch.cat(parts, dim=1), self.fusion)
+            components = enumerate(self.attribution_methods)
+            maps = scorer.with_own(*(component_maps(scorer, f"attribution_methods[{i}]", m) for i, m in components))
+            fused = {i: fuse_maps(torch.cat([own[i] for own in maps], dim=1), self.fusion) for i in maps[0]}
             attributions = scorer.as_attributions(fused)
         return cast(TensorOrTupleOfTensorsGeneric, attributions)

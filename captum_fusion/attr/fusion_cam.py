@@ -10,9 +10,9 @@ from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.component import check_component, check_region_tolerance, component_map
+from captum_fusion._engine.component import check_component, check_region_tolerance, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import region_map
 from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
@@ -155,8 +155,9 @@ class LayerFusionCam(MaskedCam):
         return_stages: bool = False,
         gradient_kwargs: Mapping[str, Any] | None = None,
         region_kwargs: Mapping[str, Any] | None = None,
-        gradient_attributions: Tensor | None = None,
-        region_attributions: Tensor | None = None,
+        gradient_attributions: Tensor | tuple[Tensor, ...] | None = None,
+        region_attributions: Tensor | tuple[Tensor, ...] | None = None,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric | tuple[TensorOrTupleOfTensorsGeneric, FusionCamStages]:
         r"""Computes the attribution of the inputs.
 
@@ -185,12 +186,12 @@ class LayerFusionCam(MaskedCam):
                 reach every component that takes them. Default: None
             region_kwargs (dict, optional): Further arguments of ``region_method.attribute``, such as the
                 ``sliding_window_shapes`` of ``Occlusion``. Default: None
-            gradient_attributions (Tensor, optional): Attributions of ``gradient_method`` for the same inputs and
-                target, (N, C, \*s) at the input's or the layer's resolution. They are fused instead of being computed
-                again.
-                Default: None
-            region_attributions (Tensor, optional): Attributions of ``region_method``, as above; at the input's
-                resolution, interpolated with their negative values. Default: None
+            gradient_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``gradient_method`` for the
+                same inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or one
+                for each. They are fused instead of being computed again. Default: None
+            region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method``, as above;
+                at the input's resolution, interpolated with their negative values. Default: None
+            {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
@@ -198,8 +199,8 @@ class LayerFusionCam(MaskedCam):
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions of the input's shape, float32 or wider,
               in [0, 1], each channel holding the same map. For a tuple of inputs a tuple, with zeros for an input that
               is not masked.
-            - **stages** (*FusionCamStages*, returned if return_stages=True): Each map of shape (N, 1, \*S), and what
-              each contributes.
+            - **stages** (*FusionCamStages*, returned if return_stages=True): Each map of shape (N, 1, \*S), that of
+              the first masked input where a component gives each input its own, and what each contributes.
 
         Raises:
             {layer_errors}
@@ -219,55 +220,46 @@ class LayerFusionCam(MaskedCam):
         check_percentile(percentile)
         check_weighting(weighting)
         check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            activation=self.activation,
-            baselines=baselines,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            interpolate_mode=interpolate_mode,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        )
+        call = ModelCall.of_layer(
+            self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call) as scorer:
-            gradient = component_map(
-                scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions
-            )
-            region = component_map(
-                scorer, "region_method", self.region_method, region_kwargs, region_attributions, to_map=region_map
+            # For each input that has a map of its own; the first one's is for all others.
+            gradient, region = scorer.with_own(
+                component_maps(scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions),
+                component_maps(
+                    scorer, "region_method", self.region_method, region_kwargs, region_attributions, to_map=region_map
+                ),
             )
 
-            denoised = denoise(gradient, percentile)
+            denoised = {i: denoise(own, percentile) for i, own in gradient.items()}
 
             # P of the baseline alone, and of the input masked by each map.
             blank, with_denoised, with_region = scorer.scores_of_maps(
-                torch.cat([torch.zeros_like(region), denoised, region], dim=1)
+                {i: torch.cat([torch.zeros_like(own), denoised[i], own], dim=1) for i, own in region.items()}
             ).unbind(dim=1)
             scale = scorer.forward_pass.scale
             gradient_contribution = contribution(with_denoised, blank, scale)
             region_contribution = contribution(with_region, blank, scale)
             gradient_weight, region_weight = contribution_weights(gradient_contribution, region_contribution, weighting)
-            combined = combine(denoised, region, gradient_weight, region_weight)
+            combined = {i: combine(denoised[i], own, gradient_weight, region_weight) for i, own in region.items()}
 
             combined_contribution = contribution(scorer.scores_of_maps(combined)[:, 0], blank, scale)
             combined_weight, region_weight = contribution_weights(
                 combined_contribution, region_weight if weighting == "released" else region_contribution, weighting
             )
-            fused = fuse(combined, region, combined_weight, region_weight)
+            fused = {i: fuse(combined[i], own, combined_weight, region_weight) for i, own in region.items()}
 
         result = cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))
         if not return_stages:
             return result
+        first = scorer.positions[0]
         stages = FusionCamStages(
-            gradient,
-            denoised,
-            region,
-            combined,
-            fused,
+            gradient[first],
+            denoised[first],
+            region[first],
+            combined[first],
+            fused[first],
             gradient_contribution,
             region_contribution,
             combined_contribution,

@@ -29,14 +29,7 @@ class LayerGradCamPlusPlus(GradientCam):
     Args:
         {layer_constructor}
 
-    Examples::
-
-        >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> grad_cam_plus_plus = LayerGradCamPlusPlus(model, model.layer4)
-        >>> grad_cam_plus_plus.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-        torch.Size([1, 1, 2, 2])
+    {layer_example}
     """
 
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:

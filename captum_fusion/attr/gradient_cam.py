@@ -11,7 +11,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged, select_targets
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import weighted
 
@@ -96,15 +96,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         """
         if self.uses_gradients:
             check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-        )
+        call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
 
         def explained(output: Tensor) -> Tensor:
             return self.explained_scores(output, call.targets)

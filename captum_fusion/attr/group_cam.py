@@ -10,14 +10,14 @@ from torch.nn.functional import relu
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.masking import MaskedScorer, masked_scorer
 from captum_fusion.arguments import Activation, InterpolateMode
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.functional import contribution, group_maps, normalize, weighted_sum
 
-# The blur of the code released with the paper, in pixels; that of the Fusion-CAM comparison has a sigma of 25.
-_KERNEL_SIZE, _SIGMA = 51, 50.0
+# The kernel size and sigma of the code released with the paper, in pixels; the Fusion-CAM comparison has a sigma of 25.
+_BLUR = (51, 50.0)
 _GROUPS = 32
 
 
@@ -80,6 +80,7 @@ class LayerGroupCam(MaskedCam):
         baselines: BaselineType = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -89,6 +90,7 @@ class LayerGroupCam(MaskedCam):
                 tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these.
                 Default: None, which means the input blurred by a Gaussian of 51 pixels with a standard deviation of 50
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, not negative,
@@ -99,30 +101,12 @@ class LayerGroupCam(MaskedCam):
             {masking_errors}
             RuntimeError: Inside ``torch.inference_mode()``.
 
-        Examples::
-
-            >>> from torchvision.models import resnet18
-            >>> model = resnet18(weights=None).eval()
-            >>> group_cam = LayerGroupCam(model, model.layer4)
-            >>> group_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-            torch.Size([1, 3, 64, 64])
+        {input_example}
         """
         check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            activation=self.activation,
-            baselines=baselines,
-            blur=(_KERNEL_SIZE, _SIGMA),
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            interpolate_mode=interpolate_mode,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        )
+        call = ModelCall.of_layer(
+            self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim, _BLUR)
         with masked_scorer(call, with_gradients=True) as scorer:
             activations = scorer.forward_pass.layer_value.detach()
             channels = activations.shape[1]

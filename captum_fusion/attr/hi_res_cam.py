@@ -25,14 +25,7 @@ class LayerHiResCam(GradientCam):
     Args:
         {layer_constructor}
 
-    Examples::
-
-        >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> hi_res_cam = LayerHiResCam(model, model.layer4)
-        >>> hi_res_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-        torch.Size([1, 1, 2, 2])
+    {layer_example}
     """
 
     def channel_weights(self, gradients: Tensor, _: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, 
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_samples
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
+from captum_fusion._precision import full_precision
 from captum_fusion.arguments import Activation, check_activation
 from captum_fusion.functional import random_masks
 
@@ -81,6 +82,7 @@ class Rise(PerturbationAttribution):
         *,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -92,6 +94,7 @@ class Rise(PerturbationAttribution):
             {target}
             {additional_forward_args}
             {progress_arguments}
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider,
@@ -119,6 +122,7 @@ class Rise(PerturbationAttribution):
             baselines=baselines,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            channel_dim=channel_dim,
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             examples, device = call.examples, call.device
@@ -136,8 +140,8 @@ class Rise(PerturbationAttribution):
             rows = torch.arange(self.samples * examples, device=device)
             scores = scorer.masked_scores(rows % examples, masks, f"{self.get_name()} attribution")
 
-            # Added up a few masks at a time; autocast would do it in half precision.
-            with torch.autocast(device.type, enabled=False):
+            # Added up a few masks at a time.
+            with full_precision():
                 weights = scores.reshape(self.samples, examples)
                 total = weights.new_zeros(examples, prod(scorer.size))
                 for first in range(0, self.samples, _SUMMED):

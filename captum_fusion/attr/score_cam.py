@@ -10,7 +10,6 @@ from torch.nn import Module
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, ProgressBar, TargetType, logged, progress_bar
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_layer
 from captum_fusion._engine.masking import MaskedScorer, Masks, masked_scorer
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion._engine.surrogate import Surrogate
@@ -91,6 +90,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_error_estimate: bool = False,
+        channel_dim: int = 1,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Computes the attribution of the layer.
 
@@ -100,6 +100,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             {progress_arguments}
             return_error_estimate (bool, optional): Whether to return the estimates of the errors as well.
                 Default: False
+            {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **error estimates**:
@@ -124,19 +125,8 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             >>> LayerScoreCam.interpolate(attributions, (64, 64), "bilinear").shape
             torch.Size([1, 1, 64, 64])
         """
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            baselines=baselines,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        )
-        with masked_scorer(call) as scorer:
+        call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
+        with masked_scorer(call.masked(baselines, perturbations_per_eval, show_progress, channel_dim)) as scorer:
             activations = scorer.forward_pass.layer_value
             rows = _ChannelRows(self, scorer)
             if self.tolerance:

@@ -9,22 +9,16 @@ from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
-from captum_fusion._engine.component import check_component, check_region_tolerance, component_map
+from captum_fusion._engine.component import check_component, check_region_tolerance, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import region_map
 from captum_fusion._engine.state import warn
 from captum_fusion.arguments import Activation, InterpolateMode, check_percentile
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import (
-    combine,
-    contribution,
-    contribution_weights,
-    denoised_gradient_map,
-    normalize,
-)
+from captum_fusion.functional import combine, contribution, contribution_weights, denoised_gradient_map, normalize
 
 
 @fill_docstring
@@ -115,7 +109,8 @@ class LayerUnionCam(MaskedCam):
         percentile: float = 10.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
-        region_attributions: Tensor | None = None,
+        region_attributions: Tensor | tuple[Tensor, ...] | None = None,
+        channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
         r"""Computes the attribution of the inputs.
 
@@ -125,9 +120,10 @@ class LayerUnionCam(MaskedCam):
             percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of each
                 channel's gradients that is dropped. Default: 10.0
             {progress_arguments}
-            region_attributions (Tensor, optional): Attributions of ``region_method`` for the same inputs and target,
-                (N, C, \*s) at the input's or the layer's resolution. They are united instead of being computed again.
-                Default: None
+            region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method`` for the same
+                inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or one for
+                each. They are united instead of being computed again. Default: None
+            {channel_dim}
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions** of the input's shape, float32 or wider, in [0, 1],
@@ -138,52 +134,38 @@ class LayerUnionCam(MaskedCam):
             {masking_errors}
             RuntimeError: Inside ``torch.inference_mode()``.
 
-        Examples::
-
-            >>> from torchvision.models import resnet18
-            >>> model = resnet18(weights=None).eval()
-            >>> union_cam = LayerUnionCam(model, model.layer4)
-            >>> union_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-            torch.Size([1, 3, 64, 64])
+        {input_example}
         """
         check_percentile(percentile)
         check_gradients_allowed(type(self).__name__)
-        call = ModelCall(
-            forward_func=self.forward_func,
-            inputs=inputs,
-            target=target,
-            additional_forward_args=additional_forward_args,
-            activation=self.activation,
-            baselines=baselines,
-            layer=check_layer(self.layer),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=attribute_to_layer_input,
-            interpolate_mode=interpolate_mode,
-            perturbations_per_eval=perturbations_per_eval,
-            show_progress=show_progress,
-        )
+        call = ModelCall.of_layer(
+            self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
+        ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call, with_gradients=True) as scorer:
             gradients, activations = scorer.forward_pass.layer_gradients, scorer.forward_pass.layer_value
-            region = component_map(
+            region = component_maps(
                 scorer, "region_method", self.region_method, attributions=region_attributions, to_map=region_map
             )
-            denoised = normalize(scorer.upsample(denoised_gradient_map(gradients, activations.detach(), percentile)))
+            map_of_layer = denoised_gradient_map(gradients, activations.detach(), percentile)
+            denoised = {i: normalize(scorer.upsample(map_of_layer, i)) for i in region}
 
             blank, with_denoised, with_region = scorer.scores_of_maps(
-                torch.cat([torch.zeros_like(region), denoised, region], dim=1)
+                {i: torch.cat([torch.zeros_like(own), denoised[i], own], dim=1) for i, own in region.items()}
             ).unbind(dim=1)
             scale = scorer.forward_pass.scale
             contributions = contribution(with_denoised, blank, scale), contribution(with_region, blank, scale)
-            combined = combine(denoised, region, *contribution_weights(*contributions, "raw"))
+            weights = contribution_weights(*contributions, "raw")
+            combined = {i: combine(denoised[i], own, *weights) for i, own in region.items()}
             # c(C) > c(R) beyond rounding: the blank's probability cancels out.
             better = contribution(scorer.scores_of_maps(combined)[:, 0], with_region, scale) > 0
 
-        union = torch.where(better.reshape(-1, *(1,) * (region.dim() - 1)), combined, region)
-        empty = int((~union.flatten(1).any(dim=1)).sum())
+        better = better.reshape(-1, *(1,) * (activations.dim() - 1))
+        union = {i: torch.where(better, combined[i], own) for i, own in region.items()}
+        empty = sum(not any(own[example].any() for own in union.values()) for example in range(call.examples))
         if empty:
             warn(
-                f"Union-CAM is zero for {empty} of {len(union)} examples: Score-CAM has no positive value there, and "
-                "the denoised gradient map does not raise the class probability. Another layer, such as one after a "
-                "ReLU, may tell more."
+                f"Union-CAM is zero for {empty} of {call.examples} examples: Score-CAM has no positive value there, "
+                "and the denoised gradient map does not raise the class probability. Another layer, such as one after "
+                "a ReLU, may tell more."
             )
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(union))

@@ -26,14 +26,7 @@ class LayerXGradCam(GradientCam):
     Args:
         {layer_constructor}
 
-    Examples::
-
-        >>> import torch
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> x_grad_cam = LayerXGradCam(model, model.layer4)
-        >>> x_grad_cam.attribute(torch.rand(1, 3, 64, 64), target=281).shape
-        torch.Size([1, 1, 2, 2])
+    {layer_example}
     """
 
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_maskable
 from captum_fusion._engine.saliency import explained_pixels, saliency_map, saliency_maps
 from captum_fusion._engine.state import preserved
+from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import adcc as harmonic_mean
 from captum_fusion.functional import correlation
@@ -22,7 +23,9 @@ Explain = Callable[..., Any]
 
 
 @fill_docstring
-def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive") -> Tensor:
+def complexity(
+    attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive", *, channel_dim: int = 1
+) -> Tensor:
     r"""Computes how much of the picture an attribution covers.
 
     It is the mean of the saliency map over its pixels; lower is better, as long as the map is faithful.
@@ -35,6 +38,7 @@ def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: 
         size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
             attributions
         {sign}
+        {attributions_channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1].
@@ -47,6 +51,7 @@ def complexity(attributions: Tensor, size: tuple[int, ...] | None = None, sign: 
         >>> complexity(torch.tensor([[[0.0, 1.0, 4.0, 0.0]]]))
         tensor([0.3125])
     """
+    attributions = channels_first(attributions, channel_dim)
     return saliency_map(attributions, tuple(attributions.shape[2:]) if size is None else size, sign).flatten(1).mean(1)
 
 
@@ -60,6 +65,8 @@ def coherency(
     target: TargetType = None,
     sign: Sign = "positive",
     explanation_kwargs: Mapping[str, Any] | None = None,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes whether the method explains what it has kept of the input as it explains the input.
 
@@ -85,6 +92,7 @@ def coherency(
         {target}
         {sign}
         explanation_kwargs (dict, optional): Further arguments of ``explanation_func``. Default: None
+        {channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1]. Where a map is constant: 1 if both are the same, else 0.5.
@@ -104,11 +112,10 @@ def coherency(
         >>> coherency(grad_cam, images, grad_cam.attribute(images, target=281), target=281).shape
         torch.Size([2])
     """
-    maps = saliency_maps(inputs, attributions, sign)
     explain = explanation_func.attribute if isinstance(explanation_func, Attribution) else explanation_func
-    call = ModelCall(forward_func=explain, inputs=inputs, baselines=baselines)
-    for position in maps:
-        check_maskable(call.tensors[position], position)
+    call = ModelCall(forward_func=explain, inputs=inputs, baselines=baselines, channel_dim=channel_dim)
+    maps = saliency_maps(call, attributions, sign)
+    check_maskable(call.tensors, maps)
     masked = tuple(
         torch.lerp(baseline, tensor.detach(), maps[i].nan_to_num(1).to(tensor))
         if i in maps
@@ -121,7 +128,7 @@ def coherency(
     if isinstance(again, tuple) and len(again) == 1:
         again = again[0]
     # The layer's map of a method is for the same inputs as before.
-    maps_again = saliency_maps(inputs, again, sign)
+    maps_again = saliency_maps(call, again, sign)
     again_of = {
         position: maps_again[position].nan_to_num(0).to(value).masked_fill(value.isnan(), torch.nan)
         if position in maps_again
@@ -145,6 +152,8 @@ def adcc(
     sign: Sign = "positive",
     perturbations_per_eval: int | None = None,
     explanation_kwargs: Mapping[str, Any] | None = None,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes ADCC, one number for how faithful, coherent and concise an attribution is.
 
@@ -170,6 +179,7 @@ def adcc(
         {sign}
         {perturbations_per_eval}
         explanation_kwargs (dict, optional): Further arguments of ``explanation_func``. Default: None
+        {channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is the worst that it can be.
@@ -188,8 +198,8 @@ def adcc(
         torch.Size([2])
     """
     what = (inputs, attributions, baselines, additional_forward_args, target)
-    drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval)
-    coherent = coherency(explanation_func, *what, sign, explanation_kwargs)
-    maps = saliency_maps(inputs, attributions, sign)
+    drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval, channel_dim=channel_dim)
+    coherent = coherency(explanation_func, *what, sign, explanation_kwargs, channel_dim=channel_dim)
+    maps = saliency_maps(ModelCall(forward_func, inputs, channel_dim=channel_dim), attributions, sign)
     covered = torch.stack([explained_pixels(maps, example).mean() for example in range(len(drop))])
     return harmonic_mean(drop, coherent.to(drop.device), covered.to(drop.device))

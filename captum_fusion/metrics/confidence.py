@@ -24,6 +24,8 @@ def confidence_drop(
     activation: Activation | None = "softmax",
     sign: Sign = "positive",
     perturbations_per_eval: int | None = None,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes how much of the target's probability is lost when the attribution masks the input.
 
@@ -43,6 +45,7 @@ def confidence_drop(
         {activation}
         {sign}
         {perturbations_per_eval}
+        {channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1]. Where Y is 0 there is nothing to lose, and the drop is 0.
@@ -53,18 +56,21 @@ def confidence_drop(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> confidence_drop(model, images, attributions, target=281).shape
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func, inputs, target, additional_forward_args, activation, baselines, perturbations_per_eval
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        baselines,
+        perturbations_per_eval,
+        channel_dim=channel_dim,
     )
-    return drop(*probabilities(call, saliency_maps(inputs, attributions, sign)))
+    return drop(*probabilities(call, saliency_maps(call, attributions, sign)))
 
 
 @fill_docstring
@@ -78,6 +84,8 @@ def confidence_increase(
     activation: Activation | None = "softmax",
     sign: Sign = "positive",
     perturbations_per_eval: int | None = None,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes whether the target's probability rises when the attribution masks the input.
 
@@ -97,6 +105,7 @@ def confidence_increase(
         {activation}
         {sign}
         {perturbations_per_eval}
+        {channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with the values 0 and 1.
@@ -106,18 +115,21 @@ def confidence_increase(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> confidence_increase(model, images, attributions, target=281).shape
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func, inputs, target, additional_forward_args, activation, baselines, perturbations_per_eval
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        baselines,
+        perturbations_per_eval,
+        channel_dim=channel_dim,
     )
-    return increase(*probabilities(call, saliency_maps(inputs, attributions, sign)))
+    return increase(*probabilities(call, saliency_maps(call, attributions, sign)))
 
 
 def drop(whole: Tensor, difference: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The target's probability as pixels are restored or removed: insertion and deletion."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
 
 # The kernel size and sigma of the code released with RISE, in pixels.
-BLUR = (11, 5.0)
+_BLUR = (11, 5.0)
 
 
 @fill_docstring
@@ -30,6 +31,8 @@ def insertion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability rises as the most important pixels are restored.
 
@@ -53,6 +56,7 @@ def insertion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -62,26 +66,22 @@ def insertion(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> insertion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        baselines=baselines,
-        blur=BLUR,
-        perturbations_per_eval=perturbations_per_eval,
-        show_progress=show_progress,
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        baselines,
+        perturbations_per_eval,
+        show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=True)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=True)
     return curve if return_curve else curve.area
 
 
@@ -99,6 +99,8 @@ def deletion(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     return_curve: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability falls as the most important pixels are removed.
 
@@ -122,6 +124,7 @@ def deletion(
         {sign}
         {progress_arguments}
         {return_curve}
+        {channel_dim}
 
     Returns:
         {curve}
@@ -131,25 +134,22 @@ def deletion(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> deletion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
     """
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        baselines=baselines,
-        perturbations_per_eval=perturbations_per_eval,
-        show_progress=show_progress,
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        baselines,
+        perturbations_per_eval,
+        show_progress,
+        channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(inputs, attributions, sign), steps, restores=False)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=False)
     return curve if return_curve else curve.area
 
 
@@ -165,6 +165,8 @@ def curve_of(call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: 
     """The curve as pixels are restored from the baseline, or removed to it, the most important ones first."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
+    if restores:
+        call = replace(call, blur=_BLUR)
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
     left = {position: saliency.isnan() for position, saliency in maps.items()}
     examples = torch.arange(call.examples, device=call.device).repeat_interleave(steps + 1)

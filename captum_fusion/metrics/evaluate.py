@@ -1,7 +1,6 @@
 """Several metrics of one attribution from shared forward passes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion._engine.saliency import saliency_maps
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.metrics.confidence import drop, increase, probabilities
-from captum_fusion.metrics.curves import BLUR, curve_of
+from captum_fusion.metrics.curves import curve_of
 from captum_fusion.metrics.road import road_of
 
 MaskingMetric = Literal["confidence_drop", "confidence_increase", "insertion", "deletion", "road"]
@@ -35,6 +34,7 @@ def evaluate(
     steps: int = 100,
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
+    channel_dim: int = 1,
 ) -> dict[str, Tensor]:
     r"""Computes several metrics of the attributions of one method, which share their forward passes.
 
@@ -56,6 +56,7 @@ def evaluate(
         {sign}
         steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
         {progress_arguments}
+        {channel_dim}
 
     Returns:
         *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
@@ -68,12 +69,7 @@ def evaluate(
 
     Examples::
 
-        >>> import torch
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> values = evaluate(model, images, attributions, ["confidence_drop", "deletion"], target=281, steps=8)
         >>> list(values), values["deletion_curve"].shape
         (['confidence_drop', 'deletion', 'deletion_curve'], torch.Size([2, 9]))
@@ -82,16 +78,17 @@ def evaluate(
     if isinstance(metrics, str) or unknown:
         raise ValueError(f"metrics is {metrics!r}; expected some of {MASKING_METRICS}")
     call = ModelCall(
-        forward_func=forward_func,
-        inputs=inputs,
-        target=target,
-        additional_forward_args=additional_forward_args,
-        activation=activation,
-        baselines=baselines,
-        perturbations_per_eval=perturbations_per_eval,
-        show_progress=show_progress,
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        baselines,
+        perturbations_per_eval,
+        show_progress,
+        channel_dim=channel_dim,
     )
-    maps = saliency_maps(inputs, attributions, sign)
+    maps = saliency_maps(call, attributions, sign)
     values: dict[str, Tensor] = {}
     with forward_pass(call, measure_memory=True):
         if {"confidence_drop", "confidence_increase"} & set(metrics):
@@ -105,7 +102,6 @@ def evaluate(
                 most, least = road_of(call, maps).values()
                 values |= {"road": (least - most) / 2, "road_most": most, "road_least": least}
             else:
-                restores = name == "insertion"
-                curve = curve_of(replace(call, blur=BLUR) if restores else call, maps, steps, restores=restores)
+                curve = curve_of(call, maps, steps, restores=name == "insertion")
                 values |= {name: curve.area, f"{name}_curve": curve.probabilities}
     return values

@@ -13,6 +13,7 @@ from torchvision.tv_tensors import BoundingBoxes
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import corners
 from captum_fusion._engine.saliency import saliency_map
+from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import Sign
 
 Regions = Tensor | Sequence[Any] | np.ndarray[Any, Any]
@@ -20,7 +21,12 @@ Regions = Tensor | Sequence[Any] | np.ndarray[Any, Any]
 
 @fill_docstring
 def pointing_game(
-    attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
+    attributions: Tensor,
+    regions: Regions,
+    size: tuple[int, ...] | None = None,
+    sign: Sign = "positive",
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes whether the maximum of the attribution lies on the object.
 
@@ -37,6 +43,7 @@ def pointing_game(
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
         {sign}
+        {attributions_channel_dim}
 
     Returns:
         *Tensor* of shape (N,): 1 for a hit, 0 for a miss, NaN where there is no region.
@@ -56,12 +63,17 @@ def pointing_game(
     def hit(saliency: Tensor, region: Tensor) -> Tensor:
         return region.flatten()[saliency.argmax()] & saliency.any()
 
-    return _per_region(hit, attributions, regions, size, sign)
+    return _per_region(hit, channels_first(attributions, channel_dim), regions, size, sign)
 
 
 @fill_docstring
 def energy_pointing_game(
-    attributions: Tensor, regions: Regions, size: tuple[int, ...] | None = None, sign: Sign = "positive"
+    attributions: Tensor,
+    regions: Regions,
+    size: tuple[int, ...] | None = None,
+    sign: Sign = "positive",
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes the share of the attribution that lies on the object.
 
@@ -84,6 +96,7 @@ def energy_pointing_game(
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
             which means that of the attributions
         {sign}
+        {attributions_channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1], NaN where there is no region.
@@ -103,7 +116,7 @@ def energy_pointing_game(
         total = saliency.sum()
         return (saliency.flatten() * region.flatten()).sum() / torch.where(total > 0, total, 1)
 
-    return _per_region(share, attributions, regions, size, sign)
+    return _per_region(share, channels_first(attributions, channel_dim), regions, size, sign)
 
 
 @fill_docstring
@@ -112,6 +125,8 @@ def instances_reached(
     instances: Sequence[Regions],
     size: tuple[int, ...] | None = None,
     sign: Sign = "positive",
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes the share of the objects of a class that the attribution's peaks lie on: a pointing game for several.
 
@@ -129,6 +144,7 @@ def instances_reached(
         size (tuple[int, int], optional): The height and width of the image in which the regions lie. Default: None,
             which means those of the attributions
         {sign}
+        {attributions_channel_dim}
 
     Returns:
         *Tensor* of shape (N,) with values in [0, 1], NaN where there is no object.
@@ -144,7 +160,7 @@ def instances_reached(
         >>> instances_reached(attributions, [boxes])
         tensor([0.5000])
     """
-    maps, shape = _maps(attributions, size, sign)
+    maps, shape = _maps(channels_first(attributions, channel_dim), size, sign)
     if len(shape) != 2:
         raise ValueError(f"The image has the shape {shape}; expected two spatial axes")
 

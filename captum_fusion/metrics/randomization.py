@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict
 from torch.nn.utils.parametrize import is_parametrized
 
+from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import explained_pixels, saliency_maps
@@ -33,6 +34,8 @@ def weight_randomization(
     seed: int = 0,
     sign: Sign = "positive",
     attribution_kwargs: Mapping[str, Any] | None = None,
+    *,
+    channel_dim: int = 1,
 ) -> dict[str, Tensor]:
     r"""Computes how far attributions stay the same when the model's weights are replaced with random ones.
 
@@ -60,6 +63,7 @@ def weight_randomization(
         seed (int, optional): What the random weights follow from. Default: 0
         {sign}
         attribution_kwargs (dict, optional): Further arguments of the method's ``attribute``. Default: None
+        {channel_dim}
 
     Returns:
         *dict* of the name of each module with parameters of its own, from the output to the input, to a *Tensor* of
@@ -95,17 +99,15 @@ def weight_randomization(
     }
     if not modules:
         raise ValueError(f"model is a {type(explained).__name__} without parameters; expected one with parameters")
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    call = ModelCall(explained, inputs, channel_dim=channel_dim)
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
     def saliency() -> dict[int, Tensor]:
-        given = tuple(tensor.detach().clone() for tensor in tensors)
-        attributions = attribution_method.attribute(
-            given if isinstance(inputs, tuple) else given[0], target=target, **further, **(attribution_kwargs or {})
-        )
+        given = call.in_form(tuple(tensor.detach().clone() for tensor in call.tensors))
+        attributions = attribution_method.attribute(given, target=target, **further, **(attribution_kwargs or {}))
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
-        return saliency_maps(inputs, attributions, sign)
+        return saliency_maps(call, attributions, sign)
 
     def correlate(first: dict[int, Tensor], second: dict[int, Tensor]) -> Tensor:
         """The correlation over the pixels of the inputs that either explains; the other has zeros there."""
@@ -116,11 +118,11 @@ def weight_randomization(
             nowhere = values[0].isnan() & values[1].isnan()
             for part, value in zip(pairs, values, strict=True):
                 part[position] = value.nan_to_num(0).masked_fill(nowhere, torch.nan)
-        rows = range(len(tensors[0]))
+        rows = range(call.examples)
         return torch.cat([rank_correlation(*(explained_pixels(part, row) for part in pairs)) for row in rows])
 
     correlations, unchanged = {}, []
-    with preserved(tensors) as state, state.tracking():
+    with preserved(call.tensors) as state, state.tracking():
         original = saliency()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):

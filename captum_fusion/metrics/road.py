@@ -34,6 +34,8 @@ def road(
     sign: Sign = "positive",
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
+    *,
+    channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes ROAD: what is left of the target's probability when pixels are removed and debiased.
 
@@ -67,6 +69,7 @@ def road(
         {activation}
         {sign}
         {progress_arguments}
+        {channel_dim}
 
     Returns:
         *Tensor* of shape (N,): probabilities in [0, 1], or with "combined" differences in [-0.5, 0.5].
@@ -76,11 +79,7 @@ def road(
 
     Examples::
 
-        >>> from captum.attr import LayerGradCam
-        >>> from torchvision.models import resnet18
-        >>> model = resnet18(weights=None).eval()
-        >>> images = torch.rand(2, 3, 64, 64)
-        >>> attributions = LayerGradCam(model, model.layer4).attribute(images, target=281)
+        {attributions_example}
         >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5]).shape
         torch.Size([2])
     """
@@ -91,10 +90,18 @@ def road(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
     call = ModelCall(
-        forward_func, inputs, target, additional_forward_args, activation, None, perturbations_per_eval, show_progress
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        activation,
+        None,
+        perturbations_per_eval,
+        show_progress,
+        channel_dim=channel_dim,
     )
     orders: tuple[Order, ...] = ("most", "least") if order == "combined" else (order,)
-    means = road_of(call, saliency_maps(inputs, attributions, sign), orders, fractions, noise, seed)
+    means = road_of(call, saliency_maps(call, attributions, sign), orders, fractions, noise, seed)
     return (means["least"] - means["most"]) / 2 if order == "combined" else means[order]
 
 

@@ -16,7 +16,7 @@ import captum_fusion.explain
 from captum_fusion import LayerFusionCam, LayerUnionCam, Progress, Stopped, progress_to
 from captum_fusion.explain import ClassifiedImage, Explainer, explain
 from captum_fusion.metrics import saliency_map
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
 
@@ -54,6 +54,15 @@ def test_it_is_what_the_classes_give(net: SmallNet, photograph: Image.Image) -> 
     assert explanation.notes == ()
 
 
+def test_models_may_return_their_scores_among_others(net: SmallNet, photograph: Image.Image) -> None:
+    expected = explain(photograph, model=net, size=24, methods=["grad-cam"])
+    for output in (lambda scores: (scores, 0), lambda scores: {"out": scores, "aux": scores + 1}):
+        with net.register_forward_hook(lambda _, __, scores, output=output: output(scores)):
+            ours = explain(photograph, model=net, size=24, methods=["grad-cam"])
+        torch.testing.assert_close(ours.probabilities, expected.probabilities)
+        torch.testing.assert_close(ours.maps, expected.maps)
+
+
 def test_without_methods_the_stages_of_fusion_cam(net: SmallNet, photograph: Image.Image) -> None:
     explanation = explain(photograph, model=net, size=24)
     assert list(explanation.maps) == ["Grad-CAM", "Denoised Grad-CAM", "Score-CAM", "Combined", "Fusion-CAM"]
@@ -66,17 +75,11 @@ def test_without_methods_the_stages_of_fusion_cam(net: SmallNet, photograph: Ima
 @pytest.mark.parametrize("method", ["score-cam", "union-cam", "fusion-cam", "fusion(grad-cam,score-cam)"])
 def test_score_cam_within_a_tolerance_alone_or_fused(photograph: Image.Image, method: str) -> None:
     model = SmallNet(channels=150).eval()
-    rows = 0
-
-    def count(_: object, args: tuple[Tensor, ...]) -> None:
-        nonlocal rows
-        rows += len(args[0])
-
-    model.register_forward_pre_hook(count)
+    model.forward = counter = Counter(model.forward)
     exact = explain(photograph, model=model, layer="features", size=24, methods=[method])
-    all_rows, rows = rows, 0
+    all_rows = counter.rows
     quick = explain(photograph, model=model, layer="features", size=24, methods=[method], tolerance=0.1)
-    assert rows < all_rows / 2
+    assert counter.rows < 1.5 * all_rows
     (expected,), (found,) = exact.maps.values(), quick.maps.values()
     assert 0 < (expected - found).abs().max() < 0.2
     with pytest.raises(ValueError, match=r"tolerance is -1; expected a number in \[0, 1\)"):
@@ -191,19 +194,13 @@ def test_percentile_and_weighting_reach_the_fusions(net: SmallNet, photograph: I
 
 def test_only_what_is_not_known_is_computed(photograph: Image.Image) -> None:
     model = SmallNet(channels=150).eval()
-    rows = 0
-
-    def count(_: object, args: tuple[Tensor, ...]) -> None:
-        nonlocal rows
-        rows += len(args[0])
+    model.forward = counter = Counter(model.forward)
 
     def rows_of(*arguments: Any, **options: Any) -> int:
-        nonlocal rows
-        rows = 0
+        counter.sizes.clear()
         picture.explain(*arguments, **options)
-        return rows
+        return counter.rows
 
-    model.register_forward_pre_hook(count)
     picture = Explainer(model, layer="features", size=24).open(photograph)
     assert rows_of(1, ["fusion-cam"]) > 150
     assert rows_of(1, ["fusion-cam"]) == 0

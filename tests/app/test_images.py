@@ -59,18 +59,18 @@ def test_transparent_parts_are_shown_on_white() -> None:
     assert as_rgb(Image.fromarray(pixels)).note == ""
 
 
-@pytest.mark.parametrize("orientation", [0, *range(1, 10)])
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
-def test_pictures_are_upright_once(orientation: int, kind: str, tmp_path: Path) -> None:
+def test_pictures_are_upright_once(kind: str, tmp_path: Path) -> None:
     image = Image.fromarray((RAMP * 255).astype(np.uint8)).resize((30, 20)).convert("RGB")
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / f"turned.{kind}", exif=exif)
-    with Image.open(tmp_path / f"turned.{kind}") as turned:
-        expected = np.asarray(ImageOps.exif_transpose(turned))
-    photograph = open_photograph(tmp_path / f"turned.{kind}")
-    np.testing.assert_array_equal(np.asarray(photograph.image), expected)
-    np.testing.assert_array_equal(np.asarray(as_rgb(photograph.image).image), expected)
+    for orientation in range(10):
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / f"turned.{kind}", exif=exif)
+        with Image.open(tmp_path / f"turned.{kind}") as turned:
+            expected = np.asarray(ImageOps.exif_transpose(turned))
+        photograph = open_photograph(tmp_path / f"turned.{kind}")
+        np.testing.assert_array_equal(np.asarray(photograph.image), expected, err_msg=str(orientation))
+        np.testing.assert_array_equal(np.asarray(as_rgb(photograph.image).image), expected, err_msg=str(orientation))
 
 
 def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:

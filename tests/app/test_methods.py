@@ -17,62 +17,53 @@ def test_names() -> None:
     assert parse_method("fusion-cam:raw", "released") == parse_method("fusion-cam:raw")
 
 
-@pytest.mark.parametrize(
-    ("name", "parts", "arguments"),
-    [
-        ("fusion(x-grad-cam,rise)", ("x-grad-cam", "rise"), ("gradient_attributions", "region_attributions")),
-        ("union-cam", ("score-cam",), ("region_attributions",)),
+def test_parts() -> None:
+    both = ("gradient_attributions", "region_attributions")
+    for name, parts, arguments in [
+        ("fusion(x-grad-cam,rise)", ("x-grad-cam", "rise"), both),
+        ("union-cam", ("score-cam",), both[1:]),
         ("score-cam", (), ()),
-    ],
-)
-def test_parts(name: str, parts: tuple[str, ...], arguments: tuple[str, ...]) -> None:
-    method = parse_method(name)
-    assert (method.parts, method.part_arguments) == (parts, arguments)
+    ]:
+        method = parse_method(name)
+        assert (method.parts, method.part_arguments) == (parts, arguments)
 
 
-@pytest.mark.parametrize(
-    ("loose", "name"),
-    [
-        ("Grad-CAM", "grad-cam"),
-        ("gradcam", "grad-cam"),
-        ("LayerGradCam", "grad-cam"),
-        ("GradCAM++", "grad-cam++"),
-        ("grad-cam-plus-plus", "grad-cam++"),
-        ("LayerGradCamPlusPlus", "grad-cam++"),
-        ("Score_CAM", "score-cam"),
-        ("integrated gradients", "integrated-gradients"),
-        ("LayerGradientXActivation", "gradient-x-activation"),
-        ("FusionCAM:RAW", "fusion-cam:raw"),
-        ("Fusion(XGradCAM, Group-CAM):Released", "fusion(x-grad-cam,group-cam):released"),
-    ],
-)
-def test_names_are_matched_loosely(loose: str, name: str) -> None:
-    assert parse_method(loose) == parse_method(name)
-    assert parse_method(loose).name == name
+def test_names_are_matched_loosely() -> None:
+    for loose, name in {
+        "Grad-CAM": "grad-cam",
+        "gradcam": "grad-cam",
+        "LayerGradCam": "grad-cam",
+        "GradCAM++": "grad-cam++",
+        "grad-cam-plus-plus": "grad-cam++",
+        "LayerGradCamPlusPlus": "grad-cam++",
+        "Score_CAM": "score-cam",
+        "integrated gradients": "integrated-gradients",
+        "LayerGradientXActivation": "gradient-x-activation",
+        "FusionCAM:RAW": "fusion-cam:raw",
+        "Fusion(XGradCAM, Group-CAM):Released": "fusion(x-grad-cam,group-cam):released",
+    }.items():
+        assert parse_method(loose) == parse_method(name)
+        assert parse_method(loose).name == name
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("scorcam", "Unknown method 'scorcam'. Did you mean 'score-cam'"),
-        ("fusion(grad-cam,scor-cam)", "Unknown method 'scor-cam' to fuse. Did you mean 'score-cam'"),
-        ("fusion-cam:row", "Unknown weighting 'row'. Did you mean 'raw'"),
-        ("grad-cam:raw", "Unknown method 'grad-cam:raw'"),
-    ],
-)
-def test_unknown_names(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_method(text)
+def test_unknown_names() -> None:
+    for text, message in {
+        "scorcam": "Unknown method 'scorcam'. Did you mean 'score-cam'",
+        "fusion(grad-cam,scor-cam)": "Unknown method 'scor-cam' to fuse. Did you mean 'score-cam'",
+        "fusion-cam:row": "Unknown weighting 'row'. Did you mean 'raw'",
+        "grad-cam:raw": "Unknown method 'grad-cam:raw'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            parse_method(text)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:captum")
-@pytest.mark.parametrize("name", METHODS + CONTROLS)
-def test_every_name_builds_an_attribution(name: str, net: SmallNet, images: Tensor) -> None:
-    if name == "group-cam":
-        assert isinstance(parse_method(name).build(net, net.features), LayerGroupCam)
-        return
-    attribution = parse_method(name).build(net, net.features)
-    assert len(attribution.attribute(images, target=0)) == len(images)
+def test_every_name_builds_an_attribution(net: SmallNet, images: Tensor) -> None:
+    for name in METHODS + CONTROLS:
+        attribution = parse_method(name).build(net, net.features)
+        # Its blurred baseline is larger than these images.
+        if not isinstance(attribution, LayerGroupCam):
+            assert len(attribution.attribute(images, target=0)) == len(images), name
 
 
 def test_the_compiled_model_does_the_masked_passes_of_ours_alone(net: SmallNet) -> None:

@@ -348,31 +348,22 @@ def test_builders_that_fail_are_named_with_the_place(tmp_path: Path, monkeypatch
         load("broken_module_of_a_user:net", None)
 
 
-@pytest.mark.parametrize(
-    ("output", "error", "message"),
-    [
-        (
-            lambda x: {"logits": x.mean((2, 3))},
-            TypeError,
-            "returns dict; expected one score for each example",
-        ),
-        (lambda x: (x.mean((2, 3)), x), TypeError, "returns tuple; expected"),
-        (lambda x: x.mean((2, 3))[:1], ValueError, r"returns shape \(1, 3\) of torch.float32 for 2 examples; expected"),
-        (lambda x: x.mean((2, 3))[0], ValueError, r"returns shape \(3,\)"),
-        (lambda x: x.mean((2, 3))[:, :1], ValueError, "at least 2 classes"),
-        (lambda x: x, ValueError, r"returns shape \(2, 3, 4, 4\)"),
-        (lambda x: x.mean((2, 3)).long(), ValueError, "of torch.int64"),
-        (lambda x: x.mean((2, 3)) / 0, RuntimeError, "scores that are not finite"),
-    ],
-)
-def test_models_that_are_no_classifier(output: Any, error: type[Exception], message: str) -> None:
-    class Net(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return output(x)
-
-    classifier = Classifier("odd", Net(), Preprocessing(4, 4, (0.0,) * 3, (1.0,) * 3), None)
-    with pytest.raises(error, match=f"^odd .*{message}"):
-        classifier.scores(torch.rand(2, 3, 4, 4))
+def test_models_that_are_no_classifier() -> None:
+    for output, error, message in [
+        (lambda scores: {"logits": scores}, TypeError, "returns dict; expected one score for each example"),
+        (lambda scores: (scores, scores), TypeError, "returns tuple; expected"),
+        (lambda scores: scores[:1], ValueError, r"returns shape \(1, 3\) of torch.float32 for 2 examples; expected"),
+        (lambda scores: scores[0], ValueError, r"returns shape \(3,\)"),
+        (lambda scores: scores[:, :1], ValueError, "at least 2 classes"),
+        (lambda scores: scores[..., None, None], ValueError, r"returns shape \(2, 3, 1, 1\)"),
+        (lambda scores: scores.long(), ValueError, "of torch.int64"),
+        (lambda scores: scores / 0, RuntimeError, "scores that are not finite"),
+    ]:
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model.register_forward_hook(lambda _, __, scores, output=output: output(scores))
+        classifier = Classifier("odd", model, Preprocessing(4, 4, (0.0,) * 3, (1.0,) * 3), None)
+        with pytest.raises(error, match=f"^odd .*{message}"):
+            classifier.scores(torch.rand(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize(("resize", "size"), [(256, 224), (40, 32), (32, 32)])

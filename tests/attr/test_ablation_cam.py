@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_fusion import LayerAblationCam
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -35,16 +35,10 @@ def test_channels_of_zeros_need_no_forward_pass(net: SmallNet, images: Tensor) -
     with torch.no_grad():
         net.features.weight[:3] = 0
         net.features.bias[:3] = 0
-    rows = 0
-
-    def forward(x: Tensor) -> Tensor:
-        nonlocal rows
-        rows += len(x)
-        return net(x)
-
-    LayerAblationCam(forward, net.features).attribute(images, target=0)
+    counter = Counter(net)
+    LayerAblationCam(counter, net.features).attribute(images, target=0)
     # The images as they are, three channels of each, and one as a check.
-    assert rows <= 3 + 3 * 3 + 1
+    assert counter.rows <= 3 + 3 * 3 + 1
 
 
 def test_a_dead_layer_gives_zeros(net: SmallNet, images: Tensor) -> None:

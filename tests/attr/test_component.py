@@ -8,7 +8,7 @@ from captum.attr import GuidedGradCam, LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCam, LayerScoreCam, LayerUnionCam, LayerXGradCam
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 
 class OfAnotherModel(LayerAttribution):
@@ -67,12 +67,7 @@ def test_an_additional_argument_that_the_model_changes_stays(net: SmallNet, imag
 
 @pytest.mark.parametrize("resolution", ["layer", "input"])
 def test_components_that_are_there_are_not_computed_again(net: SmallNet, images: Tensor, resolution: str) -> None:
-    sizes: list[int] = []
-
-    def forward(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return net(x)
-
+    forward = Counter(net)
     gradient, region = (method(net, net.features).attribute(images, 1) for method in (LayerGradCam, LayerScoreCam))
     if resolution == "input":
         gradient, region = (
@@ -81,10 +76,10 @@ def test_components_that_are_there_are_not_computed_again(net: SmallNet, images:
     ready = {"gradient_attributions": gradient, "region_attributions": region}
     fusion_cam, union_cam = LayerFusionCam(forward, net.features), LayerUnionCam(forward, net.features)
     expected = fusion_cam.attribute(images, 1), union_cam.attribute(images, 1)
-    sizes.clear()
+    forward.sizes.clear()
     torch.testing.assert_close(fusion_cam.attribute(images, 1, **ready), expected[0])
     torch.testing.assert_close(union_cam.attribute(images, 1, region_attributions=region), expected[1])
-    assert len(sizes) == 2 * 3, "the unmasked pass, the blank with both maps, and their union"
+    assert len(forward.sizes) == 2 * 3, "the unmasked pass, the blank with both maps, and their union"
     for wrong in (region[:1], region[0], region[..., 0]):
         with pytest.raises(ValueError, match="region_method gave attributions of shape"):
             union_cam.attribute(images, 1, region_attributions=wrong)

@@ -19,13 +19,18 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_fusion import (
+    AugmentationTunnel,
+    FusedAttributions,
     FusionCamStages,
+    LayerFinerCam,
     LayerFusionCam,
     LayerGroupCam,
     LayerScoreCam,
     LayerUnionCam,
     LayerXGradCam,
+    Rise,
 )
+from captum_fusion.functional import normalize
 from tests import straight_line
 from tests.cases import TARGETS, case
 from tests.conftest import SmallNet
@@ -35,8 +40,8 @@ from tests.conftest import SmallNet
 @pytest.mark.parametrize(
     ("name", "weighting", "percentile"),
     [
-        ("vgg11", "normalized", 0.0),
-        ("resnet18", "raw", 10.0),
+        ("vgg", "normalized", 0.0),
+        ("resnet", "raw", 10.0),
         ("mobilenet_v2", "raw", 50.0),
         ("mobilenet_v2", "released", 10.0),
     ],
@@ -133,9 +138,7 @@ def test_maps_that_all_hurt_the_class(net: SmallNet, images: Tensor) -> None:
         )
         assert all(values.lt(0).all() for values in stages[5:])
         combined = weight * (stages.denoised + stages.region)
-        lowest, highest = combined.flatten(1).aminmax(dim=1)
-        span = (highest - lowest).clamp(min=1e-9).view(-1, 1, 1, 1)
-        torch.testing.assert_close(stages.combined, (combined - lowest.view(-1, 1, 1, 1)) / span)
+        torch.testing.assert_close(stages.combined, normalize(combined))
         assert stages.fused.isfinite().all()
 
 
@@ -160,8 +163,7 @@ def test_components_can_be_chosen(net: SmallNet, images: Tensor) -> None:
     _, stages = other.attribute(images, target=0, return_stages=True)
     summed = net.features(net.stem(images)).sum(1, keepdim=True).detach()
     upsampled = nn.functional.interpolate(summed, images.shape[2:], mode="bilinear").relu()
-    low, high = (bound.view(-1, 1, 1, 1) for bound in upsampled.flatten(1).aminmax(dim=1))
-    torch.testing.assert_close(stages.region, (upsampled - low) / (high - low))
+    torch.testing.assert_close(stages.region, normalize(upsampled))
 
 
 # What Captum says of the copies of the inputs that it sets to require gradients, and of the hooks of GuidedGradCam.
@@ -179,12 +181,19 @@ COMPONENTS: dict[str, tuple[Callable[[SmallNet], Attribution], dict[str, Any]]] 
     "x_grad_cam": (lambda net: LayerXGradCam(net, net.features), {}),
     "group_cam": (lambda net: LayerGroupCam(net, net.features, groups=3), {}),
     "union_cam": (lambda net: LayerUnionCam(net, net.features), {"percentile": 40.0}),
+    "finer_cam": (lambda net: LayerFinerCam(net, net.features), {}),
+    "rise": (lambda net: Rise(net, samples=10), {}),
+    "fused_attributions": (
+        lambda net: FusedAttributions([LayerGradCam(net, net.stem), LayerXGradCam(net, net.features)], "product"),
+        {},
+    ),
+    "augmentation_tunnel": (lambda net: AugmentationTunnel(LayerScoreCam(net, net.features)), {"baselines": 0.5}),
 }
 
 
+# Each in one of the two roles, which differ in the order of interpolation and ReLU alone.
 @CAPTUMS_WARNINGS
-@pytest.mark.parametrize("name", COMPONENTS)
-@pytest.mark.parametrize("role", ["gradient", "region"])
+@pytest.mark.parametrize(("name", "role"), zip(COMPONENTS, 7 * ["gradient", "region"], strict=True))
 def test_any_attribution_can_be_a_component(net: SmallNet, images: Tensor, name: str, role: str) -> None:
     # Captum refuses guided backpropagation through layers that work in place.
     net.relu = nn.ReLU()
@@ -257,8 +266,7 @@ def scaled(net: SmallNet) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, scale: net(x) * scale[:, None]
 
 
-@pytest.mark.parametrize("role", ["gradient", "region"])
-@pytest.mark.parametrize("tunnel", [False, True])
+@pytest.mark.parametrize(("role", "tunnel"), [("gradient", True), ("region", False)])
 def test_arguments_reach_the_components_that_take_them(
     net: SmallNet, images: Tensor, role: str, tunnel: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,53 +371,36 @@ def test_several_inputs(images: Tensor) -> None:
         torch.testing.assert_close(alone[0], attributions[0][one], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_refuses_bad_options_before_any_forward_pass(net: SmallNet, images: Tensor) -> None:
+    def forward(_: Tensor) -> Tensor:
+        raise AssertionError
+
+    for options, message in [
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),
         ({"percentile": -1}, "percentile is -1"),
         ({"percentile": float("nan")}, "percentile is nan"),
         ({"weighting": "fair"}, "weighting is 'fair'; expected one of"),
         ({"perturbations_per_eval": 0}, "perturbations_per_eval is 0; expected at least 1"),
-    ],
-)
-def test_refuses_bad_options_before_any_forward_pass(
-    net: SmallNet, images: Tensor, options: dict[str, object], message: str
-) -> None:
-    def forward(_: Tensor) -> Tensor:
-        raise AssertionError
-
-    with pytest.raises(ValueError, match=message):
-        LayerFusionCam(forward, net.features).attribute(images, target=0, **options)
-
-
-def test_refuses_bad_settings(net: SmallNet) -> None:
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LayerFusionCam(forward, net.features).attribute(images, target=0, **options)
     with pytest.raises(ValueError, match="activation is 'relu'; expected one of"):
         LayerFusionCam(net, net.features, activation="relu")
 
 
 @pytest.mark.parametrize("role", ["gradient_method", "region_method"])
-@pytest.mark.parametrize("component", ["grad-cam", LayerGradCam, nn.Identity(), lambda x: x])
-def test_refuses_a_component_that_is_no_attribution(net: SmallNet, role: str, component: object) -> None:
-    with pytest.raises(TypeError, match=rf"{role} is .*; expected an instance of captum\.attr\.Attribution"):
-        LayerFusionCam(net, net.features, **{role: component})
-
-
-@pytest.mark.parametrize("role", ["gradient_method", "region_method"])
-@pytest.mark.parametrize("wrap", [lambda method: method, NoiseTunnel])
-def test_refuses_a_component_of_another_model(
-    net: SmallNet, role: str, wrap: Callable[[Attribution], Attribution]
-) -> None:
+def test_refuses_a_component_that_cannot_be_one(net: SmallNet, images: Tensor, role: str) -> None:
+    for component in ("grad-cam", LayerGradCam, nn.Identity(), lambda x: x):
+        with pytest.raises(TypeError, match=rf"{role} is .*; expected an instance of captum\.attr\.Attribution"):
+            LayerFusionCam(net, net.features, **{role: component})
     other = SmallNet().eval()
-    with pytest.raises(ValueError, match=f"{role} explains another SmallNet .*expected attributions of the same model"):
-        LayerFusionCam(net, net.features, **{role: wrap(LayerGradCam(other, other.features))})
-    # A part of the model and the model in a wrapper are no other model.
-    for same in (nn.DataParallel(net), net.features):
-        LayerFusionCam(net, net.features, **{role: wrap(Saliency(same))})
-
-
-@pytest.mark.parametrize("role", ["gradient_method", "region_method"])
-def test_refuses_a_component_with_another_number_of_spatial_axes(net: SmallNet, images: Tensor, role: str) -> None:
+    for wrap in (lambda method: method, NoiseTunnel):
+        message = f"{role} explains another SmallNet .*expected attributions of the same model"
+        with pytest.raises(ValueError, match=message):
+            LayerFusionCam(net, net.features, **{role: wrap(LayerGradCam(other, other.features))})
+        # A part of the model and the model in a wrapper are no other model.
+        for same in (nn.DataParallel(net), net.features):
+            LayerFusionCam(net, net.features, **{role: wrap(Saliency(same))})
     fusion_cam = LayerFusionCam(net, net.features, **{role: LayerActivation(net, net.head)})
     message = r"Layer Activation gave attributions of shape \(3, 3\) for inputs of shape \(3, 3, 12, 10\)"
     with pytest.raises(ValueError, match=message + "; expected as many examples and as many spatial axes"):

@@ -51,25 +51,12 @@ def test_x_grad_cam_of_even_gradients_is_grad_cam(net: SmallNet, images: Tensor)
     torch.testing.assert_close(ours, LayerGradCam(model, net.features).attribute(images, target=0))
 
 
-@pytest.mark.parametrize("algorithm", METHODS)
-def test_a_dead_layer_gives_zeros(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
+def test_a_dead_layer_gives_zeros(net: SmallNet, images: Tensor) -> None:
     with torch.no_grad():
         net.features.weight.zero_()
         net.features.bias.zero_()
-    assert algorithm(net, net.features).attribute(images, target=0).eq(0).all()
-
-
-@pytest.mark.parametrize("algorithm", METHODS)
-def test_shape_of_grad_cam_and_its_options(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
-    images = 3 * torch.randn_like(images)
-    attributions = algorithm(net, net.features).attribute(images, target=0)
-    assert attributions.shape == LayerGradCam(net, net.features).attribute(images, target=0).shape
-    # What raises the score in front of a ReLU is positive, and these two count nothing else.
-    assert attributions.lt(0).any() or algorithm in (LayerLayerCam, LayerGradCamElementWise)
-    rectified = algorithm(net, net.features).attribute(images, target=0, relu_attributions=True)
-    assert torch.equal(rectified, attributions.relu())
-    to_input = algorithm(net, net.features).attribute(images, target=0, attribute_to_layer_input=True)
-    torch.testing.assert_close(to_input, algorithm(net, net.stem).attribute(images, target=0))
+    for algorithm in METHODS:
+        assert algorithm(net, net.features).attribute(images, target=0).eq(0).all(), algorithm
 
 
 def test_layer_cam_hi_res_cam_and_element_wise_grad_cam_worked_out_by_hand() -> None:
@@ -117,16 +104,14 @@ def test_the_sign_of_a_component_does_not_depend_on_chance(
         assert ((maps - maps.mean(1, True)) * (sums - sums.mean(1, True))).sum(1).gt(0).all()
 
 
-@pytest.mark.parametrize("requires_grad", [True, False])
-def test_a_component_of_channels_that_vary_alike_has_finite_gradients(requires_grad: bool) -> None:
+def test_a_component_of_channels_that_vary_alike_has_finite_gradients() -> None:
     """Where the derivative of a decomposition would be NaN: constant pixels, and directions of the same variance."""
     x = torch.tensor([[[3.0, -3.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0, 0.0], [0.0] * 4 + [1.0, -1.0]]])
     identity = nn.Identity()
-    attributions = LayerEigenCam(lambda x: identity(x).sum((1, 2)), identity).attribute(x.requires_grad_(requires_grad))
+    attributions = LayerEigenCam(lambda x: identity(x).sum((1, 2)), identity).attribute(x.requires_grad_())
     torch.testing.assert_close(attributions, x[:, :1])
-    if requires_grad:
-        (gradient,) = torch.autograd.grad(attributions.square().sum(), x)
-        assert gradient.isfinite().all()
+    (gradient,) = torch.autograd.grad(attributions.square().sum(), x)
+    assert gradient.isfinite().all()
 
 
 def test_hi_res_cam_is_captums_gradient_x_activation_summed(net: SmallNet, images: Tensor) -> None:

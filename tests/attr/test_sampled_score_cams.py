@@ -11,21 +11,9 @@ from torch import Tensor, nn
 from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
 from captum_fusion._engine.surrogate import Surrogate, relu_minmax
 from tests import straight_line
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 SAMPLED = [LayerISCam, LayerSSCam]
-
-
-class Recorder:
-    """The model with what it was given."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
-        self.rows: list[Tensor] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.rows.extend(x.clone())
-        return self.net(x)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -35,9 +23,14 @@ def test_ss_cam_equals_the_straight_line_computation_with_its_own_noise(axes: in
     size = (9, 6, 7)[:axes]
     ones = torch.ones(1, 3, *size)
     blank = nn.Identity()
-    recorder = Recorder(lambda x: blank(x).flatten(1).sum(1))
-    LayerSSCam(recorder, blank, samples=3, stdev=0.5, seed=7).attribute(ones, perturbations_per_eval=1)
-    noises = [row[0].double().numpy() for row in recorder.rows[-3:]]
+    rows: list[Tensor] = []
+
+    def forward(x: Tensor) -> Tensor:
+        rows.extend(x.clone())
+        return blank(x).flatten(1).sum(1)
+
+    LayerSSCam(forward, blank, samples=3, stdev=0.5, seed=7).attribute(ones, perturbations_per_eval=1)
+    noises = [row[0].double().numpy() for row in rows[-3:]]
     assert all(abs(noise.std() - 0.5) < 0.3 and abs(noise.mean()) < 0.5 for noise in noises)
     assert not np.allclose(noises[0], noises[1])
     images = torch.randn(2, 3, *size)
@@ -86,17 +79,11 @@ def test_the_noise_follows_from_the_seed_alone(net: SmallNet, images: Tensor) ->
 def test_memory_is_bounded_by_the_rows_of_one_evaluation(
     algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor
 ) -> None:
-    recorder = Recorder(net)
-    sizes = []
-
-    def forward(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return recorder(x)
-
-    algorithm(forward, net.features, samples=5).attribute(images, target=0, perturbations_per_eval=2)
-    assert max(sizes) == 6
+    counter = Counter(net)
+    algorithm(counter, net.features, samples=5).attribute(images, target=0, perturbations_per_eval=2)
+    assert max(counter.sizes) == 6
     # Five live channels and the blank for each image and sample.
-    assert 3 + 3 * 6 * 5 <= sum(sizes) <= 3 + 3 * 6 * 5 + 6
+    assert 3 + 3 * 6 * 5 <= counter.rows <= 3 + 3 * 6 * 5 + 6
 
 
 @pytest.mark.parametrize("algorithm", SAMPLED)
@@ -105,11 +92,11 @@ def test_within_the_tolerance_in_fewer_passes(algorithm: type[LayerScoreCam], im
     wide = SmallNet(channels=150).eval()
     options: dict[str, Any] = {"samples": 3} | ({"stdev": 0.3} if algorithm is LayerSSCam else {})
     exact = algorithm(wide, wide.features, **options).attribute(images, target=1)
-    recorder = Recorder(wide)
-    attributions, errors = algorithm(recorder, wide.features, tolerance=0.1, **options).attribute(
+    counter = Counter(wide)
+    attributions, errors = algorithm(counter, wide.features, tolerance=0.1, **options).attribute(
         images, target=1, return_error_estimate=True
     )
-    assert len(recorder.rows) < 3 * 3 * 120
+    assert counter.rows < 3 * 3 * 120
     assert errors.le(0.1).all()
     assert (relu_minmax(attributions.flatten(1)) - relu_minmax(exact.flatten(1))).abs().amax(1).le(0.1).all()
 

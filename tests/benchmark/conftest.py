@@ -43,9 +43,14 @@ def preprocessed(classifier: Classifier, file: Path) -> Tensor:
 
 
 @pytest.fixture
-def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that do not look at them: they take most of the time."""
-    monkeypatch.setattr(_report, "rendered", lambda *_: b"")
+def charts() -> None:
+    """For tests that look at the charts, which take most of the time."""
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "charts" not in request.fixturenames:
+        monkeypatch.setattr(_report, "rendered", lambda *_: b"")
 
 
 @pytest.fixture

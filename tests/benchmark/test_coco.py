@@ -68,7 +68,6 @@ def test_pictures_labels_boxes_and_outlines(content: dict[str, Any], tmp_path: P
     assert [picture.file for picture in beside.pictures] == [picture.file for picture in source.pictures]
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, Any], tmp_path: Path) -> None:
     images = write(tmp_path, content)
     metrics = ["pointing_game", "mask_pointing_game", "mask_energy_pointing_game", "instances_reached"]
@@ -86,7 +85,6 @@ def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, An
     }
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
     options |= {"metrics": ["complexity", "pointing_game", "mask_pointing_game"], "labels_by_order": True}
@@ -116,7 +114,6 @@ def thousand_things() -> nn.Module:
     return SmallNet(classes=1000)
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.metrics import confidence_drop
 from tests.benchmark.conftest import bench, preprocessed, records
 
-pytestmark = pytest.mark.usefixtures("no_charts")
 QUICK = {"methods": ["grad-cam"], "metrics": ["confidence_drop"], "limit": 2}
 
 

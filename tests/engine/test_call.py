@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_fusion import LayerScoreCam
+from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam
 from tests.conftest import SmallNet
 
 pytestmark = pytest.mark.every_device
@@ -98,3 +99,28 @@ def test_bad_baselines(net: SmallNet, images: Tensor, baselines: object, error: 
 def test_output_with_another_number_of_rows(net: SmallNet, images: Tensor) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\) for 3 examples"):
         LayerScoreCam(lambda x: net(x).mean(0, keepdim=True), net.features).attribute(images, target=0)
+
+
+class Patches(nn.Module):
+    """Tokens (N, T, C), one for each patch of two pixels along each of one to three axes, after a class token."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        self.patches = convolution(3, 6, 2, stride=2)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.new_ones(len(x), 1, 6), tokens], dim=1)
+        return self.head(self.norm(tokens).tanh().mean(1))
+
+
+# The gradient methods at the layer's resolution never look at the input's axes, as LayerGradCam does not.
+@pytest.mark.parametrize("algorithm", [LayerScoreCam, LayerGroupCam, LayerFusionCam])
+def test_tokens_of_a_picture_or_a_volume_without_a_view(algorithm: type[LayerAttribution]) -> None:
+    for axes, message in ((2, "spatial_view"), (3, r"spatial_view.*grid")):
+        model = Patches(axes).eval()
+        with pytest.raises(ValueError, match=message):
+            algorithm(model, model.norm).attribute(torch.rand(2, 3, *(8, 8, 4)[:axes]), target=1)

@@ -12,14 +12,15 @@ import transformers
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.video import r3d_18
 
-from captum_fusion import LayerFusionCam, LayerXGradCam, last_feature_map
+from captum_fusion import last_feature_map
 from tests.engine.test_forward_pass import TrainingNet, snapshot
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "layer.md"
 # The smallest sizes whose feature map has more than one pixel, or that the network takes; 96 for all others.
 SIZES = {"inception_v3": 128, "maxvit_t": 224}
+# The slower half of making VGG's hundred million weights.
+OPTIONS = {"vgg11": {"init_weights": False}, "vit_b_16": {"image_size": 96}}
 
 
 class Row(NamedTuple):
@@ -64,9 +65,8 @@ def test_the_table_covers_torchvision_and_nothing_else() -> None:
 def test_the_layer_can_be_explained(name: str) -> None:
     row = row_of(name)
     size = SIZES.get(name, 96)
-    vit = name.startswith("vit")
-    model = models.get_model(name, weights=None, **{"image_size": size} if vit else {}).eval()
-    if vit:
+    model = models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+    if name.startswith("vit"):
         nn.init.normal_(model.heads.head.weight)  # torchvision starts from zeros, which leave no gradient.
     image = torch.randn(1, 3, size, size)
     with torch.no_grad():
@@ -77,15 +77,9 @@ def test_the_layer_can_be_explained(name: str) -> None:
     assert feature_map.form == ("tokens" if row.attach_view else "channels first")
     with feature_map.view() as layer:
         grad_cam = LayerGradCam(model, layer).attribute(image, target=target)
-        fusion_cam = LayerFusionCam(model, layer, region_method=LayerXGradCam(model, layer))
-        attributions = fusion_cam.attribute(image, target=target)
-    assert grad_cam.shape[2:] == feature_map.shape[1:]
-    assert grad_cam.shape[:2] == (1, 1)
-    assert grad_cam.dim() == 4
+    assert grad_cam.shape == (1, 1, *feature_map.shape[1:])
     assert grad_cam.numel() > 1
     assert grad_cam.any()
-    assert attributions.shape == image.shape
-    assert attributions.isfinite().all()
 
 
 def of_timm(name: str, **options: Any) -> nn.Module:
@@ -167,11 +161,6 @@ def test_transformers(kind: str) -> None:
 
     with feature_map.view() as layer:
         assert LayerGradCam(forward, layer).attribute(image, target=1).shape == (2, 1, *shape[1:])
-
-
-def test_a_video() -> None:
-    feature_map = last_feature_map(r3d_18(weights=None).eval(), torch.randn(1, 3, 8, 48, 64))
-    assert (feature_map.name, feature_map.shape, feature_map.form) == ("layer4", (512, 1, 3, 4), "channels first")
 
 
 def convolution(channels: int, stride: int = 1) -> nn.Module:
@@ -293,9 +282,7 @@ class Detached(nn.Module):
         return x.detach()
 
 
-@pytest.mark.parametrize(
-    "context", [torch.no_grad, torch.inference_mode, torch.enable_grad, torch.autograd.detect_anomaly]
-)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.autograd.detect_anomaly])
 @pytest.mark.filterwarnings("ignore:Anomaly Detection", "ignore:The model is in training mode")
 def test_nothing_is_disturbed(context: type) -> None:
     model, images = TrainingNet(), torch.rand(2, 3, 8, 8)

@@ -13,6 +13,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_fusion import (
+    LayerAblationCam,
     LayerFusionCam,
     LayerGradCamPlusPlus,
     LayerGroupCam,
@@ -21,25 +22,15 @@ from captum_fusion import (
     LayerXGradCam,
 )
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion
-from tests.conftest import SmallNet
-from tests.methods import KINDS, LAYER_PATHS, has_input_shape, run, takes
+from tests.conftest import Counter, SmallNet
+from tests.methods import AT_INPUT_SIZE, KINDS, LAYER_PATHS, run, takes
 
 pytestmark = pytest.mark.every_device
 
 METRICS = [confidence_drop, confidence_increase, insertion, deletion]
 MASKED = [method for method in LAYER_PATHS if takes(method, "perturbations_per_eval")]
-
-
-class Counter:
-    """A forward function that counts its calls and their rows."""
-
-    def __init__(self, forward: Callable[..., Tensor]) -> None:
-        self.forward = forward
-        self.sizes: list[int] = []
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        self.sizes.append(len(inputs[0]))
-        return self.forward(*inputs)
+# Masks of channels, channels left out, and masks of fused maps.
+FEW_MASKED = [LayerScoreCam, LayerAblationCam, LayerFusionCam]
 
 
 # One more row than needed may reach the model, to see whether scores depend on the batch.
@@ -67,7 +58,7 @@ def test_passes_are_made_once(
     counter = Counter(net)
     algorithm(counter, net.features).attribute(images, target=0)
     assert len(counter.sizes) <= calls
-    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert rows <= counter.rows <= rows + CONTROL
     assert counter.sizes[0] == len(images)
 
 
@@ -78,7 +69,7 @@ def test_a_metric_makes_its_passes_once(metric: Any, net: SmallNet, images: Tens
     metric(counter, images, torch.rand_like(images), target=0, **{"steps": 9} if curve else {})
     rows = 3 + 3 * (10 if curve else 1)
     assert len(counter.sizes) == 2
-    assert rows <= sum(counter.sizes) <= rows + CONTROL
+    assert rows <= counter.rows <= rows + CONTROL
 
 
 def test_scores_that_are_not_finite(net: SmallNet, images: Tensor) -> None:
@@ -178,18 +169,18 @@ def test_masked_inputs_share_one_buffer_and_one_memory_format(net: SmallNet, ima
 
 
 @pytest.mark.parametrize("algorithm", MASKED)
-@pytest.mark.parametrize("perturbations_per_eval", [1, 2, 100])
 def test_the_number_of_masks_per_evaluation_changes_nothing(
-    algorithm: type[LayerAttribution], perturbations_per_eval: int, net: SmallNet, images: Tensor
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
     expected = algorithm(net, net.features).attribute(images, target=2)
-    counter = Counter(net)
-    ours = algorithm(counter, net.features).attribute(images, target=2, perturbations_per_eval=perturbations_per_eval)
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-    assert max(counter.sizes) <= perturbations_per_eval * len(images)
+    for number in (1, 2, 100):
+        counter = Counter(net)
+        ours = algorithm(counter, net.features).attribute(images, target=2, perturbations_per_eval=number)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+        assert max(counter.sizes) <= number * len(images)
 
 
-@pytest.mark.parametrize("subject", [*MASKED, *METRICS])
+@pytest.mark.parametrize("subject", [*FEW_MASKED, confidence_drop, insertion])
 def test_an_output_whose_memory_is_used_again(subject: Any, net: SmallNet, images: Tensor) -> None:
     memory = torch.empty(64, 3, device=images.device)
 
@@ -212,20 +203,16 @@ class ModelOutput(OrderedDict[str, Any]):
         return self["logits"]
 
 
-@pytest.mark.parametrize("output", [dict, ModelOutput])
 @pytest.mark.parametrize("algorithm", KINDS)
 def test_a_forward_function_that_returns_a_dictionary(
-    algorithm: type[LayerAttribution], output: type, net: SmallNet, images: Tensor
+    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
 ) -> None:
-    def forward(x: Tensor) -> Any:
-        return output(logits=net(x))
-
-    with pytest.raises(TypeError, match=r"logits"):
-        algorithm(forward, net.features).attribute(images, target=1)
-    if output is ModelOutput:
-        expected = algorithm(net, net.features).attribute(images, target=1)
-        ours = algorithm(lambda x: forward(x).logits, net.features).attribute(images, target=1)
-        torch.testing.assert_close(ours, expected)
+    for output in (dict, ModelOutput):
+        with pytest.raises(TypeError, match=r"logits"):
+            algorithm(lambda x, output=output: output(logits=net(x)), net.features).attribute(images, target=1)
+    expected = algorithm(net, net.features).attribute(images, target=1)
+    ours = algorithm(lambda x: ModelOutput(logits=net(x)).logits, net.features).attribute(images, target=1)
+    torch.testing.assert_close(ours, expected)
 
 
 class Quantized(nn.Module):
@@ -244,51 +231,26 @@ class Fourier(nn.Module):
     [(Quantized(), Tensor.dequantize, "(?i)quantized|qint8"), (Fourier(), Tensor.abs, "(?i)complex")],
     ids=["quantized", "complex"],
 )
-@pytest.mark.parametrize("algorithm", KINDS)
-def test_a_layer_whose_values_cannot_be_maps(
-    algorithm: type[LayerAttribution], layer: nn.Module, back: Any, message: str, images: Tensor
-) -> None:
-    seen = []
-
-    def forward(x: Tensor) -> Tensor:
-        seen.append(len(x))
-        return back(layer(x)).mean((2, 3))
-
-    with pytest.raises((TypeError, ValueError), match=message):
-        algorithm(forward, layer).attribute(images, target=1)
-    assert sum(seen) <= len(images), "refused before any masked pass"
+def test_a_layer_whose_values_cannot_be_maps(layer: nn.Module, back: Any, message: str, images: Tensor) -> None:
+    for algorithm in KINDS:
+        counter = Counter(lambda x: back(layer(x)).mean((2, 3)))
+        with pytest.raises((TypeError, ValueError), match=message):
+            algorithm(counter, layer).attribute(images, target=1)
+        assert counter.rows <= len(images), "refused before any masked pass"
 
 
-@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("algorithm", FEW_MASKED)
 def test_a_model_with_a_fixed_batch_size(algorithm: type[LayerAttribution], net: SmallNet, images: Tensor) -> None:
     image = images[:1]
-
-    def forward(x: Tensor) -> Tensor:
-        # An error of torch for any other number of rows.
-        return net(x.view(image.shape))
-
-    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
-        algorithm(forward, net.features).attribute(image, target=1)
-    expected = algorithm(net, net.features).attribute(image, target=1)
-    ours = algorithm(forward, net.features).attribute(image, target=1, perturbations_per_eval=1)
-    torch.testing.assert_close(ours, expected)
-
-
-@pytest.mark.parametrize("algorithm", MASKED)
-def test_a_model_with_a_fixed_number_of_scores(
-    algorithm: type[LayerAttribution], net: SmallNet, images: Tensor
-) -> None:
-    with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
-        algorithm(lambda x: net(x)[:1], net.features).attribute(images[:1], target=1)
-
-
-def test_a_fixed_batch_of_several(net: SmallNet, images: Tensor) -> None:
-    """One mask for each example in one call, down to the last one."""
-    expected = LayerScoreCam(net, net.features).attribute(images, target=1)
-    ours = LayerScoreCam(lambda x: net(x.view(images.shape)), net.features).attribute(
-        images, target=1, perturbations_per_eval=1
-    )
-    torch.testing.assert_close(ours, expected)
+    # An error of torch for any other number of rows, and a single score for any number.
+    for forward in (lambda x: net(x.view(image.shape)), lambda x: net(x)[:1]):
+        with pytest.raises((RuntimeError, ValueError), match="perturbations_per_eval=1"):
+            algorithm(forward, net.features).attribute(image, target=1)
+    # One mask for each example in one call, down to the last one.
+    for batch in (image, images):
+        expected = algorithm(net, net.features).attribute(batch, target=1)
+        fixed = algorithm(lambda x, batch=batch: net(x.view(batch.shape)), net.features)
+        torch.testing.assert_close(fixed.attribute(batch, target=1, perturbations_per_eval=1), expected)
 
 
 class BatchNormOfTheBatch(nn.Module):
@@ -312,7 +274,9 @@ class FunctionalDropout(BatchNormOfTheBatch):
 
 
 @pytest.mark.parametrize("model", [BatchNormOfTheBatch, FunctionalDropout])
-@pytest.mark.parametrize(("subject", "examples"), [(MASKED[0], 1), *product(MASKED, (3,)), *product(METRICS, (3,))])
+@pytest.mark.parametrize(
+    ("subject", "examples"), [(LayerScoreCam, 1), *product([*FEW_MASKED, confidence_drop, insertion], (3,))]
+)
 def test_scores_that_depend_on_the_batch_or_on_chance(
     subject: Any, model: type[nn.Module], examples: int, images: Tensor
 ) -> None:
@@ -321,17 +285,14 @@ def test_scores_that_depend_on_the_batch_or_on_chance(
         run(subject, net, net.features, images[:examples], target=1)
 
 
-@pytest.mark.parametrize("subject", [*(method for method in MASKED if has_input_shape(method)), insertion, deletion])
-@pytest.mark.parametrize("scale", [1e6, -1e6])
-def test_a_softmax_that_saturates(subject: Any, scale: float, net: SmallNet, images: Tensor) -> None:
+@pytest.mark.parametrize("subject", [*AT_INPUT_SIZE, insertion, deletion])
+def test_a_softmax_that_saturates(subject: Any, net: SmallNet, images: Tensor) -> None:
     """The unmasked input, the blank and every mask score the same 0 or 1, so that the map says nothing."""
-
-    def forward(x: Tensor) -> Tensor:
+    for scale in (1e6, -1e6):
         # As Captum's wrapper for segmentation, which sums logits over many pixels.
-        return net(x) + scale * images.new_tensor([0.0, 1.0, 2.0])
-
-    with pytest.warns(UserWarning, match="activation=None"):
-        run(subject, forward, net.features, images, target=2)
+        shift = scale * images.new_tensor([0.0, 1.0, 2.0])
+        with pytest.warns(UserWarning, match="activation=None"):
+            run(subject, lambda x, shift=shift: net(x) + shift, net.features, images, target=2)
 
 
 def test_a_union_of_a_score_cam_that_is_negative_everywhere(images: Tensor) -> None:
@@ -382,7 +343,7 @@ def test_a_wrapper_around_a_component_loses_no_argument(
     assert torch.equal(ours, algorithm(net, net.features).attribute(images, target=2))
 
 
-@pytest.mark.parametrize("algorithm", MASKED)
+@pytest.mark.parametrize("algorithm", FEW_MASKED)
 def test_features_that_come_last_are_wrapped(algorithm: type[LayerAttribution]) -> None:
     """Inputs (N, T, E) of a model that transposes them: the masks run along the last axis, so that is T in a wrap."""
     convolution = nn.Conv1d(4, 6, 3, padding=1)

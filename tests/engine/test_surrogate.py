@@ -116,7 +116,7 @@ def test_draws_have_the_posterior_of_numpy() -> None:
     assert np.corrcoef(found_covariance.ravel(), covariance.ravel())[0, 1] > 0.85
 
 
-@pytest.mark.parametrize("tolerance", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("tolerance", [0.05, 0.3])
 def test_smooth_scores_take_few_passes_and_errors_are_covered(tolerance: float, device: torch.device) -> None:
     covered = []
     for seed in range(20):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_fusion.metrics import deletion, insertion
 from tests import straight_line
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 WEIGHTS = torch.tensor([0.1, 0.4, 0.2, 0.2])
 
@@ -93,16 +93,11 @@ def test_ties_are_broken_in_row_order(metric: Any) -> None:
 
 
 def test_memory_is_bounded_by_the_rows_of_one_evaluation(net: SmallNet, images: Tensor) -> None:
-    sizes = []
-
-    def forward(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return net(x)
-
-    few = deletion(forward, images, torch.rand(3, 1, 4, 4), target=0, steps=50, perturbations_per_eval=2)
-    assert max(sizes) == 6
+    counter = Counter(net)
+    few = deletion(counter, images, torch.rand(3, 1, 4, 4), target=0, steps=50, perturbations_per_eval=2)
+    assert max(counter.sizes) == 6
     # 153 masked images and one as it is, six at a time.
-    assert 3 + 3 * 51 <= sum(sizes) <= 3 + 6 * 26
+    assert 3 + 3 * 51 <= counter.rows <= 3 + 6 * 26
     assert few.shape == (3,)
 
 

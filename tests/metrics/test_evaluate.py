@@ -5,22 +5,16 @@ import torch
 from torch import Tensor
 
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, evaluate, insertion, road
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 pytestmark = pytest.mark.every_device
 
 
 @pytest.mark.parametrize("options", [{}, {"baselines": 0.5, "sign": "absolute_value", "activation": "sigmoid"}])
 def test_evaluate_is_the_metrics_one_by_one(net: SmallNet, images: Tensor, options: dict[str, object]) -> None:
-    sizes: list[int] = []
-
-    def forward(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return net(x)
-
-    maps = torch.randn_like(images)
-    values = evaluate(forward, images, maps, target=1, steps=5, **options)
-    assert len(sizes) == 1 + 1 + 2 + 1, "the unmasked pass, the masked one, two curves, and both orders of ROAD"
+    counter, maps = Counter(net), torch.randn_like(images)
+    values = evaluate(counter, images, maps, target=1, steps=5, **options)
+    assert len(counter.sizes) == 1 + 1 + 2 + 1, "the unmasked pass, the masked one, two curves, and both orders of ROAD"
     how = {"target": 1, **options}
     for name, metric in (("confidence_drop", confidence_drop), ("confidence_increase", confidence_increase)):
         torch.testing.assert_close(values.pop(name), metric(net, images, maps, **how))

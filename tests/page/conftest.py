@@ -21,8 +21,8 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
     "--no-first-run"
 )
-# Small networks take no time, but the machine may be busy.
-PATIENCE = 60_000
+# Small networks take no time, but the machine may be busy: five minutes, in milliseconds.
+PATIENCE = 300_000
 
 
 class Gated(SmallNet):
@@ -38,7 +38,7 @@ class Gated(SmallNet):
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
-        assert self.gate.wait(60)
+        assert self.gate.wait(PATIENCE / 1000)
         sleep(self.seconds)
         return super().forward(x)
 

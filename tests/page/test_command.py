@@ -5,19 +5,20 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
 
-from captum_fusion import cli
+from captum_fusion import cli, page
 
 SMALL = ["page", "--model", "tests.page.conftest:small_net", "--size", "24"]
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
-def test_it_serves_this_machine_alone_and_keeps_nothing(end: signal.Signals, tmp_path: Path) -> None:
+def test_it_serves_this_machine_alone_and_keeps_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "captum_fusion", *SMALL]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -29,7 +30,7 @@ def test_it_serves_this_machine_alone_and_keeps_nothing(end: signal.Signals, tmp
             assert answer.status == 200
         # Another address of this machine, where it would answer if it listened on all interfaces.
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", urlsplit(address).port or 0), timeout=10)
+            socket.create_connection(("127.0.0.2", urlsplit(address).port or 0), timeout=600)
         body = (
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.png"\r\n\r\npicture\r\n--x--\r\n'
         )
@@ -38,9 +39,22 @@ def test_it_serves_this_machine_alone_and_keeps_nothing(end: signal.Signals, tmp
             assert answer.status == 200
         (file,) = tmp_path.rglob("a.png")
         assert file.is_relative_to(next(tmp_path.glob("captum-fusion-*")))
-        process.send_signal(end)
-        assert process.wait(60) == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(600) == 0
     assert list(tmp_path.glob("captum-fusion-*")) == []
+
+
+def test_a_terminal_that_closes_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(page, "load_models", lambda _: {})
+    monkeypatch.setattr(page, "serving", lambda *_: nullcontext("http://127.0.0.1"))
+    event = SimpleNamespace(wait=lambda: signal.raise_signal(signal.SIGHUP))
+    monkeypatch.setattr(cli, "threading", SimpleNamespace(Event=lambda: event))
+    try:
+        assert cli.run(SMALL) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

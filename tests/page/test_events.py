@@ -19,7 +19,7 @@ from playwright.sync_api import Page, expect
 
 from captum_fusion._app.methods import METHODS
 from captum_fusion.page._browser import Model
-from tests.page.conftest import Gated, status
+from tests.page.conftest import PATIENCE, Gated, status
 
 Visit = Callable[[], Page]
 
@@ -55,7 +55,7 @@ def change(page: Page, name: str, action: Callable[[], object]) -> None:
     """Runs an action that changes a map, and waits until the map is drawn."""
     before = drawn(page, name)
     action()
-    for _ in range(600):
+    for _ in range(PATIENCE // 100):
         if drawn(page, name) != before:
             break
         page.wait_for_timeout(100)
@@ -247,7 +247,7 @@ def test_the_curves_of_all_maps_are_drawn_however_long_they_take(visit: Visit, g
     expect(page.locator(".vega-embed:visible")).to_have_count(2)
     for plot in page.locator(".vega-embed:visible").all():
         for name in ("grad-cam", "score-cam", "fusion-cam"):
-            expect(plot).to_contain_text(f"{name}: 0.", timeout=5000)
+            expect(plot).to_contain_text(f"{name}: 0.")
 
 
 def test_a_picture_that_cannot_be_explained_is_a_sentence(visit: Visit, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_answers_its_own_address_only(host: str | None, origin: str | None, stat
     headers = {"Host": (host or own.netloc).format(port=own.port)}
     if origin is not None:
         headers["Origin"] = origin.format(own=own.netloc)
-    connection = HTTPConnection(str(own.hostname), own.port, timeout=60)
+    connection = HTTPConnection(str(own.hostname), own.port, timeout=PATIENCE / 1000)
     connection.request("GET", "/", headers=headers)
     response = connection.getresponse()
     assert response.status == status
