@@ -61,7 +61,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     settings = settings.resolved()
     folder = Path(settings.output)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output is {folder}, a file; expected a folder")
+        raise FileExistsError(f"output is {folder}, a file; expected a folder")
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = chosen(settings, source)
     if settings.localized and source.pictures[0].instances is None:

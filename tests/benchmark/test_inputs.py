@@ -38,7 +38,6 @@ def options(model: str) -> dict[str, object]:
     return QUICK | {"models": [f"tests.benchmark.test_inputs:{model}"], "target": "label"}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("1\n0\n")
     folder = bench(
@@ -47,7 +46,6 @@ def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Pat
     assert targets(folder) == {"0": 1, "1": 0}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_path: Path) -> None:
     # In the order of ImageFolder, 10 follows on 1.
     names = [str(number) for number in range(12)]
@@ -65,13 +63,11 @@ def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_p
     assert targets(by_index) == {f"index:{name}": int(name) for name in names}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_some_numbered_folders_are_indices(tmp_path: Path) -> None:
     folder = bench(class_folders(tmp_path, ["3", "11"]), tmp_path / "out", **options("twelve"))
     assert targets(folder) == {"3": 3, "11": 11}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_picture(tmp_path / "pictures" / "a.jpg", 0)
     (tmp_path / "pictures" / "b.HEIC").touch()
@@ -80,7 +76,6 @@ def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pyte
     assert "needs the package pillow-heif" in records(folder)[1]["error"]
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_records_of_another_release_are_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +118,6 @@ def annotated(root: Path, segmentation: object) -> str:
     return f"coco:{root / 'boxes.json'}"
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_localization_without_outlines_or_without_the_class_is_no_empty_table(tmp_path: Path) -> None:
     more = {"models": ["tests.benchmark.test_inputs:two"], "classes": str(tmp_path / "names.txt")}
     with pytest.raises(ValueError, match=r"mask_pointing_game needs outlines of objects, which coco:.* does not have"):
