@@ -79,7 +79,7 @@ def find_photographs(folder: Path) -> list[Path]:
     suffixes = {*Image.registered_extensions(), *HEIF}
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
     if not files:
-        raise ValueError(f"{folder} is a folder without pictures")
+        raise ValueError(f"{folder} is a folder without pictures; those in folders inside it are not taken")
     return files
 
 

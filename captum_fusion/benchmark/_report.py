@@ -255,6 +255,9 @@ def _notes(records: pd.DataFrame) -> list[str]:
                 f"{subject}: the means are not over the same pictures, since not all methods explained the same ones; "
                 "the tests take those that two have in common."
             )
+    for name, measure in MEASURES.items():
+        if measure.needs and measure.column in explained and explained[measure.column].isna().all():
+            notes.append(f"{name.replace('_', ' ')} has no value: no picture shows an object of the explained class.")
     for note, count in Counter(records.drop_duplicates("image")["note"].dropna()).items():
         notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
     return notes

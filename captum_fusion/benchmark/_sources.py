@@ -128,7 +128,8 @@ def _imagenet(root: Path) -> Source:
         [
             Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (label,))
             for file, label in dataset.samples
-        ]
+        ],
+        classes=len(imagenet_categories()),
     )
 
 
@@ -287,6 +288,10 @@ def classes_of_labels(
     """
     labels = {label for picture in source.pictures for label in picture.labels}
     if source.categories is None:
+        if source.classes not in (None, classes):
+            raise ValueError(
+                f"The labels are those of {source.classes} classes; expected a model of these, not {classes}"
+            )
         for label in labels:
             if not 0 <= label < classes:
                 raise ValueError(

@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-m", "./mine.py:four"], "for example mine:four in the folder"),
         (["-m", "weights.pt"], "pass --weights weights.pt and the --model that they belong to"),
         (["-m", "hf:./missing"], "hf:./missing names a folder that does not exist"),
-        ([*model("double")], "fails on inputs of shape (2, 3, 24, 24) and type torch.float32: RuntimeError: "),
+        ([*model("double")], "fails on inputs of shape (2, 3, 24, 24) and type torch.float32: "),
         ([*model("four"), "--mean", "123", "116", "103"], "divide a mean and std of 0 to 255 by 255"),
         ([*model("four"), "--activation", "none"], "activation is 'none'; expected one of ('softmax', 'sigmoid')"),
         ([*model("four"), "--classes", "four.txt"], "four.txt holds no category names, or an empty one"),
