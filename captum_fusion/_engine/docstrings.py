@@ -67,6 +67,12 @@ interpolate_mode (str, optional): How maps are brought to the input's size: "bil
 baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
     the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
     Default: None, which means 0""",
+    "replace": r"""
+replace (Callable, optional): A function that fills removed pixels, as a model that paints them does. Its
+    arguments are some rows of an input, (R, C, \*S), and their removed pixels, of dtype bool and shape
+    (R, 1, \*S), from none to all of them; it returns a tensor of the shape of the first. Pixels that are not removed
+    keep their values, whatever it returns there. It is called for one input of several at a time, on rows of any
+    examples, and without gradients, which it may enable.""",
     "perturbations_per_eval": """
 perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least 1.
     Default: None, which chooses for the device""",
