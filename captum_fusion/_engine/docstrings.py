@@ -85,6 +85,17 @@ attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, 
     for every example while another's is not.""",
     "sign": """
 sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive\"""",
+    "map_attributions": r"""
+attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+    ``captum_fusion.metrics.saliency_map``.""",
+    "threshold": """
+threshold (float, optional): The lowest saliency in a region, as a share of the map's maximum, in (0, 1].
+    Default: 0.5""",
+    "map_size": """
+size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
+    attributions""",
+    "region_errors": """
+ValueError: If the attributions do not fit the size or hold NaN, or if another argument is outside its range.""",
     "return_curve": """
 return_curve (bool, optional): Whether to return the curve as well. Default: False""",
     "layer_attributions": r"""
