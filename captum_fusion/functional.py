@@ -504,6 +504,54 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
     return scores - strength * others.gather(1, closest).mean(dim=1)
 
 
+def rest_scores(scores: Tensor) -> Tensor:
+    r"""The ReST utility (https://arxiv.org/abs/2501.06261): each class's logit and the logarithm of its probability.
+
+    In symbols, for the logits y:
+
+    .. math::
+
+        u_c = y_c + \log \mathrm{softmax}(y)_c
+
+    Args:
+        scores (Tensor): y, logits with the classes in dimension 1, shape (N, classes, ...).
+
+    Returns:
+        *Tensor* of the same shape.
+
+    Examples::
+
+        >>> rest_scores(torch.tensor([[2.0, 2.0]]))
+        tensor([[1.3069, 1.3069]])
+    """
+    scores = as_float(scores)
+    return scores + scores.log_softmax(dim=1)
+
+
+def shapley_gradients(gradients: Tensor, hessian_products: Tensor) -> Tensor:
+    r"""The terms of Shapley-CAM's weights: the gradients, corrected to second order.
+
+    In symbols, for the Hessian H of the target's score with respect to the activations A:
+
+    .. math::
+
+        g - \frac{1}{2} H A
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        hessian_products (Tensor): H A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> shapley_gradients(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]]))
+        tensor([[[ 2., -1.]]])
+    """
+    return as_float(gradients) - as_float(hessian_products) / 2
+
+
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
 

@@ -47,7 +47,7 @@ autodoc_default_options = {
     # Members of our own bases, but not of Captum's or Python's, nor the steps that a new method overrides.
     "inherited-members": "Attribution,LayerAttribution,GradientAttribution,PerturbationAttribution,BaseException,tuple",
     "exclude-members": "attribute_future,channel_maps,channel_weights,compute_convergence_delta,multiplies_by_inputs,"
-    "sampled_masks",
+    "sampled_masks,second_order_gradients",
 }
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -175,6 +175,31 @@ def x_grad_cam(activations: Array, gradients: Array) -> Array:
     return total
 
 
+def shapley_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: int, utility: str) -> Array:
+    """With the Hessian's product from gradients at activations a little larger and a little smaller."""
+
+    def at(scale: float) -> tuple[Array, Array]:
+        kept = []
+
+        def enlarge(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            kept.append((scale * output).detach().requires_grad_())
+            return kept[0].clone()
+
+        hook = layer.register_forward_hook(enlarge)
+        scores = model(x)[0]
+        hook.remove()
+        residual = (scores - scores[target]).exp().sum().log() if utility == "rest" else 0
+        (gradient,) = torch.autograd.grad(scores[target] - residual, kept[0])
+        return kept[0][0].detach().numpy(), gradient[0].numpy()
+
+    activations, gradients = at(1.0)
+    products = (at(1 + 1e-5)[1] - at(1 - 1e-5)[1]) / 2e-5
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient, product in zip(activations, gradients, products, strict=True):
+        total += (gradient - product / 2).mean() * channel
+    return total
+
+
 def layer_cam(activations: Array, gradients: Array) -> Array:
     total = np.zeros(activations.shape[1:])
     for channel, gradient in zip(activations, gradients, strict=True):

@@ -23,6 +23,7 @@ from captum_fusion.attr.layer_cam import LayerLayerCam
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
 from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.attr.shapley_cam import LayerShapleyCam
 from captum_fusion.attr.ss_cam import LayerSSCam
 from captum_fusion.attr.union_cam import LayerUnionCam
 from captum_fusion.attr.x_grad_cam import LayerXGradCam
@@ -41,6 +42,7 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerLayerCam,
     LayerSSCam,
     LayerScoreCam,
+    LayerShapleyCam,
     LayerUnionCam,
     LayerXGradCam,
     Rise,
@@ -64,6 +66,7 @@ __all__ = [
     "LayerLayerCam",
     "LayerSSCam",
     "LayerScoreCam",
+    "LayerShapleyCam",
     "LayerUnionCam",
     "LayerXGradCam",
     "MaskedCam",
