@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 LOWEST = .venv-lowest
 
-.PHONY: demo page test fuzz test-lowest lint docs tutorials benchmark evidence test-evidence clean
+.PHONY: demo page test fuzz test-lowest test-wheels lint dist docs tutorials benchmark evidence test-evidence clean
 
 # One environment, to which each target adds what it needs: the extras in EXTRAS_TARGET, and the dependency group of its
 # name. uv installs it in a fraction of pip's time; installed again only when the project file changes.
@@ -56,6 +56,24 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) dist
+
+# The wheel and the source distribution, as a package index takes them.
+dist: $(VENV)/lint
+	rm -rf dist
+	$(BIN)/python -m build --installer uv --outdir dist > /dev/null
+	$(BIN)/twine check --strict dist/*
+
+# The wheel where nothing else is, on each Python that uv finds here: the demo, and one map in the caller's code.
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
+test-wheels: dist
+	for python in $(PYTHONS); do \
+	  rm -rf build/wheel && $(BIN)/uv venv --quiet --python $$python build/wheel || exit 1; \
+	  $(BIN)/uv pip install --quiet --python build/wheel "$$(ls dist/*.whl)[demo]" || exit 1; \
+	  (cd build/wheel && bin/captum-fusion explain --methods fusion-cam --tolerance 0.2 --output map.png && \
+	    bin/python -c "import torch, captum_fusion as c; m = torch.nn.Conv2d(3, 4, 3); \
+	      print(c.LayerXGradCam(lambda x: m(x).mean((2, 3)), m).attribute(torch.rand(1, 3, 8, 8), target=0).shape)") || exit 1; \
+	done
 
 docs: $(VENV)/docs
 	rm -rf docs/_build

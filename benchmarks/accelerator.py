@@ -447,7 +447,7 @@ def main() -> None:
         **{package: version(package) for package in ("torch", "captum", "grad-cam", "torchcam")},
     }
     start = time.perf_counter()
-    results: dict[str, Any] = {"environment": environment, "peers": [], "modes": []}
+    results: dict[str, Any] = {"environment": environment, "on the device": [], "cases": [], "peers": [], "modes": []}
     given.output.mkdir(parents=True, exist_ok=True)
     steps: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("on the device", partial(on_device, device)),
@@ -457,12 +457,12 @@ def main() -> None:
     steps += [("modes", partial(throughput, model, device, given.weights)) for model in models]
     for step, measure in steps:
         with tf32(False):
-            results[step] = results.get(step, []) + measure()
+            results[step] += measure()
         results["seconds"] = time.perf_counter() - start
         sys.stdout.write(f"{results['seconds']:.0f} s: {step} {json.dumps(results[step][-1])}\n")
         sys.stdout.flush()
         (given.output / "accelerator.json").write_text(json.dumps(results, indent=1) + "\n")
-    (given.output / "accelerator.md").write_text(markdown(results))
+        (given.output / "accelerator.md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

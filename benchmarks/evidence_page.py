@@ -52,8 +52,7 @@ def sentences(values: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
         for verdict in ("better", "worse"):
             decided = rows[rows["verdict"] == verdict]
             where = [
-                f"{other} ({_places(each)})"
-                for (_, other), each in decided.groupby(["method", "other"], sort=False)
+                f"{other} ({_places(each)})" for (_, other), each in decided.groupby(["method", "other"], sort=False)
             ]
             if where:
                 parts.append(f"significantly {verdict} than {', '.join(where)}")

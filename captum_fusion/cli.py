@@ -182,11 +182,13 @@ def _launch(
         sys.path.insert(0, str(Path.cwd()))
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = partial(_warn, set())  # type: ignore[assignment]
+            warnings.showwarning = partial(_warn, set())
             # The command never names a run, and of runs that differ the last one is the layer's.
             warnings.filterwarnings(
                 "ignore", r"The layer ran \d+ times in the forward pass; its last run is explained\."
             )
+            # Said of the model already, without an argument that the command lacks.
+            warnings.filterwarnings("ignore", "forward_func returned rows that are not negative and sum to 1")
             warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
     except KeyboardInterrupt:

@@ -75,7 +75,8 @@ def normalize(maps: Tensor) -> Tensor:
                 [[0.0000, 0.0000, 0.0000]]])
     """
     maps = as_float(maps)
-    lowest, highest = torch.aminmax(maps.flatten(1), dim=1)
+    # On a CPU, aminmax takes five times as long as both.
+    lowest, highest = maps.flatten(1).amin(dim=1), maps.flatten(1).amax(dim=1)
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
@@ -269,8 +270,6 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
 def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
     r"""Step 2 of Fusion-CAM: the contribution-weighted union.
 
-    In symbols:
-
     .. math::
 
         C = N(w_D D + w_R R)
@@ -356,8 +355,6 @@ def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
     r"""The class activation map of channel weights.
-
-    In symbols:
 
     .. math::
 
@@ -510,8 +507,6 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
 
-    In symbols:
-
     .. math::
 
         w_k = \mathrm{ReLU}(g_k)
@@ -603,8 +598,6 @@ def principal_component(channels: Tensor) -> Tensor:
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
-
-    In symbols:
 
     .. math::
 
@@ -860,8 +853,6 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     r"""ADCC (https://arxiv.org/abs/2104.10252): the harmonic mean of 1 - drop, coherency and 1 - complexity.
-
-    In symbols:
 
     .. math::
 

@@ -114,17 +114,6 @@ def test_quantus_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None
     assert np.isfinite(scores).all()
 
 
-def test_road_judges_fusion_cam(net: SmallNet, random_images: Tensor) -> None:
-    from pytorch_grad_cam.metrics.road import ROADCombined
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
-
-    attributions = LayerFusionCam(net, net.features).attribute(random_images, TARGETS)
-    targets = [ClassifierOutputSoftmaxTarget(target) for target in TARGETS]
-    scores = ROADCombined(percentiles=[20, 80])(random_images, attributions[:, 0].numpy(), targets, net)
-    assert scores.shape == (3,)
-    assert np.isfinite(scores).all()
-
-
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 

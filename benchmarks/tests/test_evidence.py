@@ -133,7 +133,8 @@ def test_the_page_and_the_csv_have_the_same_verdicts(tmp_path: Path) -> None:
     assert "Fusion-CAM ran as `fusion-cam:raw`" in page
     table = pd.read_csv(tmp_path / "page" / "comparisons.csv")
     drops = table[table["measure"] == "average drop"]
-    assert dict(zip(drops["pictures of"], drops["verdict"], strict=True)) == {"ImageNet": "better", "rice leaves": "worse"}
+    verdicts = dict(zip(drops["pictures of"], drops["verdict"], strict=True))
+    assert verdicts == {"ImageNet": "better", "rice leaves": "worse"}
     for _, row in drops.iterrows():
         (line,) = [
             line for line in page.splitlines() if f"| {row['pictures of']} | average drop | {row['other']} " in line

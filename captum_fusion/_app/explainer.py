@@ -57,17 +57,11 @@ class Explainer:
             raise TypeError(
                 f"Unknown option {min(unknown)!r}; expected some of {', '.join(ModelOptions.__annotations__)}"
             )
-        device = options.get("device")
         check_activation(options.get("activation"))
-        self.classifier = load_classifier(
-            model,
-            options.get("weights"),
-            options.get("size"),
-            options.get("mean"),
-            options.get("std"),
-            options.get("activation"),
-            options.get("classes"),
-        )
+        self.weights = options.get("weights") or "default"
+        loading: dict[str, Any] = {**options}
+        device, self._layer, self._grid = (loading.pop(name, None) for name in ("device", "layer", "grid"))
+        self.classifier = load_classifier(model, **loading)
         network = self.classifier.model
         if isinstance(model, nn.Module):
             if device is not None:
@@ -76,8 +70,6 @@ class Explainer:
         else:
             self.device = find_device(device)
             network.to(self.device)
-        self.weights = options.get("weights") or "default"
-        self._layer, self._grid = options.get("layer"), options.get("grid")
         self._turn = threading.Lock()
 
     def open(self, image: str | Path | Image.Image | Photograph | None = None) -> "ClassifiedImage":

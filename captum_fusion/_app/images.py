@@ -79,7 +79,7 @@ def find_photographs(folder: Path) -> list[Path]:
     suffixes = {*Image.registered_extensions(), *HEIF}
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
     if not files:
-        raise ValueError(f"{folder} is a folder without pictures")
+        raise ValueError(f"{folder} is a folder without pictures; those in folders inside it are not taken")
     return files
 
 
@@ -119,7 +119,10 @@ def sample_photograph() -> Photograph:
 def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Image.Image]:
     try:
         if file.suffix.lower() in HEIF and kinds is None:
-            _register_heif()
+            try:
+                import_module("pillow_heif").register_heif_opener()
+            except ModuleNotFoundError as error:
+                raise ValueError(f"it needs the package pillow-heif: {install_hint('heif')}") from error
         with Image.open(file, formats=kinds) as image:
             yield image
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -128,13 +131,6 @@ def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Ima
         raise PictureError(f"{name} cannot be read: it is not a picture of a known kind") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
         raise PictureError(f"{name} cannot be read: {error}") from error
-
-
-def _register_heif() -> None:
-    try:
-        import_module("pillow_heif").register_heif_opener()
-    except ModuleNotFoundError as error:
-        raise ValueError(f"it needs the package pillow-heif: {install_hint('heif')}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:

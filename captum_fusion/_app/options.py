@@ -110,14 +110,8 @@ class ModelSelection:
         """The arguments of ``Explainer`` for each model."""
         names = ("grid", "size", "mean", "std", "activation", "classes", "device")
         shared = {name: getattr(self, name) for name in names}
-        return [
-            {"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in self.subjects()
-        ]
-
-    def subjects(self) -> list[tuple[str, str | None, str | None]]:
-        """Each model with its weights and its layer, None where these are the default."""
-        weights, layers = self._per_model("weights"), self._per_model("layers")
-        return list(zip(self.models, weights, layers, strict=True))
+        subjects = zip(self.models, self._per_model("weights"), self._per_model("layers"), strict=True)
+        return [{"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in subjects]
 
     def _per_model(self, name: str) -> list[str | None]:
         """The values for the models: one for each, one for all, or None for all."""

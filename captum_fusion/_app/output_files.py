@@ -63,8 +63,8 @@ def plan_outputs(
         if save_predictions.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"--save-predictions is {save_predictions}; expected a file ending in .csv or .json")
         written["--save-predictions"] = _files("--save-predictions", save_predictions, [Path()], "")
-    read = {_identity(image): "the picture" for image in once if image.exists()}
-    read |= {_identity(file): name for name, file in inputs.items() if file.exists()}
+    read = {identity(image): "the picture" for image in once if image.exists()}
+    read |= {identity(file): name for name, file in inputs.items() if file.exists()}
     taken: dict[Path, str] = {}
     existing = []
     for option, files in written.items():
@@ -73,8 +73,8 @@ def plan_outputs(
                 raise ValueError(f"{taken[file.resolve()]} and {option} {file} are one file; expected two")
             taken[file.resolve()] = f"{option} {file}"
             if file.is_file():
-                if _identity(file) in read:
-                    raise ValueError(f"{option} {file} would overwrite {read[_identity(file)]}; expected another file")
+                if identity(file) in read:
+                    raise ValueError(f"{option} {file} would overwrite {read[identity(file)]}; expected another file")
                 existing.append(file)
     if existing and not force:
         more = f", and so do {len(existing) - 1} more files" if len(existing) > 1 else ""
@@ -87,17 +87,10 @@ def plan_outputs(
 
 def archive(explanation: Explanation) -> bytes:
     """The maps and their metadata, as the content of a .npz file."""
+    subject = ("image", "model", "weights", "layer", "target", "category")
+    settings = ("percentile", "weighting", "tolerance", "probability")
     metadata = {
-        "image": explanation.image,
-        "model": explanation.model,
-        "weights": explanation.weights,
-        "layer": explanation.layer,
-        "target": explanation.target,
-        "category": explanation.category,
-        "percentile": explanation.percentile,
-        "weighting": explanation.weighting,
-        "tolerance": explanation.tolerance,
-        "probability": explanation.probability,
+        **{name: getattr(explanation, name) for name in (*subject, *settings)},
         "probability_kept": explanation.masked_probabilities,
         "version": version("captum-fusion"),
     }
@@ -187,6 +180,7 @@ def _names(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def _identity(file: Path) -> tuple[int, int]:
-    status = file.stat()
+def identity(file: Path | str) -> tuple[int, int]:
+    """A file or folder whatever the path to it."""
+    status = Path(file).stat()
     return status.st_dev, status.st_ino

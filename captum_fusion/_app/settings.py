@@ -201,7 +201,7 @@ class Settings(ModelSelection):
                 raise ValueError(f"{name} is {number!r}; expected a whole number")
             if number < least:
                 raise ValueError(f"{name} is {number}; expected at least {least}")
-        self.subjects()
+        self.each()
 
     def resolved(self) -> "Settings":
         """The settings with those that the protocol sets.

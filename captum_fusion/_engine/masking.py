@@ -55,7 +55,8 @@ class Masking(Perturbation):
         tensor, baseline = self.call.tensors[position].detach(), self.call.baseline_tensors[position]
         # lerp(b, x, m) is m x + (1 - m) b. A value that all examples share is broadcast rather than repeated.
         baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
-        torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor), out=out)
+        # Copied, since writing in another memory order than is read from takes longer.
+        out.copy_(torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor)))
 
 
 class MaskedScorer:
@@ -193,6 +194,7 @@ class MaskedScorer:
             if reference and self._differs(chunk[stop - start, 0], examples[0, 0]):
                 if self._channels_last:
                     self._channels_last = False
+                    buffers.clear()
                     continue
                 alone = self.forward_pass.unmasked_scores[examples[0, 0]]
                 self.forward_pass.state.warn_of_other_rows(float(alone), float(chunk[stop - start, 0]))
@@ -225,16 +227,20 @@ class MaskedScorer:
                 batch.append(tensor[own])
                 continue
             if position not in buffers:
-                # The same memory for every pass; the first one has the most rows. Its order is that of the masks:
-                # filled so and then copied, channels-last batches take two thirds of the time.
-                buffers[position] = tensor.new_empty((size, *tensor.shape[1:]))
+                # The same memory for every pass; the first one has the most rows.
+                channels_last = self._channels_last and tensor.dim() == 4
+                order = torch.channels_last if channels_last else torch.contiguous_format
+                shape = (size, *tensor.shape[1:])
+                buffers[position] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
             out = buffers[position][:size]
             if len(rows):
                 perturbation.fill(position, rows, own[: len(rows)], out[: len(rows)])
             out[len(rows) :] = tensor[own[len(rows) :]]
-            channels_last = self._channels_last and out.dim() == 4
-            batch.append(out.to(memory_format=torch.channels_last) if channels_last else out)
+            batch.append(out)
+        channels_last = self._channels_last
         output = self._run(tuple(batch), chosen[:, 0], perturbation, rows)
+        if self._channels_last != channels_last:
+            buffers.clear()
         if len(output) != size:
             raise ValueError(
                 f"forward_func returned {len(output)} scores for {size} masked inputs; expected one for each, for "

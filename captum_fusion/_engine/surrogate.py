@@ -274,7 +274,7 @@ def most_informative(draws: Tensor, maps: Tensor, count: int) -> Tensor:
 def relu_minmax(maps: Tensor) -> Tensor:
     """ReLU, then min-max: the final form of maps, (rows, pixels) or (pixels,)."""
     maps = relu(maps)
-    lowest, highest = torch.aminmax(maps, dim=-1, keepdim=True)
+    lowest, highest = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
     span = highest - lowest
     return (maps - lowest) / torch.where(span == 0, 1, span)
 

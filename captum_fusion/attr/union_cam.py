@@ -18,13 +18,7 @@ from captum_fusion._engine.state import warn
 from captum_fusion.arguments import Activation, InterpolateMode, check_percentile
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
-from captum_fusion.functional import (
-    combine,
-    contribution,
-    contribution_weights,
-    denoised_gradient_map,
-    normalize,
-)
+from captum_fusion.functional import combine, contribution, contribution_weights, denoised_gradient_map, normalize
 
 
 @fill_docstring

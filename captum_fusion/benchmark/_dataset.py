@@ -84,6 +84,8 @@ class Source:
     categories: tuple[str, ...] | None = None
     of_objects: bool = False
     """Whether the categories are those of COCO or VOC, which ImageNet's classes name more closely."""
+    classes: int | None = None
+    """The number of classes that labels without names count, where the source knows it."""
     notes: list[str] = field(default_factory=list)
     """The files that were left out."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,31 +56,38 @@ _PROTOCOL_BLUR, _PROTOCOL_EPSILON = ([51, 51], [50.0, 50.0]), 1e-8
 _TOLERANCE = 1e-2
 
 
+class Row(NamedTuple):
+    """A picture, and the class that is explained, which is yet to be predicted at first."""
+
+    item: WorkItem
+    image: PreprocessedImage
+    target: int = -1
+    probability: float = torch.nan
+
+
 @dataclass(frozen=True)
 class Batch:
     """Pictures of one model with the classes that are explained."""
 
     plan: Plan
     layer: Module
-    items: list[WorkItem]
-    images: list[PreprocessedImage]
+    rows: Sequence[Row]
     inputs: Tensor
-    targets: list[int]
-    probabilities: list[float]
     attributions: dict[tuple[str, float | None], tuple[list[Tensor], float]] = field(default_factory=dict)
     """The maps of each method and percentile, which fusions take as well, and the seconds."""
     values: dict[Any, Values] = field(default_factory=dict)
     """The metrics of maps that methods share."""
 
+    @property
+    def targets(self) -> list[int]:
+        """The classes that are explained."""
+        return [row.target for row in self.rows]
+
     def subset(self, indices: list[int]) -> "Batch":
-        """Some of the pictures."""
-        if indices == list(range(len(self.items))):
+        """Some of the pictures, in their order."""
+        if len(indices) == len(self.rows):
             return self
-        items, images, targets, probabilities = (
-            [values[index] for index in indices]
-            for values in (self.items, self.images, self.targets, self.probabilities)
-        )
-        return Batch(self.plan, self.layer, items, images, self.inputs[indices], targets, probabilities)  # type: ignore[arg-type]
+        return Batch(self.plan, self.layer, [self.rows[index] for index in indices], self.inputs[indices])
 
 
 Failure = tuple[WorkItem, str]
@@ -113,10 +120,12 @@ class Evaluator:
         self, plan: Plan, items: Sequence[WorkItem], loaded: Sequence[PreprocessedImage | str]
     ) -> Iterator[list[Record]]:
         """The missing records of pictures, method by method, as soon as they are computed."""
-        readable = [(item, image) for item, image in zip(items, loaded, strict=True) if not isinstance(image, str)]
+        readable = []
         for item, image in zip(items, loaded, strict=True):
             if isinstance(image, str):
                 yield self._errors(plan, (item, image))
+            else:
+                readable.append(Row(item, image))
         if not readable:
             return
         with plan.layer.view() as layer:
@@ -125,7 +134,7 @@ class Evaluator:
                     yield self._errors(plan, part)
                     continue
                 for variant in self.variants:
-                    missing = [self.missing(plan, item, variant) for item in part.items]
+                    missing = [self.missing(plan, row.item, variant) for row in part.rows]
                     metrics = set().union(*missing)
                     if metrics:
                         lacking = part.subset([index for index, names in enumerate(missing) if names])
@@ -150,7 +159,7 @@ class Evaluator:
                 continue
             metrics = set(self.settings.metrics) & done.keys()
             with plan.layer.view() as layer:
-                batch = self._predict(_batch(plan, layer, [(items[key.item], image)]))
+                batch = self._predict(_batch(plan, layer, [Row(items[key.item], image)]))
                 (again,) = self._explain(batch, Variant(parse_method(key.method), key.percentile, ()), metrics)
             for name in ("target", "probability", *metrics):
                 old, new = (dict(record)[name] for record in (done, again))
@@ -167,11 +176,11 @@ class Evaluator:
             return [action(batch)]
         except Exception as error:
             if self.settings.strict:
-                names = ", ".join(item.picture.name for item in batch.items)
+                names = ", ".join(row.item.picture.name for row in batch.rows)
                 raise RuntimeError(f"{names}: {reason(error)}") from error
-            if len(batch.items) == 1:
-                return [(batch.items[0], reason(error))]
-        return [result for index in range(len(batch.items)) for result in self._each(batch.subset([index]), action)]
+            if len(batch.rows) == 1:
+                return [(batch.rows[0].item, reason(error))]
+        return [result for index in range(len(batch.rows)) for result in self._each(batch.subset([index]), action)]
 
     def _errors(self, plan: Plan, failure: Failure, variant: Variant | None = None) -> list[Record]:
         """The records of a failure, but for those that are there already."""
@@ -187,14 +196,16 @@ class Evaluator:
 
     def _predict(self, batch: Batch) -> Batch:
         """The batch with its targets and their probabilities."""
+        classifier = batch.plan.classifier
         with self._autocast(batch.plan.device):
-            scores = batch.plan.classifier.scores(batch.inputs)
+            scores = classifier.scores(batch.inputs)
         targets = [
-            max(item.classes, key=row.tolist().__getitem__) if item.classes else int(row.argmax())
-            for item, row in zip(batch.items, scores, strict=True)
+            max(row.item.classes, key=values.tolist().__getitem__) if row.item.classes else int(values.argmax())
+            for row, values in zip(batch.rows, scores, strict=True)
         ]
-        probabilities = batch.plan.classifier.probabilities(scores)[range(len(targets)), targets].tolist()
-        return replace(batch, targets=targets, probabilities=probabilities)
+        probabilities = classifier.probabilities(scores)[range(len(targets)), targets].tolist()
+        predicted = zip(batch.rows, targets, probabilities, strict=True)
+        return replace(batch, rows=[row._replace(target=t, probability=p) for row, t, p in predicted])
 
     def _explain(self, batch: Batch, variant: Variant, metrics: set[str]) -> list[Record]:
         maps, seconds = self._timed(batch, variant.method, variant.percentile)
@@ -204,17 +215,17 @@ class Evaluator:
             if key not in batch.values:
                 batch.values[key] = self._evaluate(batch, variant, attributions, index, metrics)
             thumbnails = (saliency_map(attributions, _THUMBNAIL) * 255).round().byte().cpu()
-            for row, (item, image, target) in enumerate(zip(batch.items, batch.images, batch.targets, strict=True)):
+            for position, row in enumerate(batch.rows):
                 record: Any = {
-                    **self._base(batch.plan, item, variant, stage),
-                    "target": target,
-                    "category": batch.plan.classifier.category(target),
-                    "probability": round(batch.probabilities[row], 5),
-                    "frame": [round(side, 3) for side in image.frame],
-                    **({"note": image.note} if image.note else {}),
-                    **{name: values[row] for name, values in batch.values[key].items()},
-                    "map": base64.b64encode(thumbnails[row].numpy().tobytes()).decode(),
-                    "seconds": seconds / len(batch.items),
+                    **self._base(batch.plan, row.item, variant, stage),
+                    "target": row.target,
+                    "category": batch.plan.classifier.category(row.target),
+                    "probability": round(row.probability, 5),
+                    "frame": [round(side, 3) for side in row.image.frame],
+                    **({"note": row.image.note} if row.image.note else {}),
+                    **{name: values[position] for name, values in batch.values[key].items()},
+                    "map": base64.b64encode(thumbnails[position].numpy().tobytes()).decode(),
+                    "seconds": seconds / len(batch.rows),
                 }
                 records.append(record)
         return records
@@ -277,7 +288,7 @@ class Evaluator:
                     blurred = gaussian_blur(batch.inputs, *_PROTOCOL_BLUR)
                     results |= evaluate(*masked, ["insertion"], baselines=blurred, **how)
             if self.settings.protocol and "confidence_drop" in results:
-                whole = torch.tensor(batch.probabilities)
+                whole = torch.tensor([row.probability for row in batch.rows])
                 results["confidence_drop"] = results["confidence_drop"].cpu() * whole / (whole + _PROTOCOL_EPSILON)
             values |= {name: result.tolist() for name, result in results.items() if name not in CURVES}
             values |= {
@@ -287,9 +298,9 @@ class Evaluator:
             }
         regions = []
         if metrics & LOCALIZATION.keys():
-            for item, image, target in zip(batch.items, batch.images, batch.targets, strict=True):
-                assert image.placement is not None
-                regions.append(image.placement.regions(plan.instances(item, target)))
+            for row in batch.rows:
+                assert row.image.placement is not None
+                regions.append(row.image.placement.regions(plan.instances(row.item, row.target)))
             values["instances"] = [len(region.instances) for region in regions]
         for name in metrics & _OF_MAPS.keys():
             needs = [[getattr(region, LOCALIZATION[name]) for region in regions]] if name in LOCALIZATION else []
@@ -317,12 +328,10 @@ class Evaluator:
         return torch.autocast(device.type, torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float16)
 
 
-def _batch(plan: Plan, layer: Module, images: Sequence[tuple[WorkItem, PreprocessedImage]]) -> Batch:
+def _batch(plan: Plan, layer: Module, rows: Sequence[Row]) -> Batch:
     """The batch of some pictures, whose targets are still to be predicted."""
-    pixels = torch.cat([image.pixels for _, image in images]).to(plan.device, non_blocking=True)
-    items, preprocessed = ([pair[i] for pair in images] for i in range(2))
-    inputs = plan.classifier.preprocessing.normalize(pixels)
-    return Batch(plan, layer, items, preprocessed, inputs, [-1] * len(items), [torch.nan] * len(items))  # type: ignore[arg-type]
+    pixels = torch.cat([row.image.pixels for row in rows]).to(plan.device, non_blocking=True)
+    return Batch(plan, layer, rows, plan.classifier.preprocessing.normalize(pixels))
 
 
 def _synchronize(device: torch.device) -> None:

@@ -153,18 +153,20 @@ def make_plan(
     source: Source,
     pictures: Sequence[Picture],
     device: torch.device,
-    subject: tuple[str, str | None, str | None],
+    arguments: dict[str, Any],
 ) -> Plan:
     """The plan of a model, its weights and its layer, for some pictures, whose files are not read yet.
 
     Raises:
         ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
     """
-    name, weights, layer = subject
-    preprocessing = settings.size, settings.mean, settings.std
-    classifier = load_classifier(name, weights, *preprocessing, settings.activation, settings.classes)
+    layer, weights = arguments["layer"], arguments["weights"]
+    loading = {name: value for name, value in arguments.items() if name not in ("layer", "grid", "device")}
+    classifier = load_classifier(**loading)
     classifier.model.to(device)
     size = classifier.preprocessing.size
+    if settings.steps > size**2 and {"insertion", "deletion"} & set(settings.metrics):
+        raise ValueError(f"steps is {settings.steps}; expected at most {size**2}, the number of pixels of the input")
     if settings.protocol:
         squashed = replace(classifier.preprocessing, resize=size, squash=True)
         classifier = replace(classifier, preprocessing=squashed)

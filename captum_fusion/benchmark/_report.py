@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,23 +76,26 @@ class Report:
         """The errors in one line."""
         return "; ".join(f"{count} x {text}" for count, text, _ in self.errors[:_REASONS])
 
+    def _subjects(self) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+        """Each model with its rows of the summary and its paired tests."""
+        for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
+            yield str(subject), rows, self.pairs[self.pairs["subject"] == subject]
+
     def markdown(self) -> str:
         """The content of summary.md."""
         lines = []
-        arrows = [f"{name.replace('_', ' ')} {MEASURES[name].arrow}" for name in self.measures]
-        for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
-            pairs = self.pairs[self.pairs["subject"] == subject]
-            cells = {"method": list(rows["method"])}
-            cells |= {name: [str(count) for count in rows[name]] for name in ("explanations", "errors")}
-            for name, arrow in zip(self.measures, arrows, strict=True):
-                means, tests = rows.set_index("method")[name], pairs[pairs["measure"] == name]
-                marks = significance_marks(means, tests, MEASURES[name].higher)
-                cells[arrow] = [
-                    _MARKS[marks[row["method"]]].format(_cell(row, name)) if row["method"] in marks else ""
-                    for _, row in rows.iterrows()
+        for subject, rows, tests in self._subjects():
+            columns = {"method": list(rows["method"])}
+            columns |= {name: [str(count) for count in rows[name]] for name in ("explanations", "errors")}
+            for name in self.measures:
+                means, pairs = rows.set_index("method")[name], tests[tests["measure"] == name]
+                marks = significance_marks(means, pairs, MEASURES[name].higher)
+                columns[f"{name.replace('_', ' ')} {MEASURES[name].arrow}"] = [
+                    _MARKS[marks[method]].format(cell) if method in marks else ""
+                    for method, cell in zip(rows["method"], _cells(rows, name), strict=True)
                 ]
-            cells["seconds"] = _seconds(rows)
-            lines += [f"## {_plain(subject)}", "", *_markdown_table(cells), ""]
+            columns["seconds"] = _seconds(rows)
+            lines += [f"## {_plain(subject)}", "", *_markdown_table(columns), ""]
         lines += [_LEGEND, "", *(part for note in self.notes for part in (_plain(note), ""))]
         if self.errors:
             errors = self.errors[:_REASONS]
@@ -106,13 +109,11 @@ class Report:
     def show(self, console: Console) -> None:
         """Prints the tables, in as many parts as the width needs."""
         lines = []
-        for subject, rows in self.summary.groupby("subject", observed=True, sort=False):
+        for subject, rows, _ in self._subjects():
             columns = {"n": [str(count) for count in rows["explanations"]]}
             if rows["errors"].any():
                 columns["errors"] = [str(count) for count in rows["errors"]]
-            for name in self.measures:
-                head = f"{MEASURES[name].short} {MEASURES[name].arrow}"
-                columns[head] = [_cell(row, name) for _, row in rows.iterrows()]
+            columns |= {f"{MEASURES[name].short} {MEASURES[name].arrow}": _cells(rows, name) for name in self.measures}
             columns["seconds"] = _seconds(rows)
             table = pd.DataFrame(columns, index=list(rows["method"]))
             lines += [str(subject), *table.to_string(line_width=console.width).splitlines(), ""]
@@ -159,8 +160,8 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     notes = [*left_out, *_notes(records)]
     result = Report(_summary(records, measures), _pairs(records, measures), measures, _errors(records), notes)
     for name, table in (("summary.csv", result.summary), ("pairs.csv", result.pairs)):
-        _write(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
-    _write(folder / "summary.md", result.markdown())
+        write_whole(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
+    write_whole(folder / "summary.md", result.markdown())
     if measures:  # There are none where nothing but errors was recorded.
         write_whole(folder / "measures.png", rendered(measures_chart(records, measures, result.pairs), ".png"))
         write_whole(folder / "explanations.png", rendered(explanations_chart(records, measures), ".png"))
@@ -168,11 +169,6 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     if curves is not None:
         write_whole(folder / "curves.png", rendered(curves, ".png"))
     return result
-
-
-def _write(file: Path, text: str) -> None:
-    # A file's name need not be UTF-8.
-    write_whole(file, text.encode("utf-8", "backslashreplace"))
 
 
 def _table(by_key: Mapping[Key, Record]) -> pd.DataFrame:
@@ -259,18 +255,23 @@ def _notes(records: pd.DataFrame) -> list[str]:
                 f"{subject}: the means are not over the same pictures, since not all methods explained the same ones; "
                 "the tests take those that two have in common."
             )
+    for name, measure in MEASURES.items():
+        if measure.needs and measure.column in explained and explained[measure.column].isna().all():
+            notes.append(f"{name.replace('_', ' ')} has no value: no picture shows an object of the explained class.")
     for note, count in Counter(records.drop_duplicates("image")["note"].dropna()).items():
         notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
     return notes
 
 
-def _cell(row: "pd.Series[Any]", measure: str) -> str:
-    mean, error, count = row[measure], row[f"{measure}_standard_error"], row[f"{measure}_n"]
-    if not count:
-        return ""
+def _cells(rows: pd.DataFrame, measure: str) -> list[str]:
+    """The mean of each row with its standard error, and of how many pictures it is where not of all."""
     digits = 1 if MEASURES[measure].scale == 100 else 3
-    cell = f"{mean:.{digits}f}" if count == 1 else f"{mean:.{digits}f} ± {error:.{digits}f}"
-    return cell if count == row["explanations"] else f"{cell} (n {count})"
+    cells = []
+    columns = rows[[measure, f"{measure}_standard_error", f"{measure}_n", "explanations"]]
+    for mean, error, count, explanations in columns.itertuples(index=False):
+        cell = f"{mean:.{digits}f}" if count == 1 else f"{mean:.{digits}f} ± {error:.{digits}f}"
+        cells.append("" if not count else cell if count == explanations else f"{cell} (n {count})")
+    return cells
 
 
 def _seconds(rows: pd.DataFrame) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from captum_fusion._app.console import Output
 from captum_fusion._app.models.loading import find_device
-from captum_fusion._app.settings import Settings
+from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
@@ -61,7 +61,7 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     settings = settings.resolved()
     folder = Path(settings.output)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output is {folder}, a file; expected a folder")
+        raise FileExistsError(f"output is {folder}, a file; expected a folder")
     source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
     pictures = chosen(settings, source)
     if settings.localized and source.pictures[0].instances is None:
@@ -69,11 +69,17 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
             f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} does "
             "not have; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
         )
+    masks = [metric for metric in settings.metrics if LOCALIZATION.get(metric) == "mask"]
+    if masks and not any(each.outline for picture in pictures for each in picture.instances or ()):
+        raise ValueError(
+            f"{masks[0]} needs outlines of objects, which {settings.images} does not have; expected coco:FILE with a "
+            "segmentation of each object"
+        )
     device = find_device(settings.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     # Whatever is wrong with a model is found before there is an output folder.
-    plans = [make_plan(settings, source, pictures, device, subject) for subject in settings.subjects()]
+    plans = [make_plan(settings, source, pictures, device, arguments) for arguments in settings.each()]
     with ExitStack() as stack:
         group = stack.enter_context(process_group())
         hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))

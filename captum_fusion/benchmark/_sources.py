@@ -17,6 +17,7 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from captum_fusion._app.images import HEIF
 from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories
+from captum_fusion._app.output_files import identity
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
@@ -63,8 +64,8 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
             "coco:FILE"
         )
-    results = _identity(output) if output is not None and output.exists() else None
-    if results == _identity(root):
+    results = identity(output) if output is not None and output.exists() else None
+    if results == identity(root):
         raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
     images: list[Path] = []
     others: list[str] = []
@@ -92,25 +93,20 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     return Source(pictures, categories, notes=notes)
 
 
-def _identity(folder: Path | str) -> tuple[int, int]:
-    status = Path(folder).stat()
-    return status.st_dev, status.st_ino
-
-
 def _walk(
     folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
 ) -> Iterator["os.DirEntry[str]"]:
     """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
-    identity = _identity(folder)
-    if identity in above:
+    own = identity(folder)
+    if own in above:
         raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if identity == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+    if own == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
         return
     for entry in entries:
         if entry.is_dir():
-            yield from _walk(entry.path, results, (*above, identity))
+            yield from _walk(entry.path, results, (*above, own))
         else:
             yield entry
 
@@ -132,7 +128,8 @@ def _imagenet(root: Path) -> Source:
         [
             Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (label,))
             for file, label in dataset.samples
-        ]
+        ],
+        classes=len(imagenet_categories()),
     )
 
 
@@ -291,6 +288,10 @@ def classes_of_labels(
     """
     labels = {label for picture in source.pictures for label in picture.labels}
     if source.categories is None:
+        if source.classes not in (None, classes):
+            raise ValueError(
+                f"The labels are those of {source.classes} classes; expected a model of these, not {classes}"
+            )
         for label in labels:
             if not 0 <= label < classes:
                 raise ValueError(
@@ -319,10 +320,10 @@ def classes_of_labels(
         if by_order and len(source.categories) == classes:
             return {label: (label,) for label in labels}
         counts = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
-        names = "classes named by the model's class indices, WordNet ids or category names"
+        named = "classes named by the model's class indices, WordNet ids or category names"
         expected = (
-            f"{len(source.categories)} {names}"
+            f"{len(source.categories)} {named}"
             if by_order
-            else f"{names}, or labels_by_order where the model's classes are in the order of these names"
+            else f"{named}, or labels_by_order where the model's classes are in the order of these names"
         )
         raise ValueError(f"The pictures' classes are not the model's: {error}{counts}. Expected {expected}") from error

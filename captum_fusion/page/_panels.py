@@ -31,10 +31,8 @@ def palette() -> list[list[int]]:
 
 
 def labelled(prediction: Prediction) -> list[tuple[str, int]]:
-    """The names of all classes with their indices; classes of one name show their index."""
-    names = [prediction.category_of(index) for index in range(len(prediction.probabilities))]
-    several = {name for name, count in pd.Series(names).value_counts().items() if count > 1}
-    return [(f"{name} ({index})" if name in several else name, index) for index, name in enumerate(names)]
+    """The names of all classes with their indices."""
+    return [(prediction.category_of(index), index) for index in range(len(prediction.probabilities))]
 
 
 def bars(prediction: Prediction, chosen: Sequence[int]) -> str:

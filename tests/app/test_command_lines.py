@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-m", "./mine.py:four"], "for example mine:four in the folder"),
         (["-m", "weights.pt"], "pass --weights weights.pt and the --model that they belong to"),
         (["-m", "hf:./missing"], "hf:./missing names a folder that does not exist"),
-        ([*model("double")], "fails on inputs of shape (2, 3, 24, 24) and type torch.float32: RuntimeError: "),
+        ([*model("double")], "fails on inputs of shape (2, 3, 24, 24) and type torch.float32: "),
         ([*model("four"), "--mean", "123", "116", "103"], "divide a mean and std of 0 to 255 by 255"),
         ([*model("four"), "--activation", "none"], "activation is 'none'; expected one of ('softmax', 'sigmoid')"),
         ([*model("four"), "--classes", "four.txt"], "four.txt holds no category names, or an empty one"),
@@ -88,7 +88,7 @@ def test_an_unknown_category_without_a_close_one_says_what_is_expected(capsys: p
 @pytest.mark.filterwarnings("default")
 def test_probabilities_in_place_of_scores_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     for name, warns in (("softmaxed", True), ("four", False)):
-        arguments = ["explain", "cat.png", *model(name), "--methods", "grad-cam", "-o", f"{name}.png"]
+        arguments = ["explain", "cat.png", *model(name), "--methods", "score-cam", "-o", f"{name}.png"]
         assert run(arguments) == 0
         error = capsys.readouterr().err
         assert error.count("returns probabilities, of which softmax is taken again") == warns

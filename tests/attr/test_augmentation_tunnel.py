@@ -4,8 +4,7 @@ import torch
 from captum.attr import IntegratedGradients, LayerActivation, LayerGradCam, NoiseTunnel, Occlusion, Saliency
 from torch import Tensor, nn
 
-from captum_fusion import AugmentationTunnel, FusedAttributions, LayerFusionCam, LayerScoreCam
-from captum_fusion.metrics import saliency_map
+from captum_fusion import AugmentationTunnel, FusedAttributions, LayerScoreCam
 from tests.conftest import SmallNet
 from tests.methods import KINDS
 
@@ -96,17 +95,6 @@ def test_pytorch_grad_cams_aug_smooth_is_the_same() -> None:
         theirs = cam(images, [ClassifierOutputTarget(target) for target in TARGETS], aug_smooth=True)
     for example in range(len(images)):
         assert np.corrcoef(ours[example, 0].numpy().ravel(), theirs[example].ravel())[0, 1] > 0.999
-
-
-def test_fusion_cam_takes_it_as_a_component(net: SmallNet, images: Tensor) -> None:
-    smooth = AugmentationTunnel(LayerScoreCam(net, net.features))
-    fusion_cam = LayerFusionCam(net, net.features, region_method=smooth)
-    baselines = torch.rand_like(images)
-    _, stages = fusion_cam.attribute(images, target=1, baselines=baselines, return_stages=True)
-    alone = smooth.attribute(images, target=1, baselines=baselines)
-    upsampled = LayerScoreCam.interpolate(alone, (12, 10), "bilinear")
-    torch.testing.assert_close(stages.region, saliency_map(upsampled, (12, 10)))
-    assert not torch.allclose(alone, smooth.attribute(images, target=1))
 
 
 def test_properties(net: SmallNet) -> None:

@@ -7,7 +7,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from captum_fusion import LayerFinerCam, LayerFusionCam, LayerGradCamPlusPlus, LayerLayerCam, LayerXGradCam
+from captum_fusion import LayerFinerCam, LayerGradCamPlusPlus, LayerLayerCam, LayerXGradCam
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
@@ -71,13 +71,6 @@ def test_classes_of_a_pixel_are_compared_at_this_pixel(images: Tensor) -> None:
         x = images[example : example + 1]
         at_pixel = LayerFinerCam(lambda x, row=row, column=column: net(x)[:, :, row, column], net[0])
         torch.testing.assert_close(ours[example : example + 1], at_pixel.attribute(x, target=chosen))
-
-
-def test_fusion_cam_takes_it_as_a_component(net: SmallNet, images: Tensor) -> None:
-    finer_cam = LayerFinerCam(net, net.features)
-    fused = LayerFusionCam(net, net.features, gradient_method=finer_cam).attribute(images, target=1)
-    assert fused.shape == images.shape
-    assert not torch.equal(fused, LayerFusionCam(net, net.features).attribute(images, target=1))
 
 
 def test_refuses_a_single_class(net: SmallNet, images: Tensor) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,18 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_fusion import (
+    AugmentationTunnel,
+    FusedAttributions,
     FusionCamStages,
+    LayerFinerCam,
     LayerFusionCam,
     LayerGroupCam,
     LayerScoreCam,
     LayerUnionCam,
     LayerXGradCam,
+    Rise,
 )
+from captum_fusion.functional import normalize
 from tests import straight_line
 from tests.cases import TARGETS, case
 from tests.conftest import SmallNet
@@ -133,9 +139,7 @@ def test_maps_that_all_hurt_the_class(net: SmallNet, images: Tensor) -> None:
         )
         assert all(values.lt(0).all() for values in stages[5:])
         combined = weight * (stages.denoised + stages.region)
-        lowest, highest = combined.flatten(1).aminmax(dim=1)
-        span = (highest - lowest).clamp(min=1e-9).view(-1, 1, 1, 1)
-        torch.testing.assert_close(stages.combined, (combined - lowest.view(-1, 1, 1, 1)) / span)
+        torch.testing.assert_close(stages.combined, normalize(combined))
         assert stages.fused.isfinite().all()
 
 
@@ -160,8 +164,7 @@ def test_components_can_be_chosen(net: SmallNet, images: Tensor) -> None:
     _, stages = other.attribute(images, target=0, return_stages=True)
     summed = net.features(net.stem(images)).sum(1, keepdim=True).detach()
     upsampled = nn.functional.interpolate(summed, images.shape[2:], mode="bilinear").relu()
-    low, high = (bound.view(-1, 1, 1, 1) for bound in upsampled.flatten(1).aminmax(dim=1))
-    torch.testing.assert_close(stages.region, (upsampled - low) / (high - low))
+    torch.testing.assert_close(stages.region, normalize(upsampled))
 
 
 # What Captum says of the copies of the inputs that it sets to require gradients, and of the hooks of GuidedGradCam.
@@ -179,12 +182,19 @@ COMPONENTS: dict[str, tuple[Callable[[SmallNet], Attribution], dict[str, Any]]] 
     "x_grad_cam": (lambda net: LayerXGradCam(net, net.features), {}),
     "group_cam": (lambda net: LayerGroupCam(net, net.features, groups=3), {}),
     "union_cam": (lambda net: LayerUnionCam(net, net.features), {"percentile": 40.0}),
+    "finer_cam": (lambda net: LayerFinerCam(net, net.features), {}),
+    "rise": (lambda net: Rise(net, samples=10), {}),
+    "fused_attributions": (
+        lambda net: FusedAttributions([LayerGradCam(net, net.stem), LayerXGradCam(net, net.features)], "product"),
+        {},
+    ),
+    "augmentation_tunnel": (lambda net: AugmentationTunnel(LayerScoreCam(net, net.features)), {"baselines": 0.5}),
 }
 
 
 # Each in one of the two roles, which differ in the order of interpolation and ReLU alone.
 @CAPTUMS_WARNINGS
-@pytest.mark.parametrize(("name", "role"), zip(COMPONENTS, 5 * ["gradient", "region"], strict=True))
+@pytest.mark.parametrize(("name", "role"), zip(COMPONENTS, cycle(["gradient", "region"])))
 def test_any_attribution_can_be_a_component(net: SmallNet, images: Tensor, name: str, role: str) -> None:
     # Captum refuses guided backpropagation through layers that work in place.
     net.relu = nn.ReLU()

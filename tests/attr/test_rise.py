@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCam, Rise
+from captum_fusion import Rise
 from captum_fusion.functional import random_masks
 from tests import straight_line
 from tests.conftest import SmallNet
@@ -86,14 +86,6 @@ def test_properties(net: SmallNet, images: Tensor) -> None:
     assert rise.get_name() == "Rise"
     assert not rise.has_convergence_delta()
     assert rise.multiplies_by_inputs
-
-
-def test_fusion_cam_takes_it_as_a_component(net: SmallNet, images: Tensor) -> None:
-    fusion_cam = LayerFusionCam(net, net.features, region_method=Rise(net, samples=10))
-    _, stages = fusion_cam.attribute(images, target=1, baselines=0.5, return_stages=True)
-    expected = Rise(net, samples=10).attribute(images, 0.5, 1)[:, :1]
-    lowest, highest = (bound(expected.flatten(1), dim=1).reshape(3, 1, 1, 1) for bound in (torch.amin, torch.amax))
-    torch.testing.assert_close(stages.region, (expected - lowest) / (highest - lowest))
 
 
 def test_several_inputs(net: SmallNet, images: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Class folders whose names are numbers, pictures of other kinds, and records of another release."""
 
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark import _plan
+from captum_fusion.benchmark._dataset import Picture, Source
+from captum_fusion.benchmark._sources import classes_of_labels
 from tests.benchmark.conftest import QUICK, bench, records, save_picture
 from tests.conftest import SmallNet
 
@@ -34,7 +38,6 @@ def options(model: str) -> dict[str, object]:
     return QUICK | {"models": [f"tests.benchmark.test_inputs:{model}"], "target": "label"}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("1\n0\n")
     folder = bench(
@@ -43,7 +46,6 @@ def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Pat
     assert targets(folder) == {"0": 1, "1": 0}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_path: Path) -> None:
     # In the order of ImageFolder, 10 follows on 1.
     names = [str(number) for number in range(12)]
@@ -61,13 +63,11 @@ def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_p
     assert targets(by_index) == {f"index:{name}": int(name) for name in names}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_some_numbered_folders_are_indices(tmp_path: Path) -> None:
     folder = bench(class_folders(tmp_path, ["3", "11"]), tmp_path / "out", **options("twelve"))
     assert targets(folder) == {"3": 3, "11": 11}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_picture(tmp_path / "pictures" / "a.jpg", 0)
     (tmp_path / "pictures" / "b.HEIC").touch()
@@ -76,7 +76,6 @@ def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pyte
     assert "needs the package pillow-heif" in records(folder)[1]["error"]
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_records_of_another_release_are_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,3 +88,44 @@ def test_records_of_another_release_are_refused(
     ):
         bench(pictures, folder, **QUICK, limit=3)
     assert records(folder) == before
+
+
+def test_more_steps_than_pixels_are_refused(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps is 626; expected at most 625, the number of pixels of the input"):
+        bench(pictures, tmp_path / "out", **QUICK | {"metrics": ["deletion"], "steps": 626, "size": 25})
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_of_imagenet_are_none_of_another_models_classes() -> None:
+    source = Source([Picture("a.jpg", Path("a.jpg"), (3,))], classes=1000)
+    classifier = load_classifier("tests.benchmark.test_inputs:twelve")
+    with pytest.raises(ValueError, match="The labels are those of 1000 classes; expected a model of these, not 12"):
+        classes_of_labels(source, classifier, 12, False)
+    assert classes_of_labels(source, classifier, 1000, False) == {3: (3,)}
+
+
+def annotated(root: Path, segmentation: object) -> str:
+    """An annotation file of one picture with one object, of the category b."""
+    save_picture(root / "a.jpg", 0)
+    thing = {"image_id": 1, "category_id": 2, "bbox": [10, 10, 50, 50], "segmentation": segmentation}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": [thing],
+    }
+    (root / "boxes.json").write_text(json.dumps(content))
+    (root / "names.txt").write_text("a\nb\n")
+    return f"coco:{root / 'boxes.json'}"
+
+
+def test_localization_without_outlines_or_without_the_class_is_no_empty_table(tmp_path: Path) -> None:
+    more = {"models": ["tests.benchmark.test_inputs:two"], "classes": str(tmp_path / "names.txt")}
+    with pytest.raises(ValueError, match=r"mask_pointing_game needs outlines of objects, which coco:.* does not have"):
+        bench(annotated(tmp_path, []), tmp_path / "out", **QUICK | more | {"metrics": ["mask_pointing_game"]})
+    images = annotated(tmp_path, [[10, 10, 60, 10, 60, 60]])
+    folder = bench(images, tmp_path / "out", **QUICK | more | {"metrics": ["pointing_game", "mask_pointing_game"]})
+    (record,) = records(folder)
+    told = "mask pointing game has no value: no picture shows an object of the explained class."
+    # The object is one of class 1.
+    assert (told in (folder / "summary.md").read_text()) == (record["target"] == 0)
+    assert (record["mask_pointing_game"] is None) == (record["target"] == 0)

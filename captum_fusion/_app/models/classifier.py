@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
-from captum_fusion._app.messages import close_names, reason, words
+from captum_fusion._app.messages import close_names, one_line, reason, words
 from captum_fusion._app.models.preprocessing import IMAGENET, Preprocessing
 from captum_fusion.arguments import Activation
 
@@ -95,9 +95,9 @@ class Classifier:
         try:
             with torch.no_grad():
                 output = self.model(inputs)
-        except Exception as error:  # A model's own code raises nearly everything.
+        except RuntimeError as error:  # torch's own, of channels or types that differ, which name no model.
             raise RuntimeError(
-                f"{self.name} fails on inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}: {reason(error)}"
+                f"{self.name} fails on inputs of shape {tuple(inputs.shape)} and type {inputs.dtype}: {one_line(error)}"
             ) from error
         expected = "expected one score for each example and class, a tensor of shape (N, classes)"
         if not isinstance(output, Tensor):

@@ -58,13 +58,10 @@ def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
         raise ValueError(f"{name} is a regression model; expected an image classifier")
     names = tuple(config.id2label[index] for index in range(config.num_labels))
     unnamed = all(label == f"LABEL_{index}" for index, label in enumerate(names))
-    return LoadedModel(model.float(), _preprocessing(name, processor), None if unnamed else names, _activation(config))
-
-
-def _activation(config: Any) -> Activation:
-    """The activation of the model's own pipeline."""
-    several = config.problem_type == "multi_label_classification"
-    return "sigmoid" if several or config.num_labels == 1 else "softmax"
+    # As in the model's own pipeline.
+    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+    activation: Activation = "sigmoid" if several else "softmax"
+    return LoadedModel(model.float(), _preprocessing(name, processor), None if unnamed else names, activation)
 
 
 def _preprocessing(name: str, processor: Any) -> Preprocessing:
