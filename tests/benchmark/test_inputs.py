@@ -34,7 +34,6 @@ def options(model: str) -> dict[str, object]:
     return QUICK | {"models": [f"tests.benchmark.test_inputs:{model}"], "target": "label"}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("1\n0\n")
     folder = bench(
@@ -43,7 +42,6 @@ def test_folders_that_are_all_category_names_are_names_not_indices(tmp_path: Pat
     assert targets(folder) == {"0": 1, "1": 0}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_path: Path) -> None:
     # In the order of ImageFolder, 10 follows on 1.
     names = [str(number) for number in range(12)]
@@ -61,13 +59,11 @@ def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_p
     assert targets(by_index) == {f"index:{name}": int(name) for name in names}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_some_numbered_folders_are_indices(tmp_path: Path) -> None:
     folder = bench(class_folders(tmp_path, ["3", "11"]), tmp_path / "out", **options("twelve"))
     assert targets(folder) == {"3": 3, "11": 11}
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_picture(tmp_path / "pictures" / "a.jpg", 0)
     (tmp_path / "pictures" / "b.HEIC").touch()
@@ -76,7 +72,6 @@ def test_heif_pictures_are_part_of_a_benchmark(tmp_path: Path, monkeypatch: pyte
     assert "needs the package pillow-heif" in records(folder)[1]["error"]
 
 
-@pytest.mark.usefixtures("no_charts")
 def test_records_of_another_release_are_refused(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
