@@ -88,5 +88,5 @@ def test_records_of_another_release_are_refused(
 
 def test_more_steps_than_pixels_are_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps is 626; expected at most 625, the number of pixels of the input"):
-        bench(pictures, tmp_path / "out", **QUICK | {"metrics": ["deletion"]}, steps=626, size=25)
+        bench(pictures, tmp_path / "out", **QUICK | {"metrics": ["deletion"], "steps": 626}, size=25)
     assert not (tmp_path / "out").exists()
