@@ -1,5 +1,6 @@
 """Models, inputs and outputs that are not as they are taken for: right or refused, one section for each kind."""
 
+import warnings
 from collections import namedtuple
 from math import prod
 from typing import Any
@@ -84,6 +85,18 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
 
 
+@pytest.mark.parametrize(("features", "refused"), [(3, True), (5, True), (32, False)])
+def test_sequences_of_features_are_told_from_channels(features: int, refused: bool) -> None:
+    convolution, head = nn.Conv1d(features, 4, 3, padding=1), nn.Linear(4, 3)
+    method = LayerScoreCam(lambda x: head(convolution(x.mT).mean(2)), convolution)
+    x = torch.rand(1, 20, features)
+    with pytest.raises(ValueError, match="channel_dim=-1") if refused else pytest.warns(match="channel_dim=-1"):
+        method.attribute(x, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.attribute(x, target=1, channel_dim=-1)
+
+
 LAYOUTS = [(nn.Conv1d, (12,), -1), (nn.Conv2d, (8, 10), 3), (nn.Conv2d, (8, 10), -1), (nn.Conv3d, (6, 8, 10), 2)]
 
 
@@ -163,32 +176,82 @@ def test_tokens_and_layers_of_images_whose_channels_are_not_first(channel_dim: i
 class Ordered(nn.Module):
     """Patches as tokens, in an order that is a choice, with a number of others after them."""
 
-    def __init__(self, order: Tensor | None = None, after: int = 0) -> None:
+    def __init__(self, order: Tensor | None = None, after: int = 0, amid: int = 0) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.cut, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3)
-        self.order, self.after = order, after
+        self.order, self.after, self.amid = order, after, amid
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.cut(x).flatten(2).mT
         tokens = tokens if self.order is None else tokens[:, self.order]
         tokens = torch.cat([tokens, tokens.new_ones(len(x), self.after, 6)], dim=1)
+        if self.amid:
+            tokens = torch.cat([tokens[:, : self.amid], tokens.new_ones(len(x), 1, 6), tokens[:, self.amid :]], dim=1)
         return self.head(self.norm(tokens).tanh().mean(1))
 
 
 @pytest.mark.parametrize(
-    ("order", "after"),
+    ("order", "after", "amid"),
     [
-        (torch.arange(64).reshape(8, 8).T.flatten(), 0),
-        (torch.randperm(64, generator=torch.Generator().manual_seed(0)), 0),
-        (None, 1),
+        (torch.arange(64).reshape(8, 8).T.flatten(), 0, 0),
+        (torch.randperm(64, generator=torch.Generator().manual_seed(0)), 0, 0),
+        (None, 1, 0),
+        (None, 0, 32),
+        (None, 0, 8),
     ],
 )
-@pytest.mark.parametrize("grid", [None, (8, 8)])
-def test_tokens_in_another_order_are_refused(order: Tensor | None, after: int, grid: Any) -> None:
-    model = Ordered(order, after).eval()
+@pytest.mark.parametrize(("grid", "training"), [(None, False), ((8, 8), False), (None, True)])
+def test_tokens_in_another_order_are_refused(
+    order: Tensor | None, after: int, amid: int, grid: Any, training: bool
+) -> None:
+    model = Ordered(order, after, amid).train(training)
     with spatial_view(model.norm, grid) as view, pytest.raises(ValueError, match="in another order"):
         LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+
+
+def test_patches_that_are_masked_are_refused() -> None:
+    model = Ordered(torch.randperm(64, generator=torch.Generator().manual_seed(0))[:49]).eval()
+    with spatial_view(model.norm) as view, pytest.raises(ValueError, match="in another order"):
+        LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+
+
+def test_a_model_in_training_mode_stays_in_it() -> None:
+    model = nn.Sequential(Ordered(), nn.Dropout(0.9), nn.BatchNorm1d(3))
+    statistics = []
+    model[2].register_forward_hook(lambda module, *_: statistics.append(module.training))
+    with spatial_view(model[0].norm) as view:
+        LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+    assert statistics == [True, False]
+    assert all(part.training for part in model.modules())
+
+
+def test_parts_that_are_called_one_by_one_are_warned_of() -> None:
+    model = Ordered().eval()
+
+    def forward(x: Tensor) -> Tensor:
+        return model.head(model.norm(model.cut(x).flatten(2).mT).tanh().mean(1))
+
+    with spatial_view(model.norm) as view, pytest.warns(UserWarning, match="no module that holds it takes the image"):
+        LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+
+
+def test_a_channels_last_map_with_as_many_channels_as_rows_has_no_order_to_check() -> None:
+    class Rows(nn.Module):
+        """A map whose values follow from the opposite side of the image, as after a shifted window."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.norm, self.head = nn.Conv2d(3, 16, 2, 2), nn.LayerNorm(16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.cut(x).flip(2, 3).permute(0, 2, 3, 1)).mean((1, 2)))
+
+    model, passes = Rows().eval(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    with spatial_view(model.norm) as view:
+        assert LayerGradCam(model, view).attribute(torch.rand(1, 3, 32, 32), target=1).shape == (1, 1, 16, 16)
+    assert len(passes) == 1
 
 
 def test_tokens_in_order_are_checked_once_and_nothing_is_disturbed() -> None:

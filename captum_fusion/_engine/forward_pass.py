@@ -221,10 +221,12 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
 
     def check(_: Module, *values: Any) -> None:
         runs.append(None)
-        value: Any = values if attribute_to_layer_input else values[-1]
-        if len(tensors_in(value)) == 1 and not _is_seen(value, attribute_to_layer_input):
+        value: Any = values[0] if attribute_to_layer_input else values[-1]
+        # Captum's hooks see a tensor as it is, or as the only entry of a tuple.
+        only = value[0] if type(value) is tuple and len(value) == 1 else value
+        everything = values if attribute_to_layer_input else value
+        if not isinstance(only, Tensor) and len(tensors_in(everything)) == 1:
             raise PackedError
-        value = value[0] if attribute_to_layer_input else value
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if not isinstance(part, Tensor):
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
@@ -243,12 +245,6 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
         yield
     finally:
         hook.remove()
-
-
-def _is_seen(value: Any, attribute_to_layer_input: bool) -> bool:
-    """Whether Captum's hooks see the tensor of a layer: as it is, or the only entry of a tuple."""
-    value = value[0] if attribute_to_layer_input else value
-    return isinstance(value, Tensor) or (type(value) is tuple and len(value) == 1 and isinstance(value[0], Tensor))
 
 
 def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
@@ -286,8 +282,7 @@ def sole_user(layer: Module) -> Iterator[None]:
     def note(module: Module, _: object) -> None:
         # The replicas of DataParallel run in other threads, but are other modules; a backward pass may run checkpointed
         # segments again in a thread of its own.
-        in_backward = torch._C._current_graph_task_id() != -1
-        if module is layer and threading.get_ident() != thread and not in_backward:
+        if module is layer and threading.get_ident() != thread and torch._C._current_graph_task_id() == -1:
             others.append(threading.get_ident())
 
     hook = layer.register_forward_pre_hook(note)

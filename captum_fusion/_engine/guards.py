@@ -164,6 +164,9 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
     axis = channel_axis(shape)
+    if len(shape) == 3 and layer_size == shape[1:2] != shape[2:]:
+        # A layer of as many tokens as dimension 1 has.
+        axis = -1
     if axis == 1:
         return
     name = "(N, T, C, H, W)" if axis == 2 else "(N, *S, C)"

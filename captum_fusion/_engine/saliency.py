@@ -76,10 +76,10 @@ def region_map(attributions: Tensor, size: tuple[int, ...], interpolate_mode: In
 
 def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
     """The sum over the channels, after checks."""
-    if attributions.dim() != len(size) + 2:
+    if attributions.dim() != len(size) + 2 or attributions.is_complex():
         raise ValueError(
             f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
-            f"to be brought to {tuple(size)}"
+            f"to be brought to {tuple(size)}, of real numbers"
         )
     evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
     check_finite(attributions, evidence)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Identity, Module
 
+from captum_fusion._engine.state import warn
 from captum_fusion._engine.token_grid import (
     REGISTERS,
     Grid,
@@ -28,7 +29,7 @@ from captum_fusion._engine.token_grid import (
 ToMap = Callable[[Any], Tensor]
 FromMap = Callable[[Tensor, Any], Any]
 
-# The grids on which a layer's tokens were found in order, so that no view checks them again.
+# The grids on which a layer's tokens were checked, so that no view checks them again.
 _ordered: WeakKeyDictionary[Module, set[Grid]] = WeakKeyDictionary()
 
 
@@ -147,13 +148,24 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     The order is data, which no shape shows: Hiera keeps the tokens of a window apart until its last stage, other
     networks shuffle them or have registers after them. So the pass that has ended runs once more on perturbed images.
     """
+    _ordered.setdefault(layer, set()).add(grid)
+    holds = any(part is layer for part in module.modules())
     image = next((t for t in tensors_in(arguments) if t.dim() == len(grid) + 2 and t.is_floating_point()), None)
-    if image is None or module.training or not any(part is layer for part in module.modules()):
+    if image is None or not holds:
+        if len(grid) > 1:
+            warn(
+                f"The order of the tokens of the viewed {type(layer).__name__} was not checked, since no module that "
+                "holds it takes the image. Call such a module in forward_func, rather than its parts one by one."
+            )
         return
     cells = probe_cells(grid)
     args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 1)
+    training = [part for part in module.modules() if part.training]
     view.recording = True
     try:
+        # Without dropout, and without statistics of perturbed images.
+        for part in training:
+            part.training = False
         with torch.no_grad():
             images = next(t for t in tensors_in((args, kwargs)) if t.dim() == len(grid) + 2 and t.is_floating_point())
             perturb(channels_first(images, channel_axis(images.shape)), grid, cells)
@@ -164,15 +176,17 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
         return
     finally:
         view.recording, view.recorded = False, None
+        for part in training:
+            part.training = True
     if maps is None or len(maps) != len(cells) + 1 or tuple(maps.shape[2:]) != grid:
         return
     if not in_place(maps, cells):
+        _ordered[layer].remove(grid)
         raise ValueError(
             f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image does: "
             "its tokens are in another order, or others lie after or among them. Name a layer whose tokens are in row "
             "order, such as that of last_feature_map, or give to_map and from_map."
         )
-    _ordered.setdefault(layer, set()).add(grid)
 
 
 def unwrap(output: Any) -> Any:

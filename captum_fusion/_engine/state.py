@@ -64,7 +64,7 @@ class StateGuard:
     def tracking(self, forward_func: object = None) -> Iterator[None]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
         # Where no other thread can have moved it, the random state tells as much, and slows no operation down.
-        others = threading.active_count() > 1
+        draws = _Draws() if threading.active_count() > 1 else None
         thread = threading.get_ident()
 
         def keep(module: Module, _: object) -> None:
@@ -73,12 +73,11 @@ class StateGuard:
                     if part not in self._seen:
                         self._keep(part)
 
-        draws = _Draws()
         hook = register_module_forward_pre_hook(keep)
         try:
             # Filters belong to the process: they are touched only where a compiled module warns that it calls global
             # hooks twice, which does no harm here.
-            with draws if others else nullcontext():
+            with draws or nullcontext():
                 if is_compiled(forward_func):
                     with warnings.catch_warnings():
                         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
@@ -87,7 +86,7 @@ class StateGuard:
                     yield
         finally:
             hook.remove()
-            self.draws |= draws.any if others else threading.active_count() == 1 and bool(self._moved())
+            self.draws |= draws.any if draws else threading.active_count() == 1 and bool(self._moved())
             self._warn_if_unstable()
 
     def _keep(self, module: Module) -> None:

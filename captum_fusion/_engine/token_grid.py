@@ -176,7 +176,7 @@ def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
 
 def channel_axis(shape: tuple[int, ...]) -> int:
     """The axis of an image's channels as far as its shape tells: 1, or the only other one that is 1 or 3 long."""
-    others = (2,) * (len(shape) == 5) + (-1,) * (len(shape) > 3)
+    others = (2,) * (len(shape) == 5) + (-1,) * (len(shape) > 2)
     return next((axis for axis in others if shape[axis] in (1, 3) and shape[1] > 4), 1)
 
 
@@ -253,9 +253,11 @@ def in_place(maps: Tensor, cells: list[Grid]) -> bool:
     # The receptive fields of overlapping windows may be centred one cell further.
     reach = [1 if side > 3 else 0 for side in changes.shape[1:]]
     hits = []
+    # A patch that changes nothing is not in the map, so that another token has its place.
+    complete = bool(shares.flatten(1).any(dim=1).all())
     for share, cell in zip(shares, cells, strict=True):
         # A layer that mixes all tokens changes everywhere alike, which says nothing of their order.
         if share.max() > len(cells) / 2:
             peak = torch.unravel_index(share.argmax(), share.shape)
             hits.append(all(abs(int(p) - c) <= r for p, c, r in zip(peak, cell, reach, strict=True)))
-    return len(hits) < len(cells) / 2 or sum(hits) / len(hits) > _LEAST_IN_PLACE
+    return len(hits) < len(cells) / 2 or (complete and sum(hits) / len(hits) > _LEAST_IN_PLACE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def expected_map(
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     # The first one's layer has negative values.
-    zip([*GRADIENT_CAMS, LayerScoreCam, LayerAblationCam], 3 * ["mobilenet_v2", "vgg", "resnet"], strict=True),
+    zip([*GRADIENT_CAMS, LayerScoreCam, LayerAblationCam], cycle(["mobilenet_v2", "vgg", "resnet"])),
 )
 def test_the_papers_kinds_of_networks(algorithm: type[LayerAttribution], name: str) -> None:
     model, layer, images, _, _ = case(name)

@@ -1,3 +1,4 @@
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_all_ones_gain_nothing_where_rounding_differs_from_pass_to_pass(
     def forward(x: Tensor) -> Tensor:
         nonlocal passes
         passes += 1
-        return (60 * net(x)) * (1 + 3e-7 * (passes % 2))
+        return (60 * net(x)) * (1 + 1e-4 * (passes % 2))
 
     for target in range(3):
         increase = confidence_increase(
@@ -86,7 +87,7 @@ def test_positive_scaling_changes_nothing(metric: Any, net: SmallNet, images: Te
     )
 
 
-@pytest.mark.parametrize(("metric", "target"), zip(METRICS, [2, [0, 1, 2], torch.tensor([2, 1, 0]), 1], strict=True))
+@pytest.mark.parametrize(("metric", "target"), zip(METRICS, cycle([2, [0, 1, 2], torch.tensor([2, 1, 0])])))
 def test_a_batch_equals_one_by_one(metric: Any, target: Any, net: SmallNet, images: Tensor) -> None:
     attributions = LayerFusionCam(net, net.features).attribute(images, target=target)
     baselines = torch.rand_like(images)
