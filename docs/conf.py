@@ -23,6 +23,7 @@ extensions = [
     "myst_nb",
     "names",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -49,6 +50,9 @@ autodoc_default_options = {
     "exclude-members": "attribute_future,channel_maps,channel_weights,compute_convergence_delta,multiplies_by_inputs,"
     "sampled_masks,second_order_gradients",
 }
+# One page for each class and function, listed with the first line of its docstring.
+autosummary_generate = True
+autosummary_imported_members = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
@@ -77,6 +81,7 @@ html_theme = "furo"
 html_title = f"captum-fusion {release}"
 html_show_copyright = False
 html_math_renderer = "mathml"
+templates_path = [str(Path(__file__).parent / "_templates")]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 # Redirects from the top of the site to its start page.

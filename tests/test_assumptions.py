@@ -11,6 +11,7 @@ import torch
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion import (
@@ -349,6 +350,22 @@ class Twice(nn.Module):
         return self.head(self.encoder(a).mean((2, 3))) + 0 * self.encoder(b).mean((1, 2, 3))[:, None]
 
 
+def test_a_wrong_number_of_runs_is_refused_though_two_passes_make_a_multiple() -> None:
+    class Thrice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(self.layer(x))).mean((2, 3))
+
+    model = Thrice().eval()
+    with layer_run(model.layer, 1, of=2) as run, pytest.raises(RuntimeError, match="ran 3 times; expected 2 runs"):
+        LayerScoreCam(model, run).attribute(torch.rand(1, 3, 8, 8), target=1)
+    with layer_run(model.layer, 1, of=3) as run:
+        assert LayerScoreCam(model, run).attribute(torch.rand(1, 3, 8, 8), target=1).shape == (1, 1, 8, 8)
+
+
 def test_runs_are_added_up_and_each_input_is_masked_by_its_own() -> None:
     model = Twice().eval()
     a, b = torch.rand(2, 1, 3, 8, 8)
@@ -380,7 +397,7 @@ def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
     torch.testing.assert_close(found, expected)
     with pytest.warns(UserWarning, match="ran 2 times in the forward pass; its last run is explained, which may be"):
         LayerGradCamPlusPlus(model, model.encoder).attribute((a, b), target=1)
-    with pytest.raises(RuntimeError, match="ran 2 times, which is no multiple of 3"), layer_run(model.encoder, 0, of=3):
+    with pytest.raises(RuntimeError, match="ran 2 times; expected 3 runs in each"), layer_run(model.encoder, 0, of=3):
         model(a, b)
 
 
@@ -487,7 +504,7 @@ def test_the_softmax_is_over_classes_that_are_known_to_be_classes(size: Any, sha
 # 7. Augmentation turns the picture, not the target
 
 
-@pytest.mark.parametrize("kind", ["region", "pixel", "mask"])
+@pytest.mark.parametrize("kind", ["region", "pixel", "mask", "mask without channels", "mask in a dictionary"])
 def test_what_is_explained_is_mirrored_with_the_input(kind: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
@@ -504,6 +521,14 @@ def test_what_is_explained_is_mirrored_with_the_input(kind: str) -> None:
         "mask": (
             lambda x, where: (net(x) * where).sum((2, 3)),
             {"target": 2, "additional_forward_args": place[None, None]},
+        ),
+        "mask without channels": (
+            lambda x, where: (net(x) * where[:, None]).sum((2, 3)),
+            {"target": 2, "additional_forward_args": place[None]},
+        ),
+        "mask in a dictionary": (
+            lambda x, where: (net(x) * where["mask"][0]).sum((2, 3)),
+            {"target": 2, "additional_forward_args": {"mask": [place[None, None]]}},
         ),
     }[kind]
     found = AugmentationTunnel(LayerHiResCam(forward, net[1])).attribute(x, factors=[1.0], **options)
@@ -631,6 +656,24 @@ def test_classes_that_are_ruled_out_are_no_references() -> None:
     torch.testing.assert_close(found, LayerFinerCam(lambda x: net(x)[:, [0, 1, 3]], net[1]).attribute(x, target=1))
 
 
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerEigenCam, LayerGroupCam])
+@pytest.mark.parametrize("part", ["activations", "gradients"])
+def test_a_layer_that_holds_no_numbers_is_refused(algorithm: Any, part: str) -> None:
+    net, layer = cnn(), nn.Identity()
+
+    def forward(x: Tensor) -> Tensor:
+        features = net[:2](x)
+        if part == "activations":
+            return net[2:](layer(features.log()).nan_to_num(0, 0, 0))
+        return net[2:](layer(features * 0).sqrt())
+
+    if part == "gradients" and algorithm in (LayerScoreCam, LayerEigenCam):
+        assert algorithm(forward, layer).attribute(torch.rand(1, 3, 8, 8), target=1).isfinite().all()
+        return
+    with pytest.raises(RuntimeError, match=f"The layer's {part} hold NaN or infinity for 1 of 1 examples"):
+        algorithm(forward, layer).attribute(torch.rand(1, 3, 8, 8), target=1)
+
+
 @pytest.mark.parametrize("value", [torch.inf, 3e38])
 def test_attributions_without_an_order_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="attributions hold infinity, or overflow"):
@@ -695,6 +738,16 @@ def test_boxes_of_any_format_and_container(metric: Any) -> None:
             metric(maps, given)
     with pytest.raises(TypeError, match="attributions are a ndarray"):
         metric(maps.numpy(), [mask])
+
+
+@pytest.mark.parametrize("of_map", [complexity, lambda maps: saliency_map(maps, (4, 4))])
+def test_maps_that_are_no_tensors_of_real_numbers_are_refused(of_map: Any) -> None:
+    for maps in (np.zeros((1, 1, 4, 4)), None):
+        with pytest.raises(TypeError, match="attributions are a"):
+            of_map(maps)
+    for tensor in (torch.rand(4, 4), torch.rand(1, 1, 4, 4) + 0j):
+        with pytest.raises(ValueError, match="attributions have shape"):
+            of_map(tensor)
 
 
 # 11. Needs that are none
@@ -793,6 +846,25 @@ def test_a_sparse_argument() -> None:
         LayerScoreCam(lambda x, _: net(x), net[1]).attribute(
             torch.rand(2, 3, 8, 8), target=1, additional_forward_args=torch.eye(2).to_sparse()
         )
+
+
+@pytest.mark.parametrize("inputs", ["sparse", "nested", "meta"])
+def test_inputs_without_rows_or_values(inputs: str) -> None:
+    net, x = cnn(), torch.rand(2, 3, 8, 8)
+    given = {"sparse": x.to_sparse(), "nested": torch.nested.as_nested_tensor([*x]), "meta": x.to("meta")}[inputs]
+    for method in (LayerScoreCam(net, net[1]), Rise(net, samples=2)):
+        with pytest.raises(ValueError, match=r"inputs\[0\] is a tensor"):
+            method.attribute(given, target=1)
+
+
+def test_a_component_without_a_graph() -> None:
+    net = cnn()
+
+    def forward(x: Tensor) -> Tensor:
+        return net[2:](checkpoint(net[:2], x, use_reentrant=True))
+
+    with pytest.raises(RuntimeError, match="needs use_reentrant=False"):
+        LayerFusionCam(forward, net[1]).attribute(torch.rand(1, 3, 8, 8), target=1)
 
 
 def test_scores_without_a_graph() -> None:

@@ -182,7 +182,7 @@ class ModelCall:
         for position, value in enumerate(self.arguments):
             if not isinstance(value, Tensor) or not value.dim():
                 continue
-            check_dense(value, position)
+            check_dense(value, f"additional_forward_args[{position}]")
             if len(value) != self.examples:
                 raise ValueError(
                     f"additional_forward_args[{position}] is a tensor of shape {tuple(value.shape)}; expected one row "
@@ -296,6 +296,8 @@ def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TypeError(f"inputs hold {[type(tensor).__name__ for tensor in tensors]}; expected one or more tensors")
+    for position, tensor in enumerate(tensors):
+        check_dense(tensor, f"inputs[{position}]")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if any(not shape or shape[0] == 0 or shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(
@@ -310,6 +312,7 @@ def _checked_baseline(
     if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
         return gaussian_blur(tensor.detach(), *blur).to(tensor)
     if isinstance(value, Tensor) and value.dim():
+        check_dense(value, f"The baseline of input {position}")
         moved = channels_first(value, channel_dim)
         if moved.shape not in (tensor.shape, tensor[:1].shape):
             raise ValueError(

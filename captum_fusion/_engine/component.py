@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc, eager
 from captum_fusion._engine.forward_pass import isolated, sole_user
+from captum_fusion._engine.guards import explain_missing_graph
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.arguments import check_tolerance
@@ -126,9 +127,13 @@ def _attributions(
             stack.enter_context(eager())
             if isinstance(layer := getattr(method, "layer", None), Module):
                 stack.enter_context(sole_user(layer))
-        attributions: Tensor | tuple[Tensor, ...] = method.attribute(
-            unmasked.cloned_inputs(), **(options | dict(further or {}))
-        )
+        try:
+            attributions: Tensor | tuple[Tensor, ...] = method.attribute(
+                unmasked.cloned_inputs(), **(options | dict(further or {}))
+            )
+        except RuntimeError as error:
+            explain_missing_graph(error)
+            raise
     return attributions
 
 

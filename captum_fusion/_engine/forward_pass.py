@@ -20,6 +20,7 @@ from captum_fusion._engine.captum import eager, layer_gradients, layer_value, ru
 from captum_fusion._engine.guards import (
     batch_hint,
     check_layer,
+    check_layer_values,
     check_runs,
     explain_missing_graph,
     nothing_found,
@@ -200,6 +201,9 @@ def _run(
     value, gradient, product = (
         as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients, products)
     )
+    check_layer_values(value, "activations")
+    check_layer_values(gradient, "gradients")
+    check_layer_values(product, "second derivatives")
     warn_of_nothing_found(empty)
     if empty and value.numel():
         # A layer of zeros has a map of zeros by every method.

@@ -63,7 +63,7 @@ def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None =
     maskable = [tensor.is_floating_point() for tensor in inputs]
     if not (any(maskable) if positions is None else all(maskable[position] for position in positions)):
         raise TypeError(
-            f"inputs hold {[str(tensor.dtype) for tensor in inputs]} values, of which integers cannot be masked; "
+            f"inputs hold {[str(tensor.dtype) for tensor in inputs]} values, which cannot be masked; "
             "expected floating-point values, scaled as the model needs them. Give masks and indices beside an image as "
             "additional_forward_args."
         )
@@ -150,12 +150,14 @@ def check_values(output: Tensor) -> None:
         )
 
 
-def check_dense(value: Tensor, position: int) -> None:
-    """Refuses a sparse additional argument, whose rows cannot be repeated for masked inputs."""
-    if value.layout != torch.strided:
+def check_dense(value: Tensor, name: str) -> None:
+    """Refuses a sparse or nested tensor, whose rows cannot be repeated for masked inputs, and one without values."""
+    if value.is_meta:
+        raise ValueError(f"{name} is a tensor on the meta device, which holds no values; expected one that does")
+    if value.layout != torch.strided or value.is_nested:
         raise ValueError(
-            f"additional_forward_args[{position}] is a tensor of layout {value.layout}, whose rows cannot be repeated; "
-            "expected a dense one, as value.to_dense() gives it, or one that is bound inside forward_func"
+            f"{name} is a tensor of layout {value.layout}{' of nested tensors' if value.is_nested else ''}, whose rows "
+            "cannot be repeated; expected a dense one, as value.to_dense() gives it"
         )
 
 
@@ -223,6 +225,17 @@ def explain_missing_graph(error: RuntimeError) -> None:
             "scores that follow from the layer by autograd; methods without gradients, such as LayerScoreCam, do "
             "without."
         ) from error
+
+
+def check_layer_values(value: Tensor, name: str) -> None:
+    """Refuses a layer whose activations or gradients are not finite: a map of them is NaN, or 0 by accident."""
+    finite = value.detach().isfinite()
+    if not finite.all():
+        wrong = int((~finite.flatten(1).all(dim=1)).sum())
+        raise RuntimeError(
+            f"The layer's {name} hold NaN or infinity for {wrong} of {len(value)} examples; expected finite numbers. "
+            "Name another layer, or check the model for overflow (reduced precision?)."
+        )
 
 
 def check_finite(attributions: Tensor, sums: Tensor) -> None:

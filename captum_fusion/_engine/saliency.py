@@ -56,7 +56,9 @@ def saliency_map(
     """
     if sign not in SIGNS:
         raise ValueError(f"sign is {sign!r}; expected one of {SIGNS}")
-    evidence = _evidence(channels_first(attributions, channel_dim), size)
+    if not isinstance(size, (tuple, list)):
+        raise TypeError(f"size is {size!r}; expected a tuple with one number for each spatial axis")
+    evidence = _evidence(checked_attributions(attributions, channel_dim), size)
     if sign == "positive":
         evidence = relu(evidence)
     elif sign == "negative":
@@ -74,9 +76,16 @@ def region_map(attributions: Tensor, size: tuple[int, ...], interpolate_mode: In
     return _as_mask(relu(upsample(_evidence(attributions, size), size, interpolate_mode)))
 
 
+def checked_attributions(attributions: object, channel_dim: int) -> Tensor:
+    """Attributions with their channels in dimension 1."""
+    if not isinstance(attributions, Tensor):
+        raise TypeError(f"attributions are a {type(attributions).__name__}; expected a tensor (N, C, *s)")
+    return channels_first(attributions, channel_dim)
+
+
 def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
     """The sum over the channels, after checks."""
-    if attributions.dim() != len(size) + 2 or attributions.is_complex():
+    if not 3 <= attributions.dim() == len(size) + 2 or attributions.is_complex():
         raise ValueError(
             f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
             f"to be brought to {tuple(size)}, of real numbers"

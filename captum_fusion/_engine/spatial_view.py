@@ -269,7 +269,8 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
 
     Raises:
         ValueError: If there is no such run.
-        RuntimeError: On leaving, if the layer did not run that often in each pass.
+        RuntimeError: If the layer does not run that often in each pass: at its end, or on leaving where no module that
+            holds the layer is called.
 
     Examples::
 
@@ -285,27 +286,40 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
     """
     if not 0 <= run < of:
         raise ValueError(f"run is {run} of {of}; expected an index from 0 below the number of runs")
-    module, runs = Identity(), 0
+    module, runs, ran = Identity(), 0, False
 
     def hook(_: Module, __: tuple[Any, ...], output: Any) -> Any:
-        nonlocal runs
+        nonlocal runs, ran
         if output is None:
             # A pass that failed in the layer: the next one begins again.
             runs = 0
             return None
-        runs += 1
+        runs, ran = runs + 1, True
         return module(output) if (runs - 1) % of == run else None
+
+    def end(model: Module, *_: Any) -> None:
+        """At the end of a pass of a model that holds the layer, all of its runs are over."""
+        nonlocal runs
+        if model is not layer and any(part is layer for part in model.modules()):
+            ended, runs = runs, 0
+            if ended != of:
+                raise _wrong_runs(layer, ended, of)
 
     handle = layer.register_forward_hook(hook, always_call=True)
     try:
-        yield module
+        with TokenGridTracker().collected(end):
+            yield module
     finally:
         handle.remove()
-    if runs == 0 or runs % of:
-        raise RuntimeError(
-            f"The {type(layer).__name__} ran {runs} times, which is no multiple of {of}; expected {of} runs in each "
-            "forward pass of the model inside the with"
-        )
+    if not ran or runs % of:
+        raise _wrong_runs(layer, runs, of)
+
+
+def _wrong_runs(layer: Module, runs: int, of: int) -> RuntimeError:
+    return RuntimeError(
+        f"The {type(layer).__name__} ran {runs} times; expected {of} runs in each forward pass of the model inside the "
+        "with"
+    )
 
 
 class PackedError(Exception):

@@ -112,7 +112,8 @@ class AugmentationTunnel(Attribution):
             first = channels_first(tensor, channel_dim)
             if tuple(first.shape[2:]) in sizes:
                 return channels_back(first.flip(-1), channel_dim)
-            return tensor.flip(-1) if of_layer else tensor
+            # A mask may have no channels.
+            return tensor.flip(-1) if of_layer or tuple(tensor.shape[1:]) in sizes else tensor
 
         total: tuple[Tensor, ...] | None = None
         for factor in factors:
@@ -150,8 +151,10 @@ def _is_spatial(tensor: Tensor) -> bool:
 
 def _mirror_all(value: Any, mirror: Callable[[Tensor], Tensor], flipped: bool) -> Any:
     """Copies of the tensors in an argument, or their mirror images."""
-    if isinstance(value, tuple):
-        return tuple(_mirror_all(part, mirror, flipped) for part in value)
+    if type(value) in (tuple, list):
+        return type(value)(_mirror_all(part, mirror, flipped) for part in value)
+    if type(value) is dict:
+        return {name: _mirror_all(part, mirror, flipped) for name, part in value.items()}
     if not isinstance(value, Tensor):
         return value
     return mirror(value) if flipped else value.clone()

@@ -214,8 +214,8 @@ def _labelled(
         picture = item.picture
         if not picture.labels and picture.instances is None:
             raise ValueError(
-                f"{picture.name} has no label; expected every picture in the folder of its class, a labels file, or "
-                "a dataset with labels"
+                f"{picture.name} has no label; expected a folder for each class and no picture beside these, a "
+                "labels file, or a dataset with labels"
             )
         named = [classes_of[label] for label in picture.labels if classes_of[label]]
         if not named:

@@ -11,9 +11,8 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_maskable
-from captum_fusion._engine.saliency import explained_pixels, saliency_map, saliency_maps
+from captum_fusion._engine.saliency import checked_attributions, explained_pixels, saliency_map, saliency_maps
 from captum_fusion._engine.state import preserved
-from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import adcc as harmonic_mean
 from captum_fusion.functional import correlation
@@ -51,7 +50,7 @@ def complexity(
         >>> complexity(torch.tensor([[[0.0, 1.0, 4.0, 0.0]]]))
         tensor([0.3125])
     """
-    attributions = channels_first(attributions, channel_dim)
+    attributions = checked_attributions(attributions, channel_dim)
     return saliency_map(attributions, tuple(attributions.shape[2:]) if size is None else size, sign).flatten(1).mean(1)
 
 

@@ -12,8 +12,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import corners
-from captum_fusion._engine.saliency import saliency_map
-from captum_fusion._engine.token_grid import channels_first
+from captum_fusion._engine.saliency import checked_attributions, saliency_map
 from captum_fusion.arguments import Sign
 
 Regions = Tensor | Sequence[Any] | np.ndarray[Any, Any]
@@ -63,7 +62,7 @@ def pointing_game(
     def hit(saliency: Tensor, region: Tensor) -> Tensor:
         return region.flatten()[saliency.argmax()] & saliency.any()
 
-    return _per_region(hit, channels_first(attributions, channel_dim), regions, size, sign)
+    return _per_region(hit, checked_attributions(attributions, channel_dim), regions, size, sign)
 
 
 @fill_docstring
@@ -116,7 +115,7 @@ def energy_pointing_game(
         total = saliency.sum()
         return (saliency.flatten() * region.flatten()).sum() / torch.where(total > 0, total, 1)
 
-    return _per_region(share, channels_first(attributions, channel_dim), regions, size, sign)
+    return _per_region(share, checked_attributions(attributions, channel_dim), regions, size, sign)
 
 
 @fill_docstring
@@ -160,7 +159,7 @@ def instances_reached(
         >>> instances_reached(attributions, [boxes])
         tensor([0.5000])
     """
-    maps, shape = _maps(channels_first(attributions, channel_dim), size, sign)
+    maps, shape = _maps(checked_attributions(attributions, channel_dim), size, sign)
     if len(shape) != 2:
         raise ValueError(f"The image has the shape {shape}; expected two spatial axes")
 
@@ -207,12 +206,8 @@ def _per_region(
 
 def _maps(attributions: Tensor, size: tuple[int, ...] | None, sign: Sign) -> tuple[Tensor, tuple[int, ...]]:
     """The saliency maps, and the shape of the image in which the regions lie."""
-    if not isinstance(attributions, Tensor):
-        raise TypeError(f"attributions are a {type(attributions).__name__}; expected a tensor (N, C, *s)")
-    if size is not None and not isinstance(size, (tuple, list)):
-        raise TypeError(f"size is {size!r}; expected a tuple with one number for each spatial axis")
-    shape = tuple(attributions.shape[2:]) if size is None else tuple(size)
-    return saliency_map(attributions, shape, sign), shape
+    shape = tuple(attributions.shape[2:]) if size is None else size
+    return saliency_map(attributions, shape, sign), tuple(shape)
 
 
 def _checked(regions: Any, maps: Tensor) -> Any:
