@@ -644,6 +644,52 @@ def principal_component(channels: Tensor) -> Tensor:
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
+def kernel_principal_component(channels: Tensor) -> Tensor:
+    r"""KPCA-CAM (https://arxiv.org/abs/2410.00267): the first principal component by a sigmoid kernel.
+
+    The pixels are points in the space of the channels, centred at their mean. The kernel compares them, and its
+    matrix, centred too, has the eigenvector v of the largest eigenvalue. In symbols, for points p and q of C channels:
+
+    .. math::
+
+        K_{pq} &= \tanh\left(\frac{1}{C} p \cdot q + 1\right) \\
+        L &= \sqrt{\lambda} v
+
+    The sign of v is such that the component correlates with the sum of the channels.
+
+    Args:
+        channels (Tensor): A, shape (N, C, \*s). The kernel's matrix takes the square of the number of pixels.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*s). Zeros where every channel is constant, or is so but for rounding.
+
+    Examples::
+
+        >>> kernel_principal_component(torch.tensor([[[1.0, 1.0, 4.0]]])).round(decimals=2)
+        tensor([[[-0.6200, -0.6200,  1.2400]]])
+    """
+    values = as_float(channels).flatten(2)
+    centred = values - values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    points = torch.where(centred.abs().amax(dim=2, keepdim=True) > noise, centred, 0).double()
+    kernel = (points.mT @ points / points.shape[1] + 1).tanh()
+    kernel = kernel - kernel.mean(dim=1, keepdim=True)
+    kernel = kernel - kernel.mean(dim=2, keepdim=True)
+    with torch.no_grad():
+        sizes, vectors = torch.linalg.eigh((kernel + kernel.mT) / 2)
+        axis = vectors[:, :, -1:]
+        axis = axis * torch.where((axis * points.sum(dim=1).unsqueeze(2)).sum(dim=1, keepdim=True) < 0, -1, 1)
+        gaps = sizes[:, -1:] - sizes
+        varies = sizes[:, -1:, None] > 1e-13 * kernel.shape[1]
+    # As in principal_component: the axis is known without a graph, and what is added is 0 with the derivative of it.
+    pulled = kernel @ axis
+    along = vectors.mT @ (pulled - pulled.detach())
+    axis = axis + vectors @ torch.where(gaps > 0, 1 / _or_one(gaps), 0).unsqueeze(2).mul(along)
+    size = torch.where(varies, axis.detach().mT @ pulled, 0)
+    component = torch.where(varies, axis * torch.where(varies, size, 1).sqrt(), 0)
+    return component.mT.to(values).reshape(len(values), 1, *channels.shape[2:])
+
+
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
 

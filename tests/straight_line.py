@@ -251,6 +251,17 @@ def eigen_grad_cam(activations: Array, gradients: Array) -> Array:
     return eigen_cam(activations * gradients, gradients)
 
 
+def kpca_cam(activations: Array, _: Array) -> Array:
+    points = activations.reshape(len(activations), -1).T
+    points = points - points.mean(0)
+    kernel = np.array([[np.tanh(p @ q / len(activations) + 1) for q in points] for p in points])
+    centring = np.eye(len(points)) - 1 / len(points)
+    sizes, vectors = np.linalg.eigh(centring @ kernel @ centring)
+    component = np.sqrt(sizes[-1]) * vectors[:, -1]
+    sign = -1 if component @ points.sum(1) < 0 else 1
+    return sign * component.reshape(activations.shape[1:])
+
+
 def blur(x: Tensor, kernel_size: int, sigma: float) -> Tensor:
     offsets = np.arange(kernel_size) - kernel_size // 2
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)

@@ -19,6 +19,7 @@ from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.attr.group_cam import LayerGroupCam
 from captum_fusion.attr.hi_res_cam import LayerHiResCam
 from captum_fusion.attr.is_cam import LayerISCam
+from captum_fusion.attr.kpca_cam import LayerKPCACam
 from captum_fusion.attr.layer_cam import LayerLayerCam
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
@@ -39,6 +40,7 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerGroupCam,
     LayerHiResCam,
     LayerISCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerSSCam,
     LayerScoreCam,
@@ -63,6 +65,7 @@ __all__ = [
     "LayerGroupCam",
     "LayerHiResCam",
     "LayerISCam",
+    "LayerKPCACam",
     "LayerLayerCam",
     "LayerSSCam",
     "LayerScoreCam",

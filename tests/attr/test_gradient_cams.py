@@ -12,6 +12,7 @@ from captum_fusion import (
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerXGradCam,
 )
@@ -26,6 +27,7 @@ METHODS = [
     LayerGradCamElementWise,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerKPCACam,
 ]
 
 
@@ -74,6 +76,18 @@ def test_layer_cam_hi_res_cam_and_element_wise_grad_cam_worked_out_by_hand() -> 
         (LayerGradCamElementWise, [2.0, 0.0]),
     ]:
         torch.testing.assert_close(algorithm(forward, identity).attribute(x), torch.tensor([[expected]]))
+
+
+def test_kpca_cam_worked_out_by_hand() -> None:
+    # The centred pixels are -1, -1 and 2, the kernel's matrix tanh(1 * 1 + 1), tanh(-1 * 2 + 1) and tanh(2 * 2 + 1).
+    # v = (-1, -1, 2) / sqrt(6), and the eigenvalue is (4 tanh(2) + 8 tanh(1) + 4 tanh(5)) / 6.
+    component = np.sqrt((4 * np.tanh(2) + 8 * np.tanh(1) + 4 * np.tanh(5)) / 36)
+    identity = nn.Identity()
+    for x in (torch.tensor([[[1.0, 1.0, 4.0]]]), torch.tensor([[[1.0, 1.0, 4.0]]]).repeat(1, 2, 1)):
+        attribution = LayerKPCACam(lambda inputs: identity(inputs).sum((1, 2)), identity)
+        torch.testing.assert_close(attribution.attribute(x), component * torch.tensor([[[-1.0, -1.0, 2.0]]]))
+        shares = attribution.attribute(x, attr_dim_summation=False)
+        torch.testing.assert_close(shares.sum(dim=1), attribution.attribute(x)[:, 0])
 
 
 def test_eigen_cams_worked_out_by_hand() -> None:

@@ -18,6 +18,7 @@ from captum_fusion import (
     LayerGradCamPlusPlus,
     LayerHiResCam,
     LayerISCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerScoreCam,
     LayerXGradCam,
@@ -34,6 +35,7 @@ GRADIENT_CAMS = {
     LayerGradCamElementWise: straight_line.grad_cam_element_wise,
     LayerEigenCam: straight_line.eigen_cam,
     LayerEigenGradCam: straight_line.eigen_grad_cam,
+    LayerKPCACam: straight_line.kpca_cam,
 }
 
 
