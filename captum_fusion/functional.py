@@ -690,6 +690,49 @@ def kernel_principal_component(channels: Tensor) -> Tensor:
     return component.mT.to(values).reshape(len(values), 1, *channels.shape[2:])
 
 
+def non_negative_factors(values: Tensor, count: int, iterations: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""The non-negative factors of a matrix, by the multiplicative updates of Lee and Seung.
+
+    In symbols, for a matrix V, each step divides and multiplies entry by entry:
+
+    .. math::
+
+        H &\leftarrow H \frac{V W^T}{H W W^T} \\
+        W &\leftarrow W \frac{H^T V}{H^T H W}
+
+    No step increases the squared error of H W. The start is random.
+
+    Args:
+        values (Tensor): V, not negative, shape (P, C).
+        count (int): K, the number of factors, at least 1.
+        iterations (int, optional): The number of steps. Default: 200
+        seed (int, optional): What the start follows from; torch's own random state is neither used nor changed.
+            Default: 0
+
+    Returns:
+        2-element tuple of *Tensor*: H of shape (P, K) and W of shape (K, C), whose product is close to V.
+
+    Examples::
+
+        >>> values = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        >>> left, right = non_negative_factors(values, 2)
+        >>> torch.allclose(left @ right, values, atol=1e-3)
+        True
+    """
+    values = as_float(values)
+    tiny = torch.finfo(values.dtype).tiny
+    generator = torch.Generator().manual_seed(seed)
+    size = (values.mean() / count).sqrt()
+    left, right = (
+        size * torch.rand(shape, generator=generator, dtype=values.dtype).to(values.device)
+        for shape in ((len(values), count), (count, values.shape[1]))
+    )
+    for _ in range(iterations):
+        left = left * (values @ right.mT) / (left @ (right @ right.mT)).clamp_min(tiny)
+        right = right * (left.mT @ values) / (left.mT @ left @ right).clamp_min(tiny)
+    return left, right
+
+
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
 

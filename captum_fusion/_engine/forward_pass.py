@@ -95,29 +95,31 @@ def forward_pass(
     with_graph: bool = False,
     with_hessian: bool = False,
     measure_memory: bool = False,
+    scored: bool = True,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
     Without gradients, the layer's value may still keep its graph, ``with_graph``. With them, the scores may be
-    differentiated once more, ``with_hessian``.
+    differentiated once more, ``with_hessian``. Where no target is explained, not ``scored``, the output may be
+    anything.
 
     A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
     same.
     """
     with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
-        if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
+        if outer is not None and gradients_of is None and not with_graph and scored and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
             # A hook on every module is what a single pass of a tiny network does not need.
             with _memory(call.tensors) if measure_memory else nullcontext() as memory:
                 try:
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
                 except PackedError:
                     packed = check_layer(call.layer)
                     module = stack.enter_context(unpacked(packed, call.attribute_to_layer_input))
                     call = replace(call, layer=module, attribute_to_layer_input=False)
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
                     unmasked = replace(unmasked, packed_layer=packed)
             if memory:
                 unmasked = replace(unmasked, live_bytes=memory.most)
@@ -135,6 +137,7 @@ def _run(
     grad_kwargs: Mapping[str, Any] | None,
     with_graph: bool,
     with_hessian: bool,
+    scored: bool,
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
@@ -153,7 +156,9 @@ def _run(
             raise
         finally:
             nothing_found.reset(token)
-        scores, output, passed = call.checked_scores(result), result.detach().clone(), True
+        passed = True
+        if scored:
+            scores, output = call.checked_scores(result), result.detach().clone()
         return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.

@@ -2,6 +2,7 @@
 
 ``METHODS`` lists the methods; the command, the benchmark and the tests take them from there. ``GradientCam`` and
 ``MaskedCam`` are bases for further methods. ``FusedAttributions`` and ``AugmentationTunnel`` wrap other attributions.
+``LayerFeatureFactorization`` finds concepts rather than the map of a target.
 """
 
 from captum.attr import Attribution
@@ -10,6 +11,7 @@ from captum_fusion.attr.ablation_cam import LayerAblationCam
 from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
 from captum_fusion.attr.eigen_cam import LayerEigenCam
 from captum_fusion.attr.eigen_grad_cam import LayerEigenGradCam
+from captum_fusion.attr.feature_factorization import Concepts, LayerFeatureFactorization
 from captum_fusion.attr.finer_cam import LayerFinerCam
 from captum_fusion.attr.fused_attributions import FusedAttributions
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
@@ -52,12 +54,14 @@ METHODS: tuple[type[Attribution], ...] = (
 
 __all__ = [
     "AugmentationTunnel",
+    "Concepts",
     "FusedAttributions",
     "FusionCamStages",
     "GradientCam",
     "LayerAblationCam",
     "LayerEigenCam",
     "LayerEigenGradCam",
+    "LayerFeatureFactorization",
     "LayerFinerCam",
     "LayerFusionCam",
     "LayerGradCamElementWise",
