@@ -644,6 +644,57 @@ def principal_component(channels: Tensor) -> Tensor:
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
+def seg_eigen_maps(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""Seg-Eigen-CAM (https://doi.org/10.3390/app15137562): each channel's share of its principal component.
+
+    It is that of ``principal_component`` for the activations times the absolute gradients, of the sign by which its
+    largest absolute value is positive.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s), which sums over the channels to the component.
+
+    Examples::
+
+        >>> seg_eigen_maps(torch.tensor([[[-1.0, 1.0, 1.0]]]), torch.tensor([[[0.0, 3.0, 3.0]]]))
+        tensor([[[ 2., -1., -1.]]])
+    """
+    channels = principal_component(as_float(gradients).abs() * as_float(activations))
+    lowest, highest = torch.aminmax(channels.detach().sum(dim=1).flatten(1), dim=1)
+    return channels * _like(torch.where(-lowest > highest, -1, 1), channels)
+
+
+def fem_maps(activations: Tensor) -> Tensor:
+    r"""FEM (https://hal.science/hal-02963298): what each channel adds to the map.
+
+    In symbols, for the mean and the standard deviation over pixels:
+
+    .. math::
+
+        \mathrm{mean}(A_k) \text{ if } A_k > \mathrm{mean}(A_k) + 2 \, \mathrm{std}(A_k) \text{ else } 0
+
+    Args:
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s). Zeros in channels that are constant, or are so but for rounding.
+
+    Examples::
+
+        >>> fem_maps(torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 6.0]]]))
+        tensor([[[0., 0., 0., 0., 0., 1.]]])
+    """
+    activations = as_float(activations)
+    values = activations.flatten(2)
+    mean = values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    threshold = mean + 2 * values.std(dim=2, correction=0, keepdim=True).detach() + noise
+    return torch.where(values > threshold, mean, 0).reshape(activations.shape)
+
+
 def kernel_principal_component(channels: Tensor) -> Tensor:
     r"""KPCA-CAM (https://arxiv.org/abs/2410.00267): the first principal component by a sigmoid kernel.
 

@@ -251,6 +251,20 @@ def eigen_grad_cam(activations: Array, gradients: Array) -> Array:
     return eigen_cam(activations * gradients, gradients)
 
 
+def seg_eigen_cam(activations: Array, gradients: Array) -> Array:
+    component = eigen_cam(np.abs(gradients) * activations, gradients)
+    return component * (-1 if abs(component.min()) > component.max() else 1)
+
+
+def fem(activations: Array, _: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel in activations:
+        for pixel in np.ndindex(channel.shape):
+            if channel[pixel] > channel.mean() + 2 * channel.std() + 1e-12:
+                total[pixel] += channel.mean()
+    return total
+
+
 def kpca_cam(activations: Array, _: Array) -> Array:
     points = activations.reshape(len(activations), -1).T
     points = points - points.mean(0)

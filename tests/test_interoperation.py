@@ -20,6 +20,7 @@ from captum_fusion import (
     LayerHiResCam,
     LayerKPCACam,
     LayerLayerCam,
+    LayerSegEigenCam,
     LayerShapleyCam,
     LayerXGradCam,
 )
@@ -134,12 +135,13 @@ def test_pytorch_grad_cam_agrees() -> None:
         (LayerGradCamElementWise, "GradCAMElementWise"),
         (LayerEigenCam, "EigenCAM"),
         (LayerEigenGradCam, "EigenGradCAM"),
+        (LayerSegEigenCam, "SegEigenCAM"),
         (LayerKPCACam, "KPCA_CAM"),
     ]:
         ours = algorithm(model, layer).attribute(images, target=cases.TARGETS).detach()
         with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
             theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
-        signs = (1, -1) if "Eigen" in peer or "KPCA" in peer else (1,)
+        signs = (1, -1) if peer in ("EigenCAM", "EigenGradCAM", "KPCA_CAM") else (1,)
         maps = [algorithm.interpolate((sign * ours).relu(), images.shape[2:], "bilinear") for sign in signs]
         for example in range(len(images)):
             assert max(correlation(map_[example].numpy(), theirs[example]) for map_ in maps) > 0.999, peer

@@ -12,6 +12,7 @@ from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
 from captum_fusion.attr.eigen_cam import LayerEigenCam
 from captum_fusion.attr.eigen_grad_cam import LayerEigenGradCam
 from captum_fusion.attr.feature_factorization import Concepts, LayerFeatureFactorization
+from captum_fusion.attr.fem import LayerFEM
 from captum_fusion.attr.finer_cam import LayerFinerCam
 from captum_fusion.attr.fused_attributions import FusedAttributions
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
@@ -26,6 +27,7 @@ from captum_fusion.attr.layer_cam import LayerLayerCam
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
 from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.attr.seg_eigen_cam import LayerSegEigenCam
 from captum_fusion.attr.shapley_cam import LayerShapleyCam
 from captum_fusion.attr.ss_cam import LayerSSCam
 from captum_fusion.attr.union_cam import LayerUnionCam
@@ -35,6 +37,7 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamElementWise,
@@ -46,6 +49,7 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerLayerCam,
     LayerSSCam,
     LayerScoreCam,
+    LayerSegEigenCam,
     LayerShapleyCam,
     LayerUnionCam,
     LayerXGradCam,
@@ -61,6 +65,7 @@ __all__ = [
     "LayerAblationCam",
     "LayerEigenCam",
     "LayerEigenGradCam",
+    "LayerFEM",
     "LayerFeatureFactorization",
     "LayerFinerCam",
     "LayerFusionCam",
@@ -73,6 +78,7 @@ __all__ = [
     "LayerLayerCam",
     "LayerSSCam",
     "LayerScoreCam",
+    "LayerSegEigenCam",
     "LayerShapleyCam",
     "LayerUnionCam",
     "LayerXGradCam",

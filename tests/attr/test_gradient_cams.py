@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from captum_fusion import (
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
     LayerKPCACam,
     LayerLayerCam,
+    LayerSegEigenCam,
     LayerXGradCam,
 )
 from tests import straight_line
@@ -27,6 +29,8 @@ METHODS = [
     LayerGradCamElementWise,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
+    LayerSegEigenCam,
     LayerKPCACam,
 ]
 
@@ -76,6 +80,20 @@ def test_layer_cam_hi_res_cam_and_element_wise_grad_cam_worked_out_by_hand() -> 
         (LayerGradCamElementWise, [2.0, 0.0]),
     ]:
         torch.testing.assert_close(algorithm(forward, identity).attribute(x), torch.tensor([[expected]]))
+
+
+def test_fem_and_seg_eigen_cam_worked_out_by_hand() -> None:
+    # The mean of five zeros and 6 is 1 and the standard deviation sqrt(5); 0.1 everywhere marks nothing. By gradients
+    # of 2 and -2, B is [0, 0, 0, 0, 0, -12] about a mean of -2: its largest absolute value is that of the last pixel.
+    x = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, -6.0], [0.1] * 6]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        return -2 * identity(inputs)[:, 0].sum(1)
+
+    assert LayerFEM(forward, identity).attribute(-x).tolist() == [[[0, 0, 0, 0, 0, 1]]]
+    expected = torch.tensor([[[-2.0, -2.0, -2.0, -2.0, -2.0, 10.0]]])
+    torch.testing.assert_close(LayerSegEigenCam(forward, identity).attribute(x), expected)
 
 
 def test_kpca_cam_worked_out_by_hand() -> None:

@@ -14,6 +14,7 @@ from captum_fusion import (
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
@@ -21,6 +22,7 @@ from captum_fusion import (
     LayerKPCACam,
     LayerLayerCam,
     LayerScoreCam,
+    LayerSegEigenCam,
     LayerXGradCam,
 )
 from tests import straight_line
@@ -35,6 +37,8 @@ GRADIENT_CAMS = {
     LayerGradCamElementWise: straight_line.grad_cam_element_wise,
     LayerEigenCam: straight_line.eigen_cam,
     LayerEigenGradCam: straight_line.eigen_grad_cam,
+    LayerSegEigenCam: straight_line.seg_eigen_cam,
+    LayerFEM: straight_line.fem,
     LayerKPCACam: straight_line.kpca_cam,
 }
 
