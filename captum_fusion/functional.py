@@ -784,6 +784,62 @@ def non_negative_factors(values: Tensor, count: int, iterations: int = 200, seed
     return left, right
 
 
+def full_grad_map(products: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""The part of a layer in FullGrad (https://arxiv.org/abs/1905.00780).
+
+    In symbols, for the products z of values and their gradients:
+
+    .. math::
+
+        L = U\left(\sum_k N(|z_k|)\right)
+
+    Args:
+        products (Tensor): z, shape (N, C, \*s).
+        size (tuple[int, ...]): S.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S).
+
+    Examples::
+
+        >>> full_grad_map(torch.tensor([[[0.0, 2.0, -4.0], [1.0, 1.0, 0.0]]]), (3,))
+        tensor([[[1.0000, 1.5000, 1.0000]]])
+    """
+    channels = normalize(as_float(products).abs().flatten(0, 1).unsqueeze(1)).reshape(products.shape)
+    return upsample(channels.sum(dim=1, keepdim=True), size)
+
+
+def implicit_bias(
+    mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    r"""What batch normalization adds to every pixel of a channel, apart from the multiple of its input.
+
+    In symbols, for the mean, the variance, the weight and the bias:
+
+    .. math::
+
+        b - \frac{w \mu}{\sqrt{\sigma^2 + \epsilon}}
+
+    Args:
+        mean (Tensor): Shape (C,).
+        variance (Tensor): Shape (C,).
+        eps (float): What is added to the variance.
+        weight (Tensor, optional): w, shape (C,). Default: None, which means 1
+        bias (Tensor, optional): b, shape (C,). Default: None, which means 0
+
+    Returns:
+        *Tensor* of shape (C,).
+
+    Examples::
+
+        >>> implicit_bias(torch.tensor([4.0]), torch.tensor([4.0]), 0.0, torch.tensor([3.0]), torch.tensor([1.0]))
+        tensor([-5.])
+    """
+    scaled = -as_float(mean) / (as_float(variance) + eps).sqrt()
+    scaled = scaled if weight is None else scaled * weight
+    return scaled if bias is None else scaled + bias
+
+
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
 

@@ -200,6 +200,37 @@ def shapley_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: int, util
     return total
 
 
+def full_grad(model: nn.Module, x: Tensor, target: int) -> tuple[Array, float]:
+    """The map, and the sum of its terms, from zeros that are added to the input and to what biases add."""
+    added: list[tuple[Tensor, Tensor]] = []
+
+    def add(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        bias = module.bias
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # What the module makes of zeros.
+            empty = torch.zeros(1, module.num_features, *(1,) * (output.dim() - 2)).to(output)
+            bias = type(module).forward(module, empty).flatten()
+        zeros = torch.zeros_like(output, requires_grad=True)
+        added.append((bias.detach(), zeros))
+        return output + zeros
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)
+    parts = [part for part in model.modules() if isinstance(part, kinds) and part.bias is not None]
+    hooks = [part.register_forward_hook(add) for part in parts]
+    offset = torch.zeros_like(x, requires_grad=True)
+    gradients = torch.autograd.grad(model(x + offset)[0, target], [offset, *(zeros for _, zeros in added)])
+    for hook in hooks:
+        hook.remove()
+    size = tuple(x.shape[2:])
+    total, terms = np.zeros(size), 0.0
+    values = [x[0], *(bias.reshape(-1, *(1,) * len(size)) for bias, _ in added)]
+    for value, gradient in zip(values, gradients, strict=True):
+        for channel in (value * gradient[0]).double().numpy():
+            total += upsample(normalize(np.abs(channel)), size)
+            terms += channel.sum()
+    return total, terms
+
+
 def layer_cam(activations: Array, gradients: Array) -> Array:
     total = np.zeros(activations.shape[1:])
     for channel, gradient in zip(activations, gradients, strict=True):

@@ -14,6 +14,7 @@ from captum_fusion.attr.eigen_grad_cam import LayerEigenGradCam
 from captum_fusion.attr.feature_factorization import Concepts, LayerFeatureFactorization
 from captum_fusion.attr.fem import LayerFEM
 from captum_fusion.attr.finer_cam import LayerFinerCam
+from captum_fusion.attr.full_grad import FullGrad
 from captum_fusion.attr.fused_attributions import FusedAttributions
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
 from captum_fusion.attr.grad_cam_element_wise import LayerGradCamElementWise
@@ -34,6 +35,7 @@ from captum_fusion.attr.union_cam import LayerUnionCam
 from captum_fusion.attr.x_grad_cam import LayerXGradCam
 
 METHODS: tuple[type[Attribution], ...] = (
+    FullGrad,
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
@@ -59,6 +61,7 @@ METHODS: tuple[type[Attribution], ...] = (
 __all__ = [
     "AugmentationTunnel",
     "Concepts",
+    "FullGrad",
     "FusedAttributions",
     "FusionCamStages",
     "GradientCam",
