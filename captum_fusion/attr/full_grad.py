@@ -14,7 +14,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
-from captum_fusion._engine.guards import check_gradients_allowed
+from captum_fusion._engine.guards import check_forward_func, check_gradients_allowed
 from captum_fusion.functional import as_float, full_grad_map, implicit_bias
 
 
@@ -78,6 +78,7 @@ class FullGrad(GradientAttribution):
             {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
+        check_forward_func(self.forward_func)
         if not isinstance(inputs, Tensor):
             raise TypeError(f"inputs are a {type(inputs).__name__}; expected one tensor")
         model = cast(Module, self.forward_func if self.model is None else self.model)
