@@ -166,8 +166,8 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
     axis = channel_axis(shape)
-    if len(shape) == 3 and layer_size == shape[1:2] != shape[2:]:
-        # A layer of as many tokens as dimension 1 has.
+    if len(shape) == 3 and shape[1] > 4 and layer_size == shape[1:2] != shape[2:]:
+        # A layer of as many tokens as dimension 1 has, more than channels of a signal.
         axis = -1
     if axis == 1:
         return

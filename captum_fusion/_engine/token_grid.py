@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Module
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 Grid = tuple[int, ...]
@@ -106,6 +107,8 @@ class TokenGridTracker(threading.local):
         finally:
             for hook in hooks:
                 hook.remove()
+                # torch forgets to remove this, which would slow each module of the process down from now on.
+                getattr(module_hooks, "_global_forward_hooks_with_kwargs", {}).pop(hook.id, None)
 
     def grids(self, tokens: int, channels: int) -> set[Grid]:
         """Each grid that so many tokens of a layer that runs now may have."""

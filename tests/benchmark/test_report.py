@@ -112,12 +112,7 @@ def test_one_picture_that_the_model_fails_on_is_one_error(pictures: Path, tmp_pa
     Image.new("RGB", (50, 40), "white").save(pictures / "3.jpg")
     Image.new("RGB", (5000, 1)).save(pictures / "5.png")
     for kind, image, reason in (
-        (
-            "ChokingNet",
-            "1.jpg",
-            f"RuntimeError: {net('ChokingNet')} fails on inputs of shape (1, 3, 224, 224) and type torch.float32: "
-            "ArithmeticError: too dark",
-        ),
+        ("ChokingNet", "1.jpg", "ArithmeticError: too dark"),
         ("NanNet", "3.jpg", f"RuntimeError: {net('NanNet')} returns scores that are not finite"),
     ):
         folder = bench(pictures, tmp_path / kind, **QUICK | {"models": [net(kind)]}, batch_size=3)

@@ -74,6 +74,7 @@ def test_the_network_computes_the_same_and_nothing_remains(
                 assert torch.equal(model(images), before)
             assert torch.equal(model(images), before)
     assert not any(module._forward_hooks for module in model.modules())
+    assert not nn.modules.module._has_any_global_hook()
 
 
 def test_gradients_and_activations_are_the_layers_own() -> None:
