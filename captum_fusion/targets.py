@@ -137,7 +137,7 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         if not isinstance(detections, (list, tuple)) or not all("boxes" in each for each in detections):
             raise TypeError(
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
-                "labels and scores for each example. A detector in training mode gives losses: call model.eval()."
+                "labels and scores for each example. A detector in training mode returns losses: call model.eval()."
             )
         empty = nothing_found.get()
         if empty is not None:

@@ -65,7 +65,7 @@ class Explainer:
         network = self.classifier.model
         if isinstance(model, nn.Module):
             if device is not None:
-                raise ValueError(f"device is {device!r} for a model that is given itself; expected the model's own")
+                raise ValueError(f"device is {device!r}, but a model object stays on its own device; move it yourself")
             self.device = next(iter(network.parameters()), torch.empty(0)).device
         else:
             self.device = find_device(device)

@@ -104,7 +104,7 @@ def last_feature_map(
     if position is None:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
-            "video or volume (N, C, D, H, W). For any other input, name the layer."
+            "video or volume (N, C, D, H, W). For any other input, choose the layer yourself."
         )
     with preserved(tensors) as state, torch.inference_mode(False), torch.enable_grad():
         copies = [tensor.clone() for tensor in tensors]
@@ -119,8 +119,8 @@ def last_feature_map(
         last = last_whole_map(candidates(runs, len(image)), scores, image)
     if last is None:
         raise ValueError(
-            f"No layer of this {type(model).__name__} gives a feature map from all of which there is a way to the "
-            "output. Name a layer; where it gives tokens or a channels-last map, see spatial_view."
+            f"No single feature map of this {type(model).__name__} feeds the whole output. Choose a layer yourself; if "
+            "it returns tokens or a channels-last map, see spatial_view."
         )
     return last.feature_map
 

@@ -87,8 +87,8 @@ def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
     """The sum over the channels, after checks."""
     if not 3 <= attributions.dim() == len(size) + 2 or attributions.is_complex():
         raise ValueError(
-            f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
-            f"to be brought to {tuple(size)}, of real numbers"
+            f"attributions have shape {tuple(attributions.shape)} and dtype {attributions.dtype}; expected real "
+            f"numbers (N, C, *s) with {len(size)} spatial axes, to interpolate to {tuple(size)}"
         )
     evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
     check_finite(attributions, evidence)

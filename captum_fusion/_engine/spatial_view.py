@@ -108,8 +108,7 @@ def spatial_view(
         yield view.module
     if not view.ran:
         raise RuntimeError(
-            f"The viewed {type(layer).__name__} never ran; expected a forward pass of the model that holds it inside "
-            "the with"
+            f"The viewed {type(layer).__name__} never ran; expected a forward pass of its model inside the with block"
         )
 
 
@@ -154,8 +153,8 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     if image is None or not holds:
         if len(grid) > 1:
             warn(
-                f"The order of the tokens of the viewed {type(layer).__name__} was not checked, since no module that "
-                "holds it takes the image. Call such a module in forward_func, rather than its parts one by one."
+                f"The token order of the viewed {type(layer).__name__} was not checked, because no module that "
+                "contains it takes the image. Call such a module in forward_func instead of its parts one by one."
             )
         return
     cells = probe_cells(grid)
@@ -183,9 +182,9 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     if not in_place(maps, cells):
         _ordered[layer].remove(grid)
         raise ValueError(
-            f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image does: "
-            "its tokens are in another order, or others lie after or among them. Name a layer whose tokens are in row "
-            "order, such as that of last_feature_map, or give to_map and from_map."
+            f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image changes: "
+            "its tokens are not in row order, or other tokens lie after or among them. Choose a layer whose tokens are "
+            "in row order, such as that of last_feature_map, or pass to_map and from_map."
         )
 
 
@@ -203,18 +202,18 @@ def _to_map(
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"The viewed layer gave {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) of two or "
-            "three spatial axes. Give to_map and from_map for any other output."
+            f"The viewed layer returned {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) with two "
+            "or three spatial axes. For any other output, pass to_map and from_map."
         )
     shape = tuple(output.shape)
     if output.dim() > 3:
         if grid is not None:
-            raise ValueError(f"grid is {grid}, but the viewed layer gave a map {shape}; expected None")
+            raise ValueError(f"grid is {grid}, but the viewed layer returned a map {shape}; expected None")
         maps, grid = output.movedim(-1, 1), shape[1:-1]
         if tracker.has_map(shape[2:]) and not tracker.has_map(grid):
             raise ValueError(
-                f"The viewed layer gave {shape}, which is a channels-first map already: of the image's size, only "
-                f"{shape[2:]} is a part. Give the layer itself, or to_map and from_map."
+                f"The viewed layer returned {shape}, which already is a channels-first map: only {shape[2:]} is a "
+                "fraction of the image's size. Pass the layer itself, or to_map and from_map."
             )
         # Rows and columns are axes of their own, so that their order needs no check.
         return maps
@@ -222,8 +221,8 @@ def _to_map(
     grid = tracker.grid(tokens, shape[2]) if grid is None else grid
     if not fits(tokens, grid, REGISTERS):
         raise ValueError(
-            f"{tokens} tokens do not fit the grid {grid}; expected those of the grid and fewer than "
-            f"{max(REGISTERS, *grid)} in front. Give the grid, or to_map and from_map."
+            f"{tokens} tokens do not fit the grid {grid}; expected the tokens of the grid and fewer than "
+            f"{max(REGISTERS, *grid)} in front. Pass another grid, or to_map and from_map."
         )
     maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
     maps = maps.reshape(*maps.shape[:2], *grid)
@@ -285,7 +284,7 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
         torch.Size([1, 1, 6, 6])
     """
     if not 0 <= run < of:
-        raise ValueError(f"run is {run} of {of}; expected an index from 0 below the number of runs")
+        raise ValueError(f"run is {run} of {of} runs; expected an index from 0 to {of - 1}")
     module, runs, ran = Identity(), 0, False
 
     def hook(_: Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -318,7 +317,7 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
 def _wrong_runs(layer: Module, runs: int, of: int) -> RuntimeError:
     return RuntimeError(
         f"The {type(layer).__name__} ran {runs} times; expected {of} runs in each forward pass of the model inside the "
-        "with"
+        "with block"
     )
 
 

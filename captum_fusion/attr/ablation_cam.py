@@ -118,7 +118,7 @@ class _ChannelAblation(Perturbation):
 
         def without_channels(value: Tensor) -> Tensor:
             if len(value) != size:
-                raise ValueError(f"The layer gave {len(value)} rows for {size} examples; expected one for each example")
+                raise ValueError(f"The layer has {len(value)} rows for {size} examples; expected one for each example")
             mask = ablated.to(value.device).reshape(*ablated.shape, *(1,) * (value.dim() - 2))
             return torch.cat([value[: len(mask)].masked_fill(mask, 0), value[len(mask) :]])
 
@@ -144,7 +144,7 @@ class _ChannelAblation(Perturbation):
             hook.remove()
         if runs < self._unmasked.layer_runs:
             raise ValueError(
-                f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the inputs as "
-                "they are, so that its channels cannot be set to 0. Give the model itself rather than a DataParallel "
-                "over several devices."
+                f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the unmodified "
+                "inputs, so its channels cannot be set to 0. Pass the model itself instead of a DataParallel over "
+                "several devices."
             )

@@ -140,8 +140,8 @@ class AugmentationTunnel(Attribution):
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
         if not as_given or not all(isinstance(p, Tensor) and (p.dim() in axes or p.dim() < 3) for p in parts):
             raise ValueError(
-                f"{self.attribution_method.get_name()} gave {shapes}; expected attributions with as many axes as the "
-                f"inputs with spatial ones, {sorted(axes)}"
+                f"{self.attribution_method.get_name()} returned {shapes}; expected attributions with as many axes as "
+                f"the spatial inputs, {sorted(axes)}"
             )
 
 
@@ -168,7 +168,7 @@ def _mirror_target(target: Any, axes: set[int]) -> Any:
         return target
     if len(target) + 1 not in axes:
         raise ValueError(
-            f"target is {target}, which may or may not name a place; expected a class, (class, *S) for a pixel, or "
-            "flip=False"
+            f"target is {target}, which may or may not be a pixel to mirror; expected a class, (class, *S) for a "
+            "pixel, or flip=False"
         )
     return (*target[:-1], -1 - target[-1])

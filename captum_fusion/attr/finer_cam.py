@@ -87,7 +87,7 @@ class LayerFinerCam(GradientCam):
         if output.dim() < 2 or output.shape[1] < 2:
             raise ValueError(
                 f"forward_func returned an output of shape {tuple(output.shape)}; expected at least two classes in "
-                "dimension 1, to be told from each other"
+                "dimension 1, to compare"
             )
         targets: Any = target
         if isinstance(targets, Tensor):
@@ -100,8 +100,8 @@ class LayerFinerCam(GradientCam):
             others = others[others != -torch.inf]
             if not others.isfinite().all() or not len(others):
                 raise ValueError(
-                    f"{int(others.isfinite().sum())} classes beside the target of example {example} have a finite "
-                    f"score and {int((~others.isfinite()).sum())} are NaN or infinity; expected one or more, all finite"
+                    f"Of the classes besides the target of example {example}, {int(others.isfinite().sum())} have a "
+                    f"finite score and {int((~others.isfinite()).sum())} have NaN or infinity; expected finite scores"
                 )
             differences.append(finer_scores(classes[chosen, None], others[None], self.strength, self.references))
         return torch.cat(differences)

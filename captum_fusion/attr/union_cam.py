@@ -165,7 +165,7 @@ class LayerUnionCam(MaskedCam):
         if empty:
             warn(
                 f"Union-CAM is zero for {empty} of {call.examples} examples: Score-CAM has no positive value there, "
-                "and the denoised gradient map does not raise the class probability. Another layer, such as one after "
-                "a ReLU, may tell more."
+                "and the denoised gradient map does not raise the class probability. Try another layer, such as one "
+                "after a ReLU."
             )
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(union))

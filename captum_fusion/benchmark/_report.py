@@ -23,10 +23,11 @@ FILES = ("run.json", "summary.csv", "summary.md", "pairs.csv", "measures.png", "
 _MARKS = {"best": "**{}**", "equal": "{} ≈", "untested": "{} ?", "worse": "{}"}
 _REASONS = 10
 _LEGEND = (
-    "Means with their standard errors, and the number of explanations where it is another one; average drop and "
-    "increase and the pointing games in percent. Bold is the best mean; ≈ marks those that are not significantly worse "
-    f"(Wilcoxon's signed-rank test of the paired values, adjusted by Benjamini and Yekutieli, {SIGNIFICANT:g}, in the "
-    "direction of the mean); ? marks those that have no picture in common with it. Seconds are those of an explanation."
+    "Cells are means with standard errors; n is the number of explanations if it differs from the column explanations. "
+    "Average drop, average increase and the pointing games are in percent. Bold is the best mean. ≈ marks means that "
+    "are not significantly worse (Wilcoxon's signed-rank test of the paired values, adjusted by Benjamini and "
+    f"Yekutieli, {SIGNIFICANT:g}, in the direction of the mean). ? marks methods that have no image in common with the "
+    "best one. Seconds are per explanation."
 )
 
 
@@ -252,14 +253,14 @@ def _notes(records: pd.DataFrame) -> list[str]:
         ]
         if any(other != pictures[0] for other in pictures):
             notes.append(
-                f"{subject}: the means are not over the same pictures, since not all methods explained the same ones; "
-                "the tests take those that two have in common."
+                f"{subject}: the means are not over the same images, because some methods failed for some images; each "
+                "paired test uses the images that both methods explained."
             )
     for name, measure in MEASURES.items():
         if measure.needs and measure.column in explained and explained[measure.column].isna().all():
-            notes.append(f"{name.replace('_', ' ')} has no value: no picture shows an object of the explained class.")
+            notes.append(f"{name.replace('_', ' ')} has no value: no image shows an object of the explained class.")
     for note, count in Counter(records.drop_duplicates("image")["note"].dropna()).items():
-        notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
+        notes.append(f"{count} image{'s' if count > 1 else ''}: {note}.")
     return notes
 
 

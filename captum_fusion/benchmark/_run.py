@@ -136,7 +136,7 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
-            raise ValueError(f"{folder / name} is a folder; the report is to be written there")
+            raise ValueError(f"{folder / name} is a folder, but the report writes a file of this name; remove it")
     stack.enter_context(locked(folder))
     repair(folder)
     cache = Hashes(folder)

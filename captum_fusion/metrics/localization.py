@@ -215,7 +215,7 @@ def _checked(regions: Any, maps: Tensor) -> Any:
     if not isinstance(regions, (Tensor, np.ndarray, Sequence)) or isinstance(regions, str):
         raise TypeError(f"regions are a {type(regions).__name__}; expected a list with an entry for each example")
     if len(regions) != len(maps):
-        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+        raise ValueError(f"regions has {len(regions)} entries; expected one for each of the {len(maps)} examples")
     return regions
 
 
@@ -238,7 +238,7 @@ def _as_tensor(region: Any, example: int) -> Tensor:
         return torch.as_tensor(np.asarray(region))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"The region of example {example} is a {type(region).__name__} that holds no table of numbers ({error}); "
+            f"The region of example {example} is a {type(region).__name__} that is no array of numbers ({error}); "
             "expected boxes (K, 4), or a mask of dtype bool"
         ) from None
 

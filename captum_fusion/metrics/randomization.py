@@ -91,14 +91,14 @@ def weight_randomization(
         raise ValueError(f"randomization is {randomization!r}; expected one of {RANDOMIZATIONS}")
     explained = attribution_method.forward_func if model is None else model
     if not isinstance(explained, Module):
-        raise TypeError(f"model is {explained!r}; expected the torch.nn.Module whose weights are to be randomized")
+        raise TypeError(f"model is {explained!r}; expected the torch.nn.Module to randomize")
     modules = {
         name: part
         for name, part in explained.named_modules()
         if ".parametrizations." not in f".{name}." and _own_parameters(part)
     }
     if not modules:
-        raise ValueError(f"model is a {type(explained).__name__} without parameters; expected one with parameters")
+        raise ValueError(f"model is a {type(explained).__name__} without parameters; expected a model with parameters")
     call = ModelCall(explained, inputs, channel_dim=channel_dim)
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
@@ -136,7 +136,7 @@ def weight_randomization(
                     unchanged.append(name)
     if unchanged:
         warn(
-            f"Randomization left the weights of {', '.join(map(repr, unchanged))} as they were: it tells nothing there"
+            f"Randomization did not change the weights of {', '.join(map(repr, unchanged))}: their values test nothing"
         )
     return correlations
 
