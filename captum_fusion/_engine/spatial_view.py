@@ -61,39 +61,38 @@ def spatial_view(
     to_map: ToMap | None = None,
     from_map: FromMap | None = None,
 ) -> Iterator[Module]:
-    r"""Gives a module to explain in place of a layer that outputs tokens or channels-last maps.
+    r"""Provides a module to explain in place of a layer that outputs tokens or channels-last maps.
 
-    Inside the ``with``, the layer's output passes through an identity on its view of shape (N, C, \*s), so that the
-    activations and gradients of the yielded module are the layer's own. Every layer attribution takes it, Captum's
-    included. The network computes what it did before, bit for bit, and nothing remains after the ``with``.
+    Inside the ``with`` block, the layer's output passes through an identity on its view of shape (N, C, \*s). The
+    activations and gradients of this identity are the layer's own. Every layer attribution of this package or of Captum
+    accepts it as ``layer``. The network's results are the same bit for bit, and nothing remains after the block.
 
-    Without ``to_map`` and ``from_map``, an output of three dimensions is tokens (N, T, C), those of the grid in row
-    order after any class or register tokens, which the view leaves out (ViT, DeiT); an output of four or five is a
-    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, a list or a dictionary, the first
-    entry is viewed.
+    Without ``to_map`` and ``from_map``, an output of three dimensions holds tokens (N, T, C): any class or register
+    tokens, which the view omits, and then the tokens of the grid in row order (ViT, DeiT). An output of four or five
+    dimensions is a channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). If the output is a tuple, a
+    list or a dictionary, its first entry is viewed.
 
-    No shape shows the order of tokens. So the first pass of a token layer is repeated once with some patches perturbed,
-    and the layer is refused unless its map changes where these are.
+    The order of tokens cannot be read from their shape. The first pass of a token layer is therefore repeated once with
+    some perturbed patches, and the layer is refused unless its map changes at these patches.
 
     Args:
-        layer (torch.nn.Module): The layer to view. Where only a part of the tokens reaches the model's output, as after
-            the last attention of a ViT, all others have no gradient: choose an earlier layer, such as the
+        layer (torch.nn.Module): The layer to view. If only some of the tokens reach the model's output, as after the
+            last attention of a ViT, all others have no gradient. In this case choose an earlier layer, such as the
             normalization before the last attention.
         grid (tuple[int, ...], optional): The spatial shape s of the tokens, one to three axes. Default: None, which
-            means the one grid that follows from the convolution that cuts the input into patches, or from the shape of
-            the input
-        to_map (Callable, optional): Takes the layer's output and gives its view, (N, C, \*s). Default: None
-        from_map (Callable, optional): Takes such a view and the layer's output, and gives an output that holds the
-            view's values. Given together with ``to_map``. Default: None
+            infers the grid from the convolution that cuts the input into patches, or from the shape of the input
+        to_map (Callable, optional): Converts the layer's output to its view, (N, C, \*s). Default: None
+        from_map (Callable, optional): Converts such a view back; takes the view and the layer's output, and returns an
+            output with the view's values. Required together with ``to_map``. Default: None
 
     Yields:
         *torch.nn.Module* to pass as ``layer``.
 
     Raises:
-        ValueError: If only one of ``to_map`` and ``from_map`` is given, if the layer is viewed already, or, when the
-            layer runs, if its output has no such view or needs none, if it does not hold as many tokens as the grid, if
-            its tokens are in another order, or if no grid was given and none or several follow from the input.
-        RuntimeError: On leaving, if the layer never ran.
+        ValueError: If only one of ``to_map`` and ``from_map`` is passed, or if the layer already has a view. When the
+            layer runs: if its output has no such view or needs none, if the number of its tokens does not fit the grid,
+            if its tokens are not in row order, or if no grid is passed and none or several can be inferred.
+        RuntimeError: At the end of the block, if the layer never ran.
 
     Examples::
 
@@ -248,15 +247,15 @@ def _from_map(view: Tensor, output: Any) -> Any:
 
 @contextmanager
 def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
-    r"""Gives a module to explain in place of one run of a layer that runs several times in a forward pass.
+    r"""Provides a module to explain in place of one run of a layer that runs several times in a forward pass.
 
-    Hooks, and so all layer attributions, see a layer's last run alone. Inside the ``with``, the output of the named run
-    passes through the yielded module, whose activations and gradients are those of that run.
+    Hooks, and therefore all layer attributions, see only the last run of a layer. Inside the ``with`` block, the output
+    of the chosen run passes through the yielded module, whose activations and gradients are those of that run.
 
-    No tensor is the output of all runs, so that no module stands for them. Name each run, all in one ``with`` or one
-    after the other, and add up the attributions: the sum is defined for every method whose runs give maps of one shape.
-    Where each run sees an input of its own, as in a Siamese network, ``LayerFusionCam`` takes the attributions of the
-    runs as its ``gradient_attributions`` and ``region_attributions``, in the order of the inputs.
+    To explain all runs, explain each of them, in one ``with`` statement or one after the other, and add up the
+    attributions. The sum is defined if the maps of all runs have the same shape. If each run takes its own input, as in
+    a Siamese network, pass the attributions of the runs, in the order of the inputs, to ``LayerFusionCam`` as
+    ``gradient_attributions`` and ``region_attributions``.
 
     Args:
         layer (torch.nn.Module): The layer, such as the encoder of a Siamese network. Its output is (N, C, \*s).
@@ -267,9 +266,9 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
         *torch.nn.Module* to pass as ``layer``.
 
     Raises:
-        ValueError: If there is no such run.
-        RuntimeError: If the layer does not run that often in each pass: at its end, or on leaving where no module that
-            holds the layer is called.
+        ValueError: If ``run`` is not below ``of``.
+        RuntimeError: If the layer does not run ``of`` times in each pass. The error is raised at the end of the pass,
+            or, if no module that contains the layer is called, at the end of the block.
 
     Examples::
 

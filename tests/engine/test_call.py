@@ -73,7 +73,7 @@ def test_batch_sizes_that_differ(net: SmallNet, images: Tensor) -> None:
 
 
 def test_inputs_without_the_layers_axes(net: SmallNet) -> None:
-    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* as many spatial axes"):
+    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* with the same number of spatial axes"):
         LayerScoreCam(lambda x: net(x.view(2, 3, 12, 10)), net.features).attribute(torch.rand(2, 360), target=0)
 
 
