@@ -34,15 +34,17 @@ _LEGEND = (
 def report(folder: str | Path) -> pd.DataFrame:
     """Writes the tables and charts of a benchmark from its records.
 
-    - summary.csv: for each model and method the means with their standard errors and numbers of explanations; the
-      measured seconds last
-    - summary.md: the same, with the best value of each measure, those that are not significantly worse, and the errors
-    - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test (exact up to 50 pictures), adjusted
-      for the number of pairs by Benjamini and Yekutieli; the mean difference with its 95 % interval by Student's t; the
-      matched-pairs rank-biserial correlation as the effect size: 1 where the first method's value is the higher one for
-      every picture, -1 where the second one's is; and the significantly better method, if any
-    - measures.png: the difference of each method from the best one, over the pictures that both explained
-    - curves.png: the same along the insertion and deletion curves
+    - summary.csv: for each model and method, the means with their standard errors and numbers of explanations, and the
+      measured seconds
+    - summary.md: the same tables, with marks for the best value of each measure and for values that are not
+      significantly worse; then notes, such as the images that are left out, and the errors
+    - pairs.csv: a paired test of each two methods. It has the mean difference with its 95 % interval by Student's t
+      (interval_low, interval_high), and the p value of Wilcoxon's signed-rank test (exact up to 50 images), also
+      adjusted for the number of pairs by Benjamini and Yekutieli. The effect size is the matched-pairs rank-biserial
+      correlation: 1 if the first method's value is higher for every image, -1 if the second method's value is. The
+      column better names the significantly better method, if any
+    - measures.png: the difference of each method from the best method, over the images that both explained
+    - curves.png: the same differences along the insertion and deletion curves
     - explanations.png: the most and least faithful explanations
 
     Args:
