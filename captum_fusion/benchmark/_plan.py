@@ -143,7 +143,7 @@ def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | s
     except Exception as error:
         # Without the file's name, so that equal reasons are counted together.
         text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
-        return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
+        return f"The image cannot be read: {text.replace(str(picture.file), picture.file.name)}"
     notes = [photograph.note, placement.note if placement else ""]
     return PreprocessedImage(pixels, frame, "; ".join(filter(None, notes)), placement)
 

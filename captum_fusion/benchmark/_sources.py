@@ -55,7 +55,7 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
 def _left_out(what: str, names: Sequence[str]) -> list[str]:
     """A sentence that counts and names what was left out, if anything."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"Left out: {len(names)} {what} ({', '.join(names[:_NAMED])}{more})."] if names else []
+    return [f"Left out: {what} ({len(names)}): {', '.join(names[:_NAMED])}{more}."] if names else []
 
 
 def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
