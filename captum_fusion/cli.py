@@ -92,7 +92,7 @@ def list_methods() -> None:
     from captum_fusion._app.methods import METHODS, summary
 
     lines = [(name, summary(name)) for name in METHODS]
-    lines.append(("fusion(gradient,region)", "Fuses two of the others as Fusion-CAM does."))
+    lines.append(("fusion(gradient,region)", "Fuses two of these methods in the way of Fusion-CAM."))
     width = max(len(name) for name, _ in lines)
     console = Output(soft_wrap=True)
     for name, line in lines:

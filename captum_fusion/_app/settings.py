@@ -130,8 +130,8 @@ class Settings(ModelSelection):
         labels: A JSON file with the class index of each image of a plain folder, by file name.
         labels_by_order: Match the folder's classes with the model's classes by order if their names do not match.
         methods: Methods with the names that explain accepts. A fusion's name may end in its weighting, as
-            fusion-cam:raw. The controls random-map and centred-gaussian ignore the model and show the baseline of each
-            metric.
+            fusion-cam:raw. The controls random-map and centred-gaussian ignore the model: compare the metrics of other
+            methods with theirs.
         metrics: Any of confidence_drop, confidence_increase, insertion, deletion, road, complexity; coherency and adcc,
             which run each method twice; pointing_game and energy_pointing_game, which need boxes; mask_pointing_game
             and mask_energy_pointing_game, which need outlines; and instances_reached, which needs either.
