@@ -255,8 +255,8 @@ def _notes(records: pd.DataFrame) -> list[str]:
         ]
         if any(other != pictures[0] for other in pictures):
             notes.append(
-                f"{subject}: the means are not over the same images, because some methods failed for some images; each "
-                "paired test uses the images that both methods explained."
+                f"{subject}: the means are not over the same images, because not all methods explained the same "
+                "images; each paired test uses the images that both methods explained."
             )
     for name, measure in MEASURES.items():
         if measure.needs and measure.column in explained and explained[measure.column].isna().all():

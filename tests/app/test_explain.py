@@ -130,7 +130,7 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
     [
         ({"weights": "none"}, "weights is 'none', but a model object keeps its own weights"),
         ({"device": "cpu"}, "device is 'cpu', but a model object stays on its own device"),
-        ({"layer": "head"}, "'head' gives shape"),
+        ({"layer": "head"}, "'head' returns shape"),
         ({"target": 3}, "target is 3; expected an index below 3"),
         ({"target": -1}, "target is -1; expected an index below 3"),
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),

@@ -222,8 +222,8 @@ def test_layers_that_are_no_feature_map_are_refused_with_those_that_are() -> Non
         ("nope", r"no layer 'nope'\. "),
         ("reul", r"no layer 'reul'\. Did you mean 'relu'\? "),
         # One pixel: its map would be all ones, and keep everything.
-        ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel, "),
-        ("head", r"'head' gives shape \(2, 3\); expected a feature map"),
+        ("pool", r"'pool' returns shape \(2, 6, 1, 1\); expected a feature map .* more than one pixel, "),
+        ("head", r"'head' returns shape \(2, 3\); expected a feature map"),
         ("spare", r"'spare' does not run in a forward pass of the model\. "),
     ):
         with pytest.raises(ValueError, match=message + (".*" if "feature map" in message else "") + there_are):

@@ -433,7 +433,7 @@ def test_reduced_precision(pictures: Path, tmp_path: Path) -> None:
         ({"limit": 0}, "limit is 0; expected at least 1"),
         ({"methods": []}, "methods is empty; expected at least one"),
         ({"layers": ["relu", "stem", "relu"]}, "3 layers were given for 1 models"),
-        ({"layers": ["head"]}, r"The layer 'head' gives shape \(2, 3\); expected a feature map"),
+        ({"layers": ["head"]}, r"The layer 'head' returns shape \(2, 3\); expected a feature map"),
         ({"steps": 5.5}, "steps is 5.5; expected a whole number"),
         ({"limit": 2.0}, "limit is 2.0; expected a whole number"),
         ({"batch_size": True}, "batch_size is True; expected a whole number"),
