@@ -135,10 +135,10 @@ class TokenGridTracker(threading.local):
         sizes = set().union(*(self._call.images or self._calls.images).values())
         raise ValueError(
             f"The grid of {tokens} tokens "
-            + (f"may be {_any_of(grids)}" if grids else "does not follow from the input")
+            + (f"may be {_any_of(grids)}" if grids else "cannot be inferred from the input")
             + (f" of {_any_of(sizes)}" if sizes else "")
-            + "; expected the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume "
-            f"or a video and grid=({tokens},) for a sequence, or to_map and from_map"
+            + "; pass the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume or "
+            f"a video and grid=({tokens},) for a sequence, or pass to_map and from_map"
         )
 
     def _enter(self, _: Module, args: tuple[Any, ...]) -> None:
