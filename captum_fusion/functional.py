@@ -504,6 +504,54 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
     return scores - strength * others.gather(1, closest).mean(dim=1)
 
 
+def rest_scores(scores: Tensor) -> Tensor:
+    r"""The ReST utility (https://arxiv.org/abs/2501.06261): each class's logit and the logarithm of its probability.
+
+    In symbols, for the logits y:
+
+    .. math::
+
+        u_c = y_c + \log \mathrm{softmax}(y)_c
+
+    Args:
+        scores (Tensor): y, logits with the classes in dimension 1, shape (N, classes, ...).
+
+    Returns:
+        *Tensor* of the same shape.
+
+    Examples::
+
+        >>> rest_scores(torch.tensor([[2.0, 2.0]]))
+        tensor([[1.3069, 1.3069]])
+    """
+    scores = as_float(scores)
+    return scores + scores.log_softmax(dim=1)
+
+
+def shapley_gradients(gradients: Tensor, hessian_products: Tensor) -> Tensor:
+    r"""The terms of Shapley-CAM's weights: the gradients, corrected to second order.
+
+    In symbols, for the Hessian H of the target's score with respect to the activations A:
+
+    .. math::
+
+        g - \frac{1}{2} H A
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        hessian_products (Tensor): H A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> shapley_gradients(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]]))
+        tensor([[[ 2., -1.]]])
+    """
+    return as_float(gradients) - as_float(hessian_products) / 2
+
+
 def layer_cam_weights(gradients: Tensor) -> Tensor:
     r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), one for each pixel.
 
@@ -594,6 +642,202 @@ def principal_component(channels: Tensor) -> Tensor:
     within = (directions * torch.where(gaps > 0, along / _or_one(gaps), 0)).sum(dim=1, keepdim=True)
     beyond = (change - (directions * along).sum(dim=1, keepdim=True)) / _or_one(variances[:, :1])
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
+
+
+def seg_eigen_maps(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""Seg-Eigen-CAM (https://doi.org/10.3390/app15137562): each channel's share of its principal component.
+
+    It is that of ``principal_component`` for the activations times the absolute gradients, of the sign by which its
+    largest absolute value is positive.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s), which sums over the channels to the component.
+
+    Examples::
+
+        >>> seg_eigen_maps(torch.tensor([[[-1.0, 1.0, 1.0]]]), torch.tensor([[[0.0, 3.0, 3.0]]]))
+        tensor([[[ 2., -1., -1.]]])
+    """
+    channels = principal_component(as_float(gradients).abs() * as_float(activations))
+    lowest, highest = torch.aminmax(channels.detach().sum(dim=1).flatten(1), dim=1)
+    return channels * _like(torch.where(-lowest > highest, -1, 1), channels)
+
+
+def fem_maps(activations: Tensor) -> Tensor:
+    r"""FEM (https://hal.science/hal-02963298): what each channel adds to the map.
+
+    In symbols, for the mean and the standard deviation over pixels:
+
+    .. math::
+
+        \mathrm{mean}(A_k) \text{ if } A_k > \mathrm{mean}(A_k) + 2 \, \mathrm{std}(A_k) \text{ else } 0
+
+    Args:
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s). Zeros in channels that are constant, or are so but for rounding.
+
+    Examples::
+
+        >>> fem_maps(torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 6.0]]]))
+        tensor([[[0., 0., 0., 0., 0., 1.]]])
+    """
+    activations = as_float(activations)
+    values = activations.flatten(2)
+    mean = values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    threshold = mean + 2 * values.std(dim=2, correction=0, keepdim=True).detach() + noise
+    return torch.where(values > threshold, mean, 0).reshape(activations.shape)
+
+
+def kernel_principal_component(channels: Tensor) -> Tensor:
+    r"""KPCA-CAM (https://arxiv.org/abs/2410.00267): the first principal component by a sigmoid kernel.
+
+    The pixels are points in the space of the channels, centred at their mean. The kernel compares them, and its
+    matrix, centred too, has the eigenvector v of the largest eigenvalue. In symbols, for points p and q of C channels:
+
+    .. math::
+
+        K_{pq} &= \tanh\left(\frac{1}{C} p \cdot q + 1\right) \\
+        L &= \sqrt{\lambda} v
+
+    The sign of v is such that the component correlates with the sum of the channels.
+
+    Args:
+        channels (Tensor): A, shape (N, C, \*s). The kernel's matrix takes the square of the number of pixels.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*s). Zeros where every channel is constant, or is so but for rounding.
+
+    Examples::
+
+        >>> kernel_principal_component(torch.tensor([[[1.0, 1.0, 4.0]]])).round(decimals=2)
+        tensor([[[-0.6200, -0.6200,  1.2400]]])
+    """
+    values = as_float(channels).flatten(2)
+    centred = values - values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    points = torch.where(centred.abs().amax(dim=2, keepdim=True) > noise, centred, 0).double()
+    kernel = (points.mT @ points / points.shape[1] + 1).tanh()
+    kernel = kernel - kernel.mean(dim=1, keepdim=True)
+    kernel = kernel - kernel.mean(dim=2, keepdim=True)
+    with torch.no_grad():
+        sizes, vectors = torch.linalg.eigh((kernel + kernel.mT) / 2)
+        axis = vectors[:, :, -1:]
+        axis = axis * torch.where((axis * points.sum(dim=1).unsqueeze(2)).sum(dim=1, keepdim=True) < 0, -1, 1)
+        gaps = sizes[:, -1:] - sizes
+        varies = sizes[:, -1:, None] > 1e-13 * kernel.shape[1]
+    # As in principal_component: the axis is known without a graph, and what is added is 0 with the derivative of it.
+    pulled = kernel @ axis
+    along = vectors.mT @ (pulled - pulled.detach())
+    axis = axis + vectors @ torch.where(gaps > 0, 1 / _or_one(gaps), 0).unsqueeze(2).mul(along)
+    size = torch.where(varies, axis.detach().mT @ pulled, 0)
+    component = torch.where(varies, axis * torch.where(varies, size, 1).sqrt(), 0)
+    return component.mT.to(values).reshape(len(values), 1, *channels.shape[2:])
+
+
+def non_negative_factors(values: Tensor, count: int, iterations: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""The non-negative factors of a matrix, by the multiplicative updates of Lee and Seung.
+
+    In symbols, for a matrix V, each step divides and multiplies entry by entry:
+
+    .. math::
+
+        H &\leftarrow H \frac{V W^T}{H W W^T} \\
+        W &\leftarrow W \frac{H^T V}{H^T H W}
+
+    No step increases the squared error of H W. The start is random.
+
+    Args:
+        values (Tensor): V, not negative, shape (P, C).
+        count (int): K, the number of factors, at least 1.
+        iterations (int, optional): The number of steps. Default: 200
+        seed (int, optional): What the start follows from; torch's own random state is neither used nor changed.
+            Default: 0
+
+    Returns:
+        2-element tuple of *Tensor*: H of shape (P, K) and W of shape (K, C), whose product is close to V.
+
+    Examples::
+
+        >>> values = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        >>> left, right = non_negative_factors(values, 2)
+        >>> torch.allclose(left @ right, values, atol=1e-3)
+        True
+    """
+    values = as_float(values)
+    tiny = torch.finfo(values.dtype).tiny
+    generator = torch.Generator().manual_seed(seed)
+    size = (values.mean() / count).sqrt()
+    left, right = (
+        size * torch.rand(shape, generator=generator, dtype=values.dtype).to(values.device)
+        for shape in ((len(values), count), (count, values.shape[1]))
+    )
+    for _ in range(iterations):
+        left = left * (values @ right.mT) / (left @ (right @ right.mT)).clamp_min(tiny)
+        right = right * (left.mT @ values) / (left.mT @ left @ right).clamp_min(tiny)
+    return left, right
+
+
+def full_grad_map(products: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""The part of a layer in FullGrad (https://arxiv.org/abs/1905.00780).
+
+    In symbols, for the products z of values and their gradients:
+
+    .. math::
+
+        L = U\left(\sum_k N(|z_k|)\right)
+
+    Args:
+        products (Tensor): z, shape (N, C, \*s).
+        size (tuple[int, ...]): S.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S).
+
+    Examples::
+
+        >>> full_grad_map(torch.tensor([[[0.0, 2.0, -4.0], [1.0, 1.0, 0.0]]]), (3,))
+        tensor([[[1.0000, 1.5000, 1.0000]]])
+    """
+    channels = normalize(as_float(products).abs().flatten(0, 1).unsqueeze(1)).reshape(products.shape)
+    return upsample(channels.sum(dim=1, keepdim=True), size)
+
+
+def implicit_bias(
+    mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    r"""What batch normalization adds to every pixel of a channel, apart from the multiple of its input.
+
+    In symbols, for the mean, the variance, the weight and the bias:
+
+    .. math::
+
+        b - \frac{w \mu}{\sqrt{\sigma^2 + \epsilon}}
+
+    Args:
+        mean (Tensor): Shape (C,).
+        variance (Tensor): Shape (C,).
+        eps (float): What is added to the variance.
+        weight (Tensor, optional): w, shape (C,). Default: None, which means 1
+        bias (Tensor, optional): b, shape (C,). Default: None, which means 0
+
+    Returns:
+        *Tensor* of shape (C,).
+
+    Examples::
+
+        >>> implicit_bias(torch.tensor([4.0]), torch.tensor([4.0]), 0.0, torch.tensor([3.0]), torch.tensor([1.0]))
+        tensor([-5.])
+    """
+    scaled = -as_float(mean) / (as_float(variance) + eps).sqrt()
+    scaled = scaled if weight is None else scaled * weight
+    return scaled if bias is None else scaled + bias
 
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class Job:
                 try:
                     with progress.bar(prefix) as begin:
                         explanations = self._explain(explainer, output.image, begin)
-                    write_whole(output.picture, drawn(explanations, output.picture.suffix, settings.alpha))
+                    picture = drawn(explanations, output.picture.suffix, settings.alpha, settings.boxes)
+                    write_whole(output.picture, picture)
                     if output.maps is not None:
                         write_whole(output.maps, archive(explanations[0]))
                 except Exception as error:

@@ -85,6 +85,7 @@ class ExplainSettings:
         tolerance: The largest estimated error of Score-CAM's map, alone or in a fusion, in [0, 1); 0 is exact. 0.05
             takes about a tenth of the forward passes if activations are not negative.
         alpha: The opacity of a map over the photograph at its maximum, in [0, 1].
+        boxes: The share of a map's maximum, in (0, 1], at which boxes around its regions are drawn. Without it, none.
         output: The image file to write, or a folder for one image file per input.
         save_npz: A file for the raw maps and their metadata, or a folder for one such file per input.
         save_predictions: A file for the most probable classes of each image, ending in .csv or .json.
@@ -98,6 +99,7 @@ class ExplainSettings:
     weighting: Weighting = DEFAULT_WEIGHTING
     tolerance: float = 0.0
     alpha: float = DEFAULT_ALPHA
+    boxes: Annotated[float | None, Parameter(show_default=False)] = None
     output: Annotated[Path, Parameter(alias="-o")] = Path("explained")
     save_npz: Path | None = None
     save_predictions: Path | None = None
@@ -112,6 +114,8 @@ class ExplainSettings:
         checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
+        if self.boxes is not None and not 0 < self.boxes <= 1:
+            raise ValueError(f"boxes is {self.boxes}; expected a number in (0, 1]")
         if self.top < 1:
             raise ValueError(f"top is {self.top}; expected at least 1")
         if len(self.target) > 1 and self.save_npz is not None:

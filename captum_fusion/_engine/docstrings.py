@@ -66,6 +66,12 @@ interpolate_mode (str, optional): The interpolation of maps to the input's size:
 baselines (Tensor, number, or tuple, optional): The values that replace masked-out values: a number, a tensor of
     the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
     Default: None, which means 0""",
+    "replace": r"""
+replace (Callable, optional): A function that fills removed pixels, as a model that paints them does. Its
+    arguments are some rows of an input, (R, C, \*S), and their removed pixels, of dtype bool and shape
+    (R, 1, \*S), from none to all of them; it returns a tensor of the shape of the first. Pixels that are not removed
+    keep their values, whatever it returns there. It is called for one input of several at a time, on rows of any
+    examples, and without gradients, which it may enable.""",
     "perturbations_per_eval": """
 perturbations_per_eval (int, optional): The number of masks per example in one call of ``forward_func``, at least 1.
     Default: None, which chooses a number that fits the device""",
@@ -78,6 +84,17 @@ attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, 
     every example while another entry is not.""",
     "sign": """
 sign (str, optional): The sign of the attributions that count, see ``saliency_map``. Default: "positive\"""",
+    "map_attributions": r"""
+attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+    ``captum_fusion.metrics.saliency_map``.""",
+    "threshold": """
+threshold (float, optional): The lowest saliency in a region, as a share of the map's maximum, in (0, 1].
+    Default: 0.5""",
+    "map_size": """
+size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
+    attributions""",
+    "region_errors": """
+ValueError: If the attributions do not fit the size or hold NaN, or if another argument is outside its range.""",
     "return_curve": """
 return_curve (bool, optional): Whether to also return the curve. Default: False""",
     "layer_attributions": r"""

@@ -69,6 +69,21 @@ def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None =
         )
 
 
+def check_replacement(replaced: object, shape: tuple[int, ...]) -> None:
+    """Refuses what ``replace`` returns where it is no tensor of the inputs' shape: it would be broadcast unnoticed."""
+    if not isinstance(replaced, Tensor) or tuple(replaced.shape) != shape:
+        described = f"shape {tuple(replaced.shape)}" if isinstance(replaced, Tensor) else type(replaced).__name__
+        raise ValueError(f"replace returned {described}; expected a tensor of the shape of its inputs, {shape}")
+
+
+def check_replace(replace: object, baselines: object) -> None:
+    """Refuses two descriptions of what takes the place of removed pixels, and one that cannot be called."""
+    if replace is not None and not callable(replace):
+        raise TypeError(f"replace is {replace!r}; expected a function of inputs and removed pixels, or None")
+    if replace is not None and baselines is not None:
+        raise ValueError("replace and baselines are both given; expected one of them, since both fill removed pixels")
+
+
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     """Advises ``unsqueeze(0)`` for an example without a batch dimension, (C, H, W), as ``transform(image)`` returns it.
 

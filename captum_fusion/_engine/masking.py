@@ -12,12 +12,15 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall, checked_inputs
 from captum_fusion._engine.captum import ProgressBar, is_compiled, progress_bar, run_forward
 from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
-from captum_fusion._engine.guards import check_channels_first, check_maskable
+from captum_fusion._engine.guards import check_channels_first, check_maskable, check_replacement
 from captum_fusion._engine.state import warn
+from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.functional import upsample
 
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
 Masks = Callable[[Tensor, int], Tensor]
+# replace(inputs, removed) gives the inputs with other values where pixels are removed, (rows, 1, *S) of dtype bool.
+Replace = Callable[[Tensor, Tensor], Tensor]
 
 # The rows of one forward pass are the power of two for which what its modules have given out, and is still alive, comes
 # closest to this size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's
@@ -57,6 +60,22 @@ class Masking(Perturbation):
         baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
         # Copied, since writing in another memory order than is read from takes longer.
         out.copy_(torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor)))
+
+
+class Replacement(Perturbation):
+    """Removed pixels take what a function makes of them; the masks, of dtype bool, say which pixels stay."""
+
+    def __init__(self, call: ModelCall, positions: tuple[int, ...], masks: Masks, replace: Replace) -> None:
+        self.call, self.positions, self.masks, self.replace = call, positions, masks, replace
+
+    def fill(self, position: int, rows: Tensor, examples: Tensor, out: Tensor) -> None:
+        """Replaces the removed pixels of one input."""
+        inputs, channel_dim = self.call.tensors[position].detach()[examples], self.call.channel_dim
+        removed = ~self.masks(rows, position).to(inputs.device)
+        # The function may change its arguments in place.
+        replaced = self.replace(*(channels_back(part.clone(), channel_dim) for part in (inputs, removed)))
+        check_replacement(replaced, tuple(channels_back(inputs, channel_dim).shape))
+        out.copy_(torch.where(removed, channels_first(replaced, channel_dim).to(inputs), inputs))
 
 
 class MaskedScorer:

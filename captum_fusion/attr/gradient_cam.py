@@ -29,6 +29,9 @@ class GradientCam(LayerAttribution, GradientAttribution):
     uses_gradients = True
     """Whether the map depends on gradients; if not, the layer's gradients are an empty tensor."""
 
+    uses_hessian = False
+    """Whether ``second_order_gradients`` takes the place of the gradients."""
+
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
 
@@ -55,6 +58,18 @@ class GradientCam(LayerAttribution, GradientAttribution):
             *Tensor* of shape (N, C, \*s).
         """
         return weighted(activations, self.channel_weights(gradients, activations))
+
+    def second_order_gradients(self, gradients: Tensor, hessian_products: Tensor) -> Tensor:
+        r"""Computes what the channels' weights take as their gradients, if ``uses_hessian``.
+
+        Args:
+            gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
+            hessian_products (Tensor): The Hessian of that score times the activations, shape (N, C, \*s).
+
+        Returns:
+            *Tensor* of shape (N, C, \*s).
+        """
+        raise NotImplementedError
 
     def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
         """Selects the scores to differentiate, by default those of the target.
@@ -102,6 +117,15 @@ class GradientCam(LayerAttribution, GradientAttribution):
             return self.explained_scores(output, call.targets)
 
         gradients_of = explained if self.uses_gradients else None
-        with forward_pass(call, gradients_of=gradients_of, grad_kwargs=grad_kwargs, with_graph=True) as unmasked:
-            channels = self.channel_maps(unmasked.layer_gradients, unmasked.layer_value)
+        with forward_pass(
+            call,
+            gradients_of=gradients_of,
+            grad_kwargs=grad_kwargs,
+            with_graph=True,
+            with_hessian=self.uses_hessian,
+        ) as unmasked:
+            gradients = unmasked.layer_gradients
+            if self.uses_hessian:
+                gradients = self.second_order_gradients(gradients, unmasked.hessian_products)
+            channels = self.channel_maps(gradients, unmasked.layer_value)
         return layer_attributions(channels, attr_dim_summation, relu_attributions)

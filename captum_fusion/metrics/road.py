@@ -9,7 +9,8 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.masking import Masks, Perturbation, masked_scorer
+from captum_fusion._engine.guards import check_replace
+from captum_fusion._engine.masking import Masks, Perturbation, Replace, Replacement, masked_scorer
 from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import impute
@@ -35,6 +36,7 @@ def road(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     *,
+    replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> Tensor:
     r"""Computes ROAD, the mean probability of the target as removed pixels are imputed from their neighbours.
@@ -67,6 +69,8 @@ def road(
         {activation}
         {sign}
         {progress_arguments}
+        {replace}
+            Default: None, which means noisy linear imputation; ``noise`` and ``seed`` are its alone
         {channel_dim}
 
     Returns:
@@ -80,6 +84,13 @@ def road(
         {attributions_example}
         >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5]).shape
         torch.Size([2])
+
+        With the mean colour of each image instead of imputation:
+
+        >>> def mean_colour(inputs, removed):
+        ...     return inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
+        >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5], replace=mean_colour).shape
+        torch.Size([2])
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; expected one of {ORDERS}")
@@ -87,6 +98,7 @@ def road(
         raise ValueError(f"fractions is {fractions!r}; expected at least one number in (0, 1)")
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
+    check_replace(replace, None)
     call = ModelCall(
         forward_func,
         inputs,
@@ -99,7 +111,7 @@ def road(
         channel_dim=channel_dim,
     )
     orders: tuple[Order, ...] = ("most", "least") if order == "combined" else (order,)
-    means = road_of(call, saliency_maps(call, attributions, sign), orders, fractions, noise, seed)
+    means = road_of(call, saliency_maps(call, attributions, sign), orders, fractions, noise, seed, replace)
     return (means["least"] - means["most"]) / 2 if order == "combined" else means[order]
 
 
@@ -110,6 +122,7 @@ def road_of(
     fractions: Sequence[float] = _FRACTIONS,
     noise: float = 0.01,
     seed: int = 0,
+    replace: Replace | None = None,
 ) -> dict[Order, Tensor]:
     """The mean probability over the removed fractions for each order, (N,)."""
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
@@ -129,8 +142,12 @@ def road_of(
         kept = torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
         return kept | left[position][examples[rows]]
 
-    with masked_scorer(call, positions=tuple(maps)) as scorer:
-        scores = scorer.scores(examples, _Imputation(call, masks, tuple(maps), noise, seed), "ROAD")
+    positions = tuple(maps)
+    filling: Perturbation = _Imputation(call, masks, positions, noise, seed)
+    if replace is not None:
+        filling = Replacement(call, positions, masks, replace)
+    with masked_scorer(call, positions=positions) as scorer:
+        scores = scorer.scores(examples, filling, "ROAD")
     means = scores.reshape(call.examples, len(orders), len(fractions)).mean(dim=2)
     return dict(zip(orders, means.unbind(dim=1), strict=True))
 

@@ -178,6 +178,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
         (["explain", "--weighting", "rwa"], '--weighting. Choose from: "raw", "released", "normalized"'),
         (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
+        (["explain", "--boxes", "0"], "boxes is 0.0; expected a number in (0, 1]"),
         (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "--save-npz saves the maps of one target"),
         (
             ["explain", "--model", "tests.app.test_cli:nan_net"],
