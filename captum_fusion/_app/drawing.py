@@ -152,7 +152,7 @@ def _families(letters: set[str]) -> list[str]:
             families.append(font.name)
             missing -= _characters(font.fname)
     if missing:
-        warnings.warn(f"No font here draws {''.join(map(chr, sorted(missing)))}; they are shown as boxes", stacklevel=2)
+        warnings.warn(f"No installed font has {''.join(map(chr, sorted(missing)))}; boxes replace them", stacklevel=2)
     return families
 
 
@@ -170,7 +170,7 @@ def check_picture(file: Path) -> None:
     suffix = file.suffix.lower()
     if suffix not in known:
         raise ValueError(
-            f"A picture cannot be written as {file.name}; expected one of {', '.join(known)}."
+            f"An image cannot be written as {file.name}; expected one of {', '.join(known)}."
             f"{close_names(suffix, known)}"
         )
     figure = Figure(figsize=(1, 1))
@@ -179,4 +179,4 @@ def check_picture(file: Path) -> None:
         # Some formats need a program that may not be there, as .pgf needs TeX.
         rendered(figure, suffix)
     except Exception as error:
-        raise ValueError(f"A picture cannot be written as {file.name}: {one_line(error)}") from error
+        raise ValueError(f"An image cannot be written as {file.name}: {one_line(error)}") from error

@@ -282,8 +282,8 @@ class _SecondOrder:
 
 _EXPECTED = r"expected a single tensor (N, C, *s) with one to three spatial axes"
 VIEW_HINT = (
-    "For a layer of tokens or of channels-last maps, pass what captum_fusion.spatial_view gives, with its grid for the "
-    "tokens of sequences and volumes."
+    "For a layer of tokens or channels-last maps, pass its captum_fusion.spatial_view, with a grid for the tokens of "
+    "sequences and volumes."
 )
 
 
@@ -309,8 +309,8 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
             if part.is_quantized or part.is_complex():
                 raise ValueError(
-                    f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Give a layer "
-                    "that does, or, for a quantized model, the model that it was made from."
+                    f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Choose "
+                    "another layer, or, for a quantized model, explain the model before quantization."
                 )
 
     hook = (
@@ -331,12 +331,13 @@ def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
     if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.tensors):
         shapes = [tuple(tensor.shape) for tensor in call.tensors]
         raise ValueError(
-            f"The layer's {side} has shape {shape}, the inputs {shapes}; expected as many spatial axes. {VIEW_HINT}"
+            f"The layer's {side} has shape {shape}, and the inputs have shapes {shapes}; expected the same number of "
+            f"spatial axes. {VIEW_HINT}"
         )
     if len(value) != call.examples:
         raise ValueError(
             f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
-            "Where a model sees several crops or images for each example, explain it for one of them at a time."
+            "If the model takes several crops or images for each example, explain one of them at a time."
         )
 
 
@@ -372,8 +373,8 @@ def sole_user(layer: Module) -> Iterator[None]:
         hook.remove()
     if others:
         raise RuntimeError(
-            f"Another thread ran the layer {type(layer).__name__} while its values were recorded, which mixes up both. "
-            "Give each thread a copy of the model, or let the threads take turns."
+            f"Another thread ran the layer {type(layer).__name__} while its values were recorded, and the values of "
+            "both threads are mixed. Give each thread its own copy of the model, or let the threads take turns."
         ) from failure
     if failure is not None:
         raise failure

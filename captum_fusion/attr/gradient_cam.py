@@ -18,16 +18,16 @@ from captum_fusion.functional import weighted
 
 @fill_docstring
 class GradientCam(LayerAttribution, GradientAttribution):
-    """A class activation map that follows from the layer's gradients and activations.
+    """Base class of class activation maps from the layer's gradients and activations.
 
-    A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
+    A method overrides ``channel_weights``, or ``channel_maps`` if it does more than weight channels.
 
     Args:
         {layer_constructor}
     """
 
     uses_gradients = True
-    """Whether the map follows from gradients; without them, the layer's gradients are an empty tensor."""
+    """Whether the map depends on gradients; if not, the layer's gradients are an empty tensor."""
 
     uses_hessian = False
     """Whether ``second_order_gradients`` takes the place of the gradients."""
@@ -43,12 +43,12 @@ class GradientCam(LayerAttribution, GradientAttribution):
             activations (Tensor): The layer's activations, shape (N, C, \*s).
 
         Returns:
-            *Tensor* of shape (N, C), or (N, C, \*s) where each pixel has its own weight.
+            *Tensor* of shape (N, C), or (N, C, \*s) if each pixel has its own weight.
         """
         raise NotImplementedError
 
     def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:
-        r"""Computes what each channel adds to the map, by default the channel by its weight.
+        r"""Computes the share of each channel in the map, by default the channel times its weight.
 
         Args:
             gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
@@ -72,7 +72,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         raise NotImplementedError
 
     def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
-        """Selects the scores whose gradients are taken, by default the target's.
+        """Selects the scores to differentiate, by default those of the target.
 
         Args:
             output (Tensor): The output of ``forward_func``.
@@ -96,7 +96,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
     ) -> Tensor:
         r"""Computes the attribution of the layer.
 
-        As ``captum.attr.LayerGradCam``'s, the attribution keeps its graph, so that it can be differentiated.
+        The attribution keeps its graph, as that of ``captum.attr.LayerGradCam`` does, so it can be differentiated.
 
         Args:
             {layer_arguments}

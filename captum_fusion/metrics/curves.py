@@ -39,8 +39,8 @@ def insertion(
     r"""Computes how fast the target's probability rises as the most important pixels are restored.
 
     The curve starts from a blurred input. Pixels are restored in the order of the saliency map, the most important
-    ones first; among equal ones, the first in row order. The metric is the area under the target's probability over
-    the restored fraction; higher is better.
+    pixels first; equally important pixels follow in row order. The metric is the area under the curve of the target's
+    probability over the fraction of restored pixels; higher is better.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
@@ -53,7 +53,7 @@ def insertion(
             Gaussian of 11 pixels with a standard deviation of 5, RISE's; beyond the borders the input is mirrored
         {additional_forward_args}
         {target}
-        steps (int, optional): In how many steps of the same size all pixels are restored, at least 1. Default: 100
+        steps (int, optional): The number of equal steps in which all pixels are restored, at least 1. Default: 100
         {activation}
         {sign}
         {progress_arguments}
@@ -117,9 +117,9 @@ def deletion(
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability falls as the most important pixels are removed.
 
-    Pixels are replaced with the baseline in the order of the saliency map, the most important ones first; among equal
-    ones, the first in row order. The metric is the area under the target's probability over the removed fraction;
-    lower is better.
+    Pixels are replaced with the baseline in the order of the saliency map, the most important pixels first; equally
+    important pixels follow in row order. The metric is the area under the curve of the target's probability over the
+    fraction of removed pixels; lower is better.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
@@ -132,7 +132,7 @@ def deletion(
             0. Default: None, which means 0
         {additional_forward_args}
         {target}
-        steps (int, optional): In how many steps of the same size all pixels are removed, at least 1. Default: 100
+        steps (int, optional): The number of equal steps in which all pixels are removed, at least 1. Default: 100
         {activation}
         {sign}
         {progress_arguments}

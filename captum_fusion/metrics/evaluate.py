@@ -1,4 +1,4 @@
-"""Several metrics of one attribution from shared forward passes."""
+"""Several metrics of the same attributions from shared forward passes."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -39,10 +39,10 @@ def evaluate(
     replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> dict[str, Tensor]:
-    r"""Computes several metrics of the attributions of one method, which share their forward passes.
+    r"""Computes several metrics of the same attributions from shared forward passes.
 
-    The unmasked input runs once for all metrics, and the input masked by the attribution once for
-    ``confidence_drop`` and ``confidence_increase``. Every value is that of the metric's own function.
+    All metrics share one pass of the unmasked input. ``confidence_drop`` and ``confidence_increase`` also share the
+    pass of the masked input. Every value equals that of the metric's own function.
 
     Args:
         {forward_func}
@@ -65,9 +65,10 @@ def evaluate(
         {channel_dim}
 
     Returns:
-        *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
-        "insertion_curve" and "deletion_curve", of shape (N, steps + 1): the probability after each step, from none to
-        all pixels. "road" brings its two orders, "road_most" and "road_least", whose half difference it is.
+        *dict* from the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" add their curves,
+        "insertion_curve" and "deletion_curve", of shape (N, steps + 1): the probability after each step, from no pixel
+        to all pixels. "road" adds the values of its two orders, "road_most" and "road_least"; "road" is half of their
+        difference.
 
     Raises:
         ValueError: If a metric is unknown.

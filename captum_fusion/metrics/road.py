@@ -1,4 +1,4 @@
-"""The target's probability as pixels are replaced with what their neighbours tell of them: ROAD."""
+"""ROAD: the target's probability as pixels are replaced with values imputed from their neighbours."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -39,12 +39,12 @@ def road(
     replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes ROAD: what is left of the target's probability when pixels are removed and debiased.
+    r"""Computes ROAD, the mean probability of the target as removed pixels are imputed from their neighbours.
 
     Removed pixels become a noisy mean of their neighbours (noisy linear imputation, see
-    ``captum_fusion.functional.impute``), so that the model sees neither a black shape nor, from the shape, the class.
-    In symbols, for the input x_q without the share q of its pixels, of which the most relevant ones go first, or the
-    least relevant ones in x_q', and the probability P of the target:
+    ``captum_fusion.functional.impute``), so that the shape of the removed region does not reveal the class. In symbols,
+    for the input x_q without the share q of its most relevant pixels, the input x_q' without the share q of its least
+    relevant pixels, and the probability P of the target:
 
     .. math::
 
@@ -60,14 +60,12 @@ def road(
         {attributions}
         {additional_forward_args}
         {target}
-        fractions (list[float], optional): The shares of the pixels to remove, each in (0, 1); among equally relevant
-            ones, the first in row order count as more relevant. Default: (0.1, 0.2, ..., 0.9)
-        order (str, optional): Which pixels are removed first: the "most" relevant (lower is better), the "least"
-            relevant (higher is better), or "combined" for half of their difference (higher is better).
-            Default: "combined"
+        fractions (list[float], optional): The shares of the pixels to remove, each in (0, 1). Among equally relevant
+            pixels, the first in row order count as more relevant. Default: (0.1, 0.2, ..., 0.9)
+        order (str, optional): The pixels to remove first: the "most" relevant (lower is better), the "least" relevant
+            (higher is better), or "combined" for half of the difference (higher is better). Default: "combined"
         noise (float, optional): The standard deviation of the noise in removed pixels, not negative. Default: 0.01
-        seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
-            Default: 0
+        seed (int, optional): The seed of the noise; torch's global random state is neither used nor changed. Default: 0
         {activation}
         {sign}
         {progress_arguments}
