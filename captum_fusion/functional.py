@@ -5,14 +5,15 @@ gradients g have the shape (N, C, \*s). Every function treats each example on it
 or wider, whatever the precision of its arguments. Symbols are those of Fusion-CAM (https://arxiv.org/abs/2603.05386).
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from math import ceil, floor, inf, sqrt
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._precision import full_precision
 from captum_fusion.arguments import InterpolateMode, Weighting
 
 # Differences of up to so many units in the last place are taken for rounding: a network's value is a sum of many terms,
@@ -1165,3 +1166,31 @@ def _or_one(values: Tensor) -> Tensor:
 def _quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
     """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
     return numerator / divisor.masked_fill(divisor.detach().abs() <= rounding(terms.detach()), inf)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Computes in the tensors' own type, without the caller's autocast and reduced precision of matrix products.
+
+    A regression solved in bfloat16 or TF32 has the errors of its factorization as large as its results; masks and blurs
+    are off by some thousandths.
+    """
+    torch_backends: Any = torch.backends
+    backends: tuple[Any, Any] = (torch_backends.cuda.matmul, getattr(torch_backends.mkldnn, "matmul", None))
+    # Each backend has its own setting from torch 2.9 on, where the one of all fails if they differ.
+    apart = all(hasattr(backend, "fp32_precision") for backend in backends)
+    before = [backend.fp32_precision for backend in backends] if apart else [torch.get_float32_matmul_precision()]
+
+    def set_precisions(precisions: list[str]) -> None:
+        if not apart:
+            torch.set_float32_matmul_precision(precisions[0])
+        for backend, precision in zip(backends if apart else (), precisions, strict=apart):
+            backend.fp32_precision = precision
+
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        set_precisions(["ieee"] * 2 if apart else ["highest"])
+        stack.callback(set_precisions, before)
+        yield

@@ -24,7 +24,7 @@ from torch import Tensor
 from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.messages import close_names, one_line, printable
 from captum_fusion._app.options import DEFAULT_ALPHA
-from captum_fusion.regions import instances
+from captum_fusion.metrics import instances
 
 COLOURS = "turbo"
 """The colour map of all maps."""

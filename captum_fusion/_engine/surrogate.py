@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, relu
 
-from captum_fusion._precision import full_precision
+from captum_fusion.functional import full_precision
 
 # The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
 # scores the pair stays. These constants and those below were chosen on the pictures of benchmarks/results/tolerance.md

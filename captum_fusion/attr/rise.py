@@ -12,9 +12,8 @@ from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, 
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_samples
 from captum_fusion._engine.masking import masked_scorer, spatial_positions
-from captum_fusion._precision import full_precision
 from captum_fusion.arguments import Activation, check_activation
-from captum_fusion.functional import random_masks
+from captum_fusion.functional import full_precision, random_masks
 
 # The masks whose sum is formed at a time.
 _SUMMED = 64

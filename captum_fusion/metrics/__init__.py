@@ -8,6 +8,7 @@ from captum_fusion.metrics.evaluate import evaluate
 from captum_fusion.metrics.localization import energy_pointing_game, instances_reached, pointing_game
 from captum_fusion.metrics.means import DatasetMeans, Mean
 from captum_fusion.metrics.randomization import weight_randomization
+from captum_fusion.metrics.regions import instances, region_masks
 from captum_fusion.metrics.road import road
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "energy_pointing_game",
     "evaluate",
     "insertion",
+    "instances",
     "instances_reached",
     "pointing_game",
+    "region_masks",
     "road",
     "saliency_map",
     "weight_randomization",

@@ -10,8 +10,6 @@ from captum_fusion._engine.saliency import saliency_map
 from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import InterpolateMode, Sign
 
-__all__ = ["instances", "region_masks"]
-
 
 @fill_docstring
 def region_masks(

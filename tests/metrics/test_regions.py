@@ -7,8 +7,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from captum_fusion.metrics import pointing_game, saliency_map
-from captum_fusion.regions import instances, region_masks
+from captum_fusion.metrics import instances, pointing_game, region_masks, saliency_map
 from tests import straight_line
 
 pytestmark = pytest.mark.every_device
