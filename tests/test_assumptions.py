@@ -237,7 +237,7 @@ def test_parts_that_are_called_one_by_one_are_warned_of() -> None:
         LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
-def test_a_channels_last_map_with_as_many_channels_as_rows_has_no_order_to_check() -> None:
+def test_a_channels_last_map_with_as_many_channels_as_rows_is_no_channels_first_one() -> None:
     class Rows(nn.Module):
         """A map whose values follow from the opposite side of the image, as after a shifted window."""
 
@@ -252,7 +252,54 @@ def test_a_channels_last_map_with_as_many_channels_as_rows_has_no_order_to_check
     model.register_forward_hook(lambda *_: passes.append(1))
     with spatial_view(model.norm) as view:
         assert LayerGradCam(model, view).attribute(torch.rand(1, 3, 32, 32), target=1).shape == (1, 1, 16, 16)
-    assert len(passes) == 1
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize(("side", "channels"), [((96, 128), 4), ((32, 32), 8), ((32, 32), 32)])
+def test_a_channels_first_map_whose_channels_look_like_rows_is_refused(side: tuple[int, int], channels: int) -> None:
+    """4 channels of 6x8 may be a map of 4x6, and 8 of 8x8 either; then a perturbed pass tells."""
+    torch.manual_seed(0)
+    cut = nn.Conv2d(3, channels, *(16, 16) if side[0] > 32 else (32 // channels, 32 // channels))
+    model = nn.Sequential(cut, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)).eval()
+    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="channels-first map already"):
+        LayerGradCam(model, view).attribute(torch.rand(1, 3, *side), target=1)
+
+
+def test_patches_that_are_chosen_by_chance_are_refused() -> None:
+    class Chosen(Ordered):
+        """Each example sees other patches in each pass, as in a masked autoencoder."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.cut(x).flatten(2).mT
+            order = torch.rand(len(x), 64, 1).argsort(dim=1)[:, :16]
+            return self.head(self.norm(tokens.gather(1, order.expand(-1, -1, 6))).tanh().mean(1))
+
+    model, images = Chosen().eval(), torch.rand(2, 3, 32, 32)
+    states = []
+    model.norm.register_forward_hook(lambda *_: states.append(torch.get_rng_state()))
+    with spatial_view(model.norm) as view, pytest.raises(ValueError, match="draws random numbers"):
+        LayerGradCam(model, view).attribute(images, target=1)
+    assert len(states) == 2
+    assert torch.equal(torch.get_rng_state(), states[0])
+
+
+def test_a_window_that_changes_as_a_whole_is_in_order() -> None:
+    class Windowed(nn.Module):
+        """Windows of 4x4 tokens, each of which holds a share of its window's mean, as after an attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cut, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.cut(x)
+            means = nn.functional.interpolate(nn.functional.avg_pool2d(maps, 4), scale_factor=4)
+            return self.head(self.norm((maps + means).flatten(2).mT).tanh().mean(1))
+
+    model = Windowed().eval()
+    with spatial_view(model.norm) as view:
+        assert LayerGradCam(model, view).attribute(torch.rand(2, 3, 64, 64), target=1).shape == (2, 1, 16, 16)
 
 
 def test_tokens_in_order_are_checked_once_and_nothing_is_disturbed() -> None:
