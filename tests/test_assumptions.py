@@ -854,6 +854,34 @@ def test_an_image_without_a_batch_is_refused(algorithm: Any) -> None:
         algorithm(net, net[1]).attribute(torch.rand(3, 16, 16), target=1)
 
 
+def test_an_image_without_a_batch_is_refused_where_it_passes_through_the_model() -> None:
+    """As many classes as colours look like one score for each, and a fully convolutional network takes any shape."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features(x).mean((-2, -1)))
+
+    net, image, volume = Pooled().eval(), torch.rand(3, 16, 16), torch.rand(1, 8, 8, 8)
+    scores = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    cube = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for call in (
+        lambda: LayerScoreCam(net, net.features).attribute(image, target=1),
+        lambda: LayerFusionCam(net, net.features).attribute(image, target=1),
+        lambda: LayerScoreCam(net, net.features).attribute(image),
+        lambda: LayerGradCamPlusPlus(scores, scores[1]).attribute(image, target=(1, 5)),
+        lambda: confidence_drop(net, image, torch.rand(1, 1, 16, 16), target=1),
+        lambda: insertion(net, image, torch.rand(1, 16, 16), target=1),
+        lambda: last_feature_map(net, image),
+        lambda: LayerScoreCam(cube, cube[0]).attribute(volume, target=1),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=r"give (image|volume)\.unsqueeze\(0\)"):
+            call()
+
+
 # 13. Scores of volumes taken for features
 
 

@@ -12,7 +12,6 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, select_targets
 from captum_fusion._engine.guards import (
-    batch_hint,
     check_channel_dim,
     check_dense,
     check_forward_func,
@@ -242,7 +241,7 @@ class ModelCall:
         if not shape or shape[0] != self.examples:
             raise ValueError(
                 f"forward_func returned an output of shape {shape} for {self.examples} examples; expected one row of "
-                f"scores for each example.{batch_hint(self.tensors)}"
+                "scores for each example."
             )
         check_values(output)
         if self.activation == "softmax" and (len(shape) < 2 or shape[1] == 1):

@@ -15,6 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
+from captum_fusion._engine.guards import batch_hint
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
@@ -104,7 +105,7 @@ def last_feature_map(
     if position is None:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
-            "video or volume (N, C, D, H, W). For any other input, name the layer."
+            f"video or volume (N, C, D, H, W). For any other input, name the layer.{batch_hint(tensors)}"
         )
     with preserved(tensors) as state, torch.inference_mode(False), torch.enable_grad():
         copies = [tensor.clone() for tensor in tensors]

@@ -139,13 +139,14 @@ def _run(
         token = nothing_found.set(empty)
         try:
             result = call.run(*arguments)
+            scores = call.checked_scores(result)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
-                raise type(error)(f"{error}.{hint}") from error
+                raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
             raise
         finally:
             nothing_found.reset(token)
-        scores, output, passed = call.checked_scores(result), result.detach().clone(), True
+        output, passed = result.detach().clone(), True
         return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
@@ -263,6 +264,7 @@ def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
         raise ValueError(
             f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
             "Where a model sees several crops or images for each example, explain it for one of them at a time."
+            f"{batch_hint(call.tensors)}"
         )
 
 

@@ -72,10 +72,15 @@ def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None =
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     """Advises ``unsqueeze(0)`` for an example without a batch dimension, (C, H, W), as ``transform(image)`` returns it.
 
-    A sequence (N, C, L) has as many axes, so that this is only said where the forward pass has failed.
+    A sequence (N, C, L) has as many axes, and a volume (1, D, H, W) those of images, so that this is only said where
+    something has failed.
     """
-    images = [tuple(tensor.shape) for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4)]
-    return f" If {images[0]} is one image, (C, H, W), give image.unsqueeze(0)." if images else ""
+    for shape in (tuple(tensor.shape) for tensor in tensors):
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            return f" If {shape} is one image, (C, H, W), give image.unsqueeze(0)."
+        if len(shape) == 4 and shape[0] == 1 and shape[1] not in (1, 3, 4):
+            return f" If {shape} is one volume, (C, D, H, W), give volume.unsqueeze(0)."
+    return ""
 
 
 def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
