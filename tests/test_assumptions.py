@@ -2,6 +2,7 @@
 
 import warnings
 from collections import namedtuple
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -828,6 +829,15 @@ def test_a_mask_among_the_inputs_passes_through() -> None:
         LayerScoreCam(lambda mask: net(mask.float().expand(-1, 3, -1, -1)), net[1]).attribute(mask, target=1)
 
 
+@pytest.mark.parametrize("metric", [confidence_drop, insertion, deletion])
+def test_one_map_is_for_the_inputs_that_can_be_masked(metric: Any) -> None:
+    net, images, mask = cnn(), torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16) > 0.3
+    maps = torch.rand(2, 1, 16, 16)
+    found = metric(lambda x, m: net(x * m), (images, mask), maps, target=1)
+    right = metric(lambda x, m: net(x * m), images, maps, additional_forward_args=mask, target=1)
+    assert torch.equal(found, right)
+
+
 @pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerFusionCam])
 def test_a_box_that_is_not_found_has_a_map_of_zeros(algorithm: Any) -> None:
     convolution = cnn()[0]
@@ -946,3 +956,45 @@ def test_scores_without_a_graph() -> None:
     net = cnn()
     with pytest.raises(RuntimeError, match="The scores have no gradients at the layer"):
         LayerGradCamPlusPlus(lambda x: net(x).detach(), net[1]).attribute(torch.rand(1, 3, 8, 8), target=1)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_rows_in_a_container(kind: Any) -> None:
+    """They are not repeated, so that one example would be masked with the other one's."""
+    net, factors = cnn(), torch.tensor([1.0, 3.0])
+    further = {"factor": factors} if kind is dict else [factors]
+
+    def forward(x: Tensor, further: Any) -> Tensor:
+        return net(x * further["factor" if kind is dict else 0].reshape(-1, 1, 1, 1))
+
+    with pytest.raises(ValueError, match="expected each tensor as an argument of its own"):
+        LayerScoreCam(forward, net[1]).attribute(
+            torch.rand(2, 3, 16, 16), 1, additional_forward_args=(further,), perturbations_per_eval=1
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_scores_that_are_no_real_numbers(dtype: torch.dtype) -> None:
+    net = cnn()
+    with pytest.raises(TypeError, match="expected scores, which are real numbers"):
+        Rise(lambda x: net(x)[:, 0].to(dtype), samples=4, activation=None).attribute(torch.rand(2, 3, 16, 16))
+
+
+def test_scores_in_a_dataclass() -> None:
+    @dataclass
+    class Output:
+        loss: None
+        scores: Tensor
+
+    net = cnn()
+    with pytest.raises(TypeError, match=r"lambda x: model\(x\)\.scores"):
+        LayerScoreCam(lambda x: Output(None, net(x)), net[1]).attribute(torch.rand(2, 3, 16, 16), target=1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_model() -> None:
+    scripted = torch.jit.script(cnn())
+    with pytest.raises(TypeError, match=r"is a module of torch\.jit\.script"):
+        LayerScoreCam(scripted, getattr(scripted, "1")).attribute(torch.rand(2, 3, 16, 16), target=1)
+    with pytest.raises(TypeError, match=r"is a module of torch\.jit\.script"):
+        last_feature_map(scripted, torch.rand(2, 3, 16, 16))

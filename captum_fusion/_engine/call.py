@@ -1,7 +1,7 @@
 """The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from captum_fusion._engine.guards import (
     check_layer,
     check_logits,
     check_perturbations_per_eval,
+    check_rows_inside,
     check_values,
 )
 from captum_fusion._engine.token_grid import channels_back, channels_first
@@ -179,6 +180,7 @@ class ModelCall:
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
         for position, value in enumerate(self.arguments):
+            check_rows_inside(value, f"additional_forward_args[{position}]", self.examples)
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             check_dense(value, f"additional_forward_args[{position}]")
@@ -285,6 +287,9 @@ def _wrap(output: object) -> str:
         part = f".{name}" if hasattr(output, name) else f"[{name!r}]"
     elif isinstance(output, (tuple, list)):
         part = "[0]"
+    elif is_dataclass(output):
+        names = [field.name for field in fields(output) if isinstance(getattr(output, field.name), Tensor)]
+        part = f".{names[0] if names else 'logits'}"
     else:
         return ""
     return f" Wrap the model, as in lambda x: model(x){part}, and give the wrapper as forward_func."

@@ -15,7 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
-from captum_fusion._engine.guards import batch_hint
+from captum_fusion._engine.guards import batch_hint, check_not_scripted
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
@@ -100,6 +100,7 @@ def last_feature_map(
         torch.Size([1, 1, 2, 2])
     """
     tensors = checked_inputs(inputs)
+    check_not_scripted(model)
     images = (i for i, tensor in enumerate(tensors) if 4 <= tensor.dim() <= 5 and tensor.is_floating_point())
     position = next(images, None)
     if position is None:

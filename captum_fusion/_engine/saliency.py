@@ -128,8 +128,13 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
         held = ", ".join(type(value).__name__ for value in parts)
         raise TypeError(f"attributions are ({held}); expected a tensor, or for several inputs a tuple of them")
     if isinstance(attributions, Tensor):
-        # One map is for every input with its spatial axes, as LayerFusionCam makes it.
-        given = tuple(attributions if tensor.dim() == attributions.dim() else None for tensor in tensors)
+        # One map is for every input with its spatial axes, as LayerFusionCam makes it; masks and indices beside them
+        # pass through.
+        maskable = [tensor.is_floating_point() for tensor in tensors]
+        given = tuple(
+            attributions if (mask or not any(maskable)) and tensor.dim() == attributions.dim() else None
+            for mask, tensor in zip(maskable, tensors, strict=True)
+        )
         shown = str(tuple(attributions.shape))
     else:
         given = attributions
