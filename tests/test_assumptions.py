@@ -63,6 +63,11 @@ from captum_fusion.metrics import (
 from captum_fusion.targets import box_score, region_scores
 
 
+def scorer() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+
+
 def cnn() -> nn.Sequential:
     torch.manual_seed(0)
     features = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
@@ -85,6 +90,15 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
     with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_a_video_of_few_frames_is_no_volume_of_three_slices(frames: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    method = LayerScoreCam(lambda x: net(x.transpose(1, 2)), net[1])
+    with pytest.warns(UserWarning, match="channel_dim=2") if frames == 2 else pytest.raises(ValueError, match="=2"):
+        method.attribute(torch.rand(1, frames, 3, 8, 8), target=1)
 
 
 @pytest.mark.parametrize(("features", "refused"), [(3, True), (5, True), (32, False)])
@@ -386,6 +400,31 @@ def test_a_layer_of_one_tensor_in_a_container(algorithm: Any, kind: str) -> None
 # 4. A layer that runs several times
 
 
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam])
+def test_layers_of_two_tensors_are_refused(algorithm: Any) -> None:
+    """By keyword Captum's hooks see none of them, and in a tuple one that nothing follows from has no gradients."""
+
+    class Sum(nn.Module):
+        def forward(self, *, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            return first + second, second * 2
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.sum = cnn(), Sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.net[:2](x)
+            return self.net[2:](self.sum(first=features, second=features)[0])
+
+    model = Model().eval()
+    method = algorithm(model, model.sum)
+    with pytest.raises(ValueError, match="takes 2 tensors by keyword"):
+        method.attribute(torch.rand(2, 3, 16, 16), target=1, attribute_to_layer_input=True)
+    with pytest.raises(ValueError, match="output has 2 values"):
+        method.attribute(torch.rand(2, 3, 16, 16), target=1)
+
+
 class Twice(nn.Module):
     """One encoder for two images, of which the scores read the first one alone."""
 
@@ -447,6 +486,23 @@ def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
         LayerGradCamPlusPlus(model, model.encoder).attribute((a, b), target=1)
     with pytest.raises(RuntimeError, match="ran 2 times; expected 3 runs in each"), layer_run(model.encoder, 0, of=3):
         model(a, b)
+
+
+def test_a_checkpointed_layer_runs_once_in_the_forward_pass() -> None:
+    net, images = cnn(), torch.rand(2, 3, 16, 16)
+
+    def forward(x: Tensor) -> Tensor:
+        return net[2:](checkpoint(net[:2], x, use_reentrant=False))
+
+    right = LayerGradCamPlusPlus(net, net[0]).attribute(images, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(LayerGradCamPlusPlus(forward, net[0]).attribute(images, target=1), right)
+    whole = nn.Module()
+    whole.net, whole.forward = net, forward  # type: ignore[assignment]
+    with layer_run(net[0], 0, of=1) as layer:
+        for _ in range(2):
+            assert torch.equal(LayerGradCamPlusPlus(whole, layer).attribute(images, target=1), right)
 
 
 # 5. A component of several inputs
@@ -581,6 +637,35 @@ def test_what_is_explained_is_mirrored_with_the_input(kind: str) -> None:
     }[kind]
     found = AugmentationTunnel(LayerHiResCam(forward, net[1])).attribute(x, factors=[1.0], **options)
     torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("kind", ["shared mask", "boxes"])
+def test_what_an_argument_says_of_places_is_mirrored(kind: str) -> None:
+    net, images = scorer(), torch.rand(2, 3, 10, 14)
+    mask = torch.rand(10, 14)
+    boxes = BoundingBoxes(torch.tensor([[1, 1, 4, 4], [2, 0, 3, 9]]), format="XYWH", canvas_size=(10, 14))
+    other = BoundingBoxes(torch.tensor([[9, 1, 4, 4], [9, 0, 3, 9]]), format="XYWH", canvas_size=(10, 14))
+
+    def forward(x: Tensor, place: Tensor) -> Tensor:
+        scores = net(x)
+        if kind == "shared mask":
+            return (scores * place).mean((2, 3))
+        rows = zip(scores, place.tolist(), strict=True)
+        return torch.stack([row[:, y : y + h, x : x + w].mean((1, 2)) for row, (x, y, w, h) in rows])
+
+    method = LayerHiResCam(forward, net[1])
+    place, opposite = (mask, mask.flip(-1)) if kind == "shared mask" else (boxes, other)
+    found = AugmentationTunnel(method).attribute(images, factors=[1.0], target=1, additional_forward_args=place)
+    mirrored = method.attribute(images.flip(-1), target=1, additional_forward_args=opposite).flip(-1)
+    right = (method.attribute(images, target=1, additional_forward_args=place) + mirrored) / 2
+    torch.testing.assert_close(found, right)
+
+
+def test_a_mask_of_another_resolution_is_refused() -> None:
+    net = scorer()
+    tunnel = AugmentationTunnel(LayerGradCam(lambda x, m: (net(x) * m.mean()).mean((2, 3)), net[1]))
+    with pytest.raises(ValueError, match="at another resolution"):
+        tunnel.attribute(torch.rand(2, 3, 10, 14), target=1, additional_forward_args=torch.rand(2, 1, 5, 7))
 
 
 def test_a_target_that_may_name_a_place_is_refused() -> None:
@@ -998,3 +1083,16 @@ def test_a_scripted_model() -> None:
         LayerScoreCam(scripted, getattr(scripted, "1")).attribute(torch.rand(2, 3, 16, 16), target=1)
     with pytest.raises(TypeError, match=r"is a module of torch\.jit\.script"):
         last_feature_map(scripted, torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="compiled models need torch 2.6")
+def test_a_compiled_model() -> None:
+    net, images = cnn(), torch.rand(2, 3, 16, 16)
+    compiled = torch.compile(net, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert last_feature_map(compiled, images).name == last_feature_map(net, images).name
+    found = weight_randomization(LayerGradCam(compiled, net[1]), images, target=1)
+    right = weight_randomization(LayerGradCam(net, net[1]), images, target=1)
+    for one, other in zip(found.values(), right.values(), strict=True):
+        torch.testing.assert_close(one, other)

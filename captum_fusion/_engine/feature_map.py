@@ -112,7 +112,7 @@ def last_feature_map(
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with eager(), state.tracking():
+        with eager(), state.tracking(forward_func or model):
             size = tuple(channels_first(image, channel_axis(image.shape)).shape[2:])
             runs, output = _run(model, forward_func or model, copies, size)
         scores = _scores(output)
@@ -196,7 +196,9 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    # torch.compile wraps a model in a module of its own, whose name the model's own modules do not have.
+    plain: Module = getattr(model, "_orig_mod", model)
+    hooks = [module.register_forward_hook(keep(name)) for name, module in plain.named_modules() if name]
     try:
         with tracker.collected():
             output = forward_func(*inputs)

@@ -183,8 +183,6 @@ def _run(
                 if not passed or runs:
                     raise
                 raise _not_run(call.layer, call) from None
-            if len(values) != 1:
-                raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
             check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
@@ -224,13 +222,20 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
     side = _side(attribute_to_layer_input)
 
     def check(_: Module, *values: Any) -> None:
-        runs.append(None)
+        # A backward pass runs checkpointed segments again.
+        if torch._C._current_graph_task_id() == -1:
+            runs.append(None)
         value: Any = values[0] if attribute_to_layer_input else values[-1]
         # Captum's hooks see a tensor as it is, or as the only entry of a tuple.
         only = value[0] if type(value) is tuple and len(value) == 1 else value
         everything = values if attribute_to_layer_input else value
         if not isinstance(only, Tensor) and len(tensors_in(everything)) == 1:
             raise PackedError
+        if attribute_to_layer_input and not value:
+            raise ValueError(
+                f"The layer takes {len(tensors_in(everything))} tensors by keyword; {_EXPECTED}, as its input. Name a "
+                "layer that takes one, or the output of the one before it."
+            )
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if not isinstance(part, Tensor):
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
@@ -239,6 +244,8 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                     f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Give a layer "
                     "that does, or, for a quantized model, the model that it was made from."
                 )
+        if isinstance(value, (tuple, list)) and len(value) > 1:
+            raise ValueError(f"The layer's {side} has {len(value)} values; {_EXPECTED}")
 
     hook = (
         layer.register_forward_pre_hook(check, with_kwargs=True)

@@ -317,6 +317,9 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
             # A pass that failed in the layer: the next one begins again.
             runs = 0
             return None
+        if torch._C._current_graph_task_id() != -1:
+            # A backward pass that runs a checkpointed segment again.
+            return None
         runs, ran = runs + 1, True
         return module(output) if (runs - 1) % of == run else None
 

@@ -186,6 +186,9 @@ def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
 
 def channel_axis(shape: tuple[int, ...]) -> int:
     """The axis of an image's channels as far as its shape tells: 1, or the only other one that is 1 or 3 long."""
+    if len(shape) == 5 and shape[1] in (2, 4) and shape[2] == 3:
+        # A video of few frames rather than a volume of three slices.
+        return 2
     others = (2,) * (len(shape) == 5) + (-1,) * (len(shape) > 2)
     return next((axis for axis in others if shape[axis] in (1, 3) and shape[1] > 4), 1)
 
