@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from captum_fusion import LayerScoreCam
 from captum_fusion.functional import normalize
@@ -148,6 +149,24 @@ def test_several_classes_of_one_image_share_its_passes(wide: SmallNet, images: T
         assert (relu_minmax(attributions) - relu_minmax(alone)).abs().flatten(1).amax(1).le(tolerance).all()
     else:
         torch.testing.assert_close(attributions, alone)
+
+
+def test_classes_within_a_tolerance_take_little_more_passes_than_the_dearest_of_them() -> None:
+    torch.manual_seed(0)
+    model = resnet18(weights=None).eval()
+    model.fc.weight.data *= 10
+    image, targets = torch.rand(1, 3, 32, 32), [281, 282, 285, 287, 761]
+    counter = Counter(model)
+    score_cam = LayerScoreCam(counter, model.layer2, tolerance=0.05)
+    alone = []
+    for target in targets:
+        counter.sizes.clear()
+        score_cam.attribute(image, target=target)
+        alone.append(counter.rows)
+    counter.sizes.clear()
+    score_cam.attribute(image.expand(5, -1, -1, -1), target=targets)
+    # The unmasked pass has the image five times.
+    assert counter.rows - 4 <= 1.25 * max(alone) < sum(alone) / 2
 
 
 def test_what_differs_in_more_than_its_target_shares_nothing() -> None:
