@@ -1027,6 +1027,13 @@ def test_inputs_without_rows_or_values(inputs: str) -> None:
             method.attribute(given, target=1)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 3, 16, 16)])
+def test_a_baseline_without_values(shape: tuple[int, ...]) -> None:
+    net, baseline = cnn(), torch.ones(shape, device="meta")
+    with pytest.raises(ValueError, match="The baseline of input 0 is a tensor on the meta device"):
+        LayerScoreCam(net, net[1]).attribute(torch.rand(2, 3, 16, 16), target=1, baselines=baseline)
+
+
 def test_a_component_without_a_graph() -> None:
     net = cnn()
 

@@ -315,8 +315,9 @@ def _checked_baseline(
 ) -> Tensor:
     if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
         return gaussian_blur(tensor.detach(), *blur).to(tensor)
-    if isinstance(value, Tensor) and value.dim():
+    if isinstance(value, Tensor):
         check_dense(value, f"The baseline of input {position}")
+    if isinstance(value, Tensor) and value.dim():
         moved = channels_first(value, channel_dim)
         if moved.shape not in (tensor.shape, tensor[:1].shape):
             raise ValueError(
