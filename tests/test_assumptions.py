@@ -2,6 +2,7 @@
 
 import warnings
 from collections import namedtuple
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -62,6 +63,11 @@ from captum_fusion.metrics import (
 from captum_fusion.targets import box_score, region_scores
 
 
+def scorer() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+
+
 def cnn() -> nn.Sequential:
     torch.manual_seed(0)
     features = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU()
@@ -84,6 +90,15 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
     with pytest.warns(UserWarning, match=r"looks like \(N, T, C, H, W\)"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_a_video_of_few_frames_is_no_volume_of_three_slices(frames: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    method = LayerScoreCam(lambda x: net(x.transpose(1, 2)), net[1])
+    with pytest.warns(UserWarning, match="channel_dim=2") if frames == 2 else pytest.raises(ValueError, match="=2"):
+        method.attribute(torch.rand(1, frames, 3, 8, 8), target=1)
 
 
 @pytest.mark.parametrize(("features", "refused"), [(3, True), (5, True), (32, False)])
@@ -240,7 +255,7 @@ def test_parts_that_are_called_one_by_one_are_warned_of() -> None:
         LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
-def test_a_channels_last_map_with_as_many_channels_as_rows_has_no_order_to_check() -> None:
+def test_a_channels_last_map_with_as_many_channels_as_rows_is_no_channels_first_one() -> None:
     class Rows(nn.Module):
         """A map whose values follow from the opposite side of the image, as after a shifted window."""
 
@@ -255,7 +270,54 @@ def test_a_channels_last_map_with_as_many_channels_as_rows_has_no_order_to_check
     model.register_forward_hook(lambda *_: passes.append(1))
     with spatial_view(model.norm) as view:
         assert LayerGradCam(model, view).attribute(torch.rand(1, 3, 32, 32), target=1).shape == (1, 1, 16, 16)
-    assert len(passes) == 1
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize(("side", "channels"), [((96, 128), 4), ((32, 32), 8), ((32, 32), 32)])
+def test_a_channels_first_map_whose_channels_look_like_rows_is_refused(side: tuple[int, int], channels: int) -> None:
+    """4 channels of 6x8 may be a map of 4x6, and 8 of 8x8 either; then a perturbed pass tells."""
+    torch.manual_seed(0)
+    cut = nn.Conv2d(3, channels, *(16, 16) if side[0] > 32 else (32 // channels, 32 // channels))
+    model = nn.Sequential(cut, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)).eval()
+    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="channels-first map already"):
+        LayerGradCam(model, view).attribute(torch.rand(1, 3, *side), target=1)
+
+
+def test_patches_that_are_chosen_by_chance_are_refused() -> None:
+    class Chosen(Ordered):
+        """Each example sees other patches in each pass, as in a masked autoencoder."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.cut(x).flatten(2).mT
+            order = torch.rand(len(x), 64, 1).argsort(dim=1)[:, :16]
+            return self.head(self.norm(tokens.gather(1, order.expand(-1, -1, 6))).tanh().mean(1))
+
+    model, images = Chosen().eval(), torch.rand(2, 3, 32, 32)
+    states = []
+    model.norm.register_forward_hook(lambda *_: states.append(torch.get_rng_state()))
+    with spatial_view(model.norm) as view, pytest.raises(ValueError, match="draws random numbers"):
+        LayerGradCam(model, view).attribute(images, target=1)
+    assert len(states) == 2
+    assert torch.equal(torch.get_rng_state(), states[0])
+
+
+def test_a_window_that_changes_as_a_whole_is_in_order() -> None:
+    class Windowed(nn.Module):
+        """Windows of 4x4 tokens, each of which holds a share of its window's mean, as after an attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.cut, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.cut(x)
+            means = nn.functional.interpolate(nn.functional.avg_pool2d(maps, 4), scale_factor=4)
+            return self.head(self.norm((maps + means).flatten(2).mT).tanh().mean(1))
+
+    model = Windowed().eval()
+    with spatial_view(model.norm) as view:
+        assert LayerGradCam(model, view).attribute(torch.rand(2, 3, 64, 64), target=1).shape == (2, 1, 16, 16)
 
 
 def test_tokens_in_order_are_checked_once_and_nothing_is_disturbed() -> None:
@@ -341,6 +403,31 @@ def test_a_layer_of_one_tensor_in_a_container(algorithm: Any, kind: str) -> None
 # 4. A layer that runs several times
 
 
+@pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam])
+def test_layers_of_two_tensors_are_refused(algorithm: Any) -> None:
+    """By keyword Captum's hooks see none of them, and in a tuple one that nothing follows from has no gradients."""
+
+    class Sum(nn.Module):
+        def forward(self, *, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+            return first + second, second * 2
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.sum = cnn(), Sum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.net[:2](x)
+            return self.net[2:](self.sum(first=features, second=features)[0])
+
+    model = Model().eval()
+    method = algorithm(model, model.sum)
+    with pytest.raises(ValueError, match="takes 2 tensors by keyword"):
+        method.attribute(torch.rand(2, 3, 16, 16), target=1, attribute_to_layer_input=True)
+    with pytest.raises(ValueError, match="output has 2 values"):
+        method.attribute(torch.rand(2, 3, 16, 16), target=1)
+
+
 class Twice(nn.Module):
     """One encoder for two images, of which the scores read the first one alone."""
 
@@ -402,6 +489,23 @@ def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
         LayerGradCamPlusPlus(model, model.encoder).attribute((a, b), target=1)
     with pytest.raises(RuntimeError, match="ran 2 times; expected 3 runs in each"), layer_run(model.encoder, 0, of=3):
         model(a, b)
+
+
+def test_a_checkpointed_layer_runs_once_in_the_forward_pass() -> None:
+    net, images = cnn(), torch.rand(2, 3, 16, 16)
+
+    def forward(x: Tensor) -> Tensor:
+        return net[2:](checkpoint(net[:2], x, use_reentrant=False))
+
+    right = LayerGradCamPlusPlus(net, net[0]).attribute(images, target=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(LayerGradCamPlusPlus(forward, net[0]).attribute(images, target=1), right)
+    whole = nn.Module()
+    whole.net, whole.forward = net, forward  # type: ignore[assignment]
+    with layer_run(net[0], 0, of=1) as layer:
+        for _ in range(2):
+            assert torch.equal(LayerGradCamPlusPlus(whole, layer).attribute(images, target=1), right)
 
 
 # 5. A component of several inputs
@@ -536,6 +640,35 @@ def test_what_is_explained_is_mirrored_with_the_input(kind: str) -> None:
     }[kind]
     found = AugmentationTunnel(LayerHiResCam(forward, net[1])).attribute(x, factors=[1.0], **options)
     torch.testing.assert_close(found, right)
+
+
+@pytest.mark.parametrize("kind", ["shared mask", "boxes"])
+def test_what_an_argument_says_of_places_is_mirrored(kind: str) -> None:
+    net, images = scorer(), torch.rand(2, 3, 10, 14)
+    mask = torch.rand(10, 14)
+    boxes = BoundingBoxes(torch.tensor([[1, 1, 4, 4], [2, 0, 3, 9]]), format="XYWH", canvas_size=(10, 14))
+    other = BoundingBoxes(torch.tensor([[9, 1, 4, 4], [9, 0, 3, 9]]), format="XYWH", canvas_size=(10, 14))
+
+    def forward(x: Tensor, place: Tensor) -> Tensor:
+        scores = net(x)
+        if kind == "shared mask":
+            return (scores * place).mean((2, 3))
+        rows = zip(scores, place.tolist(), strict=True)
+        return torch.stack([row[:, y : y + h, x : x + w].mean((1, 2)) for row, (x, y, w, h) in rows])
+
+    method = LayerHiResCam(forward, net[1])
+    place, opposite = (mask, mask.flip(-1)) if kind == "shared mask" else (boxes, other)
+    found = AugmentationTunnel(method).attribute(images, factors=[1.0], target=1, additional_forward_args=place)
+    mirrored = method.attribute(images.flip(-1), target=1, additional_forward_args=opposite).flip(-1)
+    right = (method.attribute(images, target=1, additional_forward_args=place) + mirrored) / 2
+    torch.testing.assert_close(found, right)
+
+
+def test_a_mask_of_another_resolution_is_refused() -> None:
+    net = scorer()
+    tunnel = AugmentationTunnel(LayerGradCam(lambda x, m: (net(x) * m.mean()).mean((2, 3)), net[1]))
+    with pytest.raises(ValueError, match="at another resolution"):
+        tunnel.attribute(torch.rand(2, 3, 10, 14), target=1, additional_forward_args=torch.rand(2, 1, 5, 7))
 
 
 def test_a_target_that_may_name_a_place_is_refused() -> None:
@@ -784,6 +917,15 @@ def test_a_mask_among_the_inputs_passes_through() -> None:
         LayerScoreCam(lambda mask: net(mask.float().expand(-1, 3, -1, -1)), net[1]).attribute(mask, target=1)
 
 
+@pytest.mark.parametrize("metric", [confidence_drop, insertion, deletion])
+def test_one_map_is_for_the_inputs_that_can_be_masked(metric: Any) -> None:
+    net, images, mask = cnn(), torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16) > 0.3
+    maps = torch.rand(2, 1, 16, 16)
+    found = metric(lambda x, m: net(x * m), (images, mask), maps, target=1)
+    right = metric(lambda x, m: net(x * m), images, maps, additional_forward_args=mask, target=1)
+    assert torch.equal(found, right)
+
+
 @pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerFusionCam])
 def test_a_box_that_is_not_found_has_a_map_of_zeros(algorithm: Any) -> None:
     convolution = cnn()[0]
@@ -808,6 +950,34 @@ def test_an_image_without_a_batch_is_refused(algorithm: Any) -> None:
     net = cnn()
     with pytest.raises((RuntimeError, ValueError), match=r"pass image\.unsqueeze\(0\)"):
         algorithm(net, net[1]).attribute(torch.rand(3, 16, 16), target=1)
+
+
+def test_an_image_without_a_batch_is_refused_where_it_passes_through_the_model() -> None:
+    """As many classes as colours look like one score for each, and a fully convolutional network takes any shape."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features(x).mean((-2, -1)))
+
+    net, image, volume = Pooled().eval(), torch.rand(3, 16, 16), torch.rand(1, 8, 8, 8)
+    scores = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    cube = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for call in (
+        lambda: LayerScoreCam(net, net.features).attribute(image, target=1),
+        lambda: LayerFusionCam(net, net.features).attribute(image, target=1),
+        lambda: LayerScoreCam(net, net.features).attribute(image),
+        lambda: LayerGradCamPlusPlus(scores, scores[1]).attribute(image, target=(1, 5)),
+        lambda: confidence_drop(net, image, torch.rand(1, 1, 16, 16), target=1),
+        lambda: insertion(net, image, torch.rand(1, 16, 16), target=1),
+        lambda: last_feature_map(net, image),
+        lambda: LayerScoreCam(cube, cube[0]).attribute(volume, target=1),
+    ):
+        with pytest.raises((RuntimeError, ValueError), match=r"give (image|volume)\.unsqueeze\(0\)"):
+            call()
 
 
 # 13. Scores of volumes taken for features
@@ -860,6 +1030,13 @@ def test_inputs_without_rows_or_values(inputs: str) -> None:
             method.attribute(given, target=1)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 3, 16, 16)])
+def test_a_baseline_without_values(shape: tuple[int, ...]) -> None:
+    net, baseline = cnn(), torch.ones(shape, device="meta")
+    with pytest.raises(ValueError, match="The baseline of input 0 is a tensor on the meta device"):
+        LayerScoreCam(net, net[1]).attribute(torch.rand(2, 3, 16, 16), target=1, baselines=baseline)
+
+
 def test_a_component_without_a_graph() -> None:
     net = cnn()
 
@@ -874,3 +1051,58 @@ def test_scores_without_a_graph() -> None:
     net = cnn()
     with pytest.raises(RuntimeError, match="The scores have no gradients at the layer"):
         LayerGradCamPlusPlus(lambda x: net(x).detach(), net[1]).attribute(torch.rand(1, 3, 8, 8), target=1)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_rows_in_a_container(kind: Any) -> None:
+    """They are not repeated, so that one example would be masked with the other one's."""
+    net, factors = cnn(), torch.tensor([1.0, 3.0])
+    further = {"factor": factors} if kind is dict else [factors]
+
+    def forward(x: Tensor, further: Any) -> Tensor:
+        return net(x * further["factor" if kind is dict else 0].reshape(-1, 1, 1, 1))
+
+    with pytest.raises(ValueError, match="expected each tensor as an argument of its own"):
+        LayerScoreCam(forward, net[1]).attribute(
+            torch.rand(2, 3, 16, 16), 1, additional_forward_args=(further,), perturbations_per_eval=1
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_scores_that_are_no_real_numbers(dtype: torch.dtype) -> None:
+    net = cnn()
+    with pytest.raises(TypeError, match="expected scores, which are real numbers"):
+        Rise(lambda x: net(x)[:, 0].to(dtype), samples=4, activation=None).attribute(torch.rand(2, 3, 16, 16))
+
+
+def test_scores_in_a_dataclass() -> None:
+    @dataclass
+    class Output:
+        loss: None
+        scores: Tensor
+
+    net = cnn()
+    with pytest.raises(TypeError, match=r"lambda x: model\(x\)\.scores"):
+        LayerScoreCam(lambda x: Output(None, net(x)), net[1]).attribute(torch.rand(2, 3, 16, 16), target=1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_model() -> None:
+    scripted = torch.jit.script(cnn())
+    with pytest.raises(TypeError, match=r"is a module of torch\.jit\.script"):
+        LayerScoreCam(scripted, getattr(scripted, "1")).attribute(torch.rand(2, 3, 16, 16), target=1)
+    with pytest.raises(TypeError, match=r"is a module of torch\.jit\.script"):
+        last_feature_map(scripted, torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="compiled models need torch 2.6")
+def test_a_compiled_model() -> None:
+    net, images = cnn(), torch.rand(2, 3, 16, 16)
+    compiled = torch.compile(net, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert last_feature_map(compiled, images).name == last_feature_map(net, images).name
+    found = weight_randomization(LayerGradCam(compiled, net[1]), images, target=1)
+    right = weight_randomization(LayerGradCam(net, net[1]), images, target=1)
+    for one, other in zip(found.values(), right.values(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,7 +1,7 @@
 """The arguments of one public call, checked once and carried to everything below it."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,7 +12,6 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, select_targets
 from captum_fusion._engine.guards import (
-    batch_hint,
     check_channel_dim,
     check_dense,
     check_forward_func,
@@ -20,6 +19,7 @@ from captum_fusion._engine.guards import (
     check_layer,
     check_logits,
     check_perturbations_per_eval,
+    check_rows_inside,
     check_values,
 )
 from captum_fusion._engine.token_grid import channels_back, channels_first
@@ -180,6 +180,7 @@ class ModelCall:
     def check_rows(self) -> None:
         """Refuses additional tensors whose rows cannot be repeated as those of the inputs are."""
         for position, value in enumerate(self.arguments):
+            check_rows_inside(value, f"additional_forward_args[{position}]", self.examples)
             if not isinstance(value, Tensor) or not value.dim():
                 continue
             check_dense(value, f"additional_forward_args[{position}]")
@@ -242,7 +243,7 @@ class ModelCall:
         if not shape or shape[0] != self.examples:
             raise ValueError(
                 f"forward_func returned an output of shape {shape} for {self.examples} examples; expected one row of "
-                f"scores for each example.{batch_hint(self.tensors)}"
+                "scores for each example."
             )
         check_values(output)
         if self.activation == "softmax" and (len(shape) < 2 or shape[1] == 1):
@@ -281,6 +282,9 @@ def _wrap(output: object) -> str:
         part = f".{name}" if hasattr(output, name) else f"[{name!r}]"
     elif isinstance(output, (tuple, list)):
         part = "[0]"
+    elif is_dataclass(output):
+        names = [field.name for field in fields(output) if isinstance(getattr(output, field.name), Tensor)]
+        part = f".{names[0] if names else 'logits'}"
     else:
         return ""
     return f" Wrap the model, as in lambda x: model(x){part}, and pass the wrapper as forward_func."
@@ -306,8 +310,9 @@ def _checked_baseline(
 ) -> Tensor:
     if value is None and blur is not None and tensor.dim() > 2 and tensor.is_floating_point():
         return gaussian_blur(tensor.detach(), *blur).to(tensor)
-    if isinstance(value, Tensor) and value.dim():
+    if isinstance(value, Tensor):
         check_dense(value, f"The baseline of input {position}")
+    if isinstance(value, Tensor) and value.dim():
         moved = channels_first(value, channel_dim)
         if moved.shape not in (tensor.shape, tensor[:1].shape):
             raise ValueError(

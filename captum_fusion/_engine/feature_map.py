@@ -15,6 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
+from captum_fusion._engine.guards import batch_hint, check_not_scripted
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
@@ -98,18 +99,19 @@ def last_feature_map(
         torch.Size([1, 1, 2, 2])
     """
     tensors = checked_inputs(inputs)
+    check_not_scripted(model)
     images = (i for i, tensor in enumerate(tensors) if 4 <= tensor.dim() <= 5 and tensor.is_floating_point())
     position = next(images, None)
     if position is None:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
-            "video or volume (N, C, D, H, W). For any other input, choose the layer yourself."
+            f"video or volume (N, C, D, H, W). For any other input, choose the layer yourself.{batch_hint(tensors)}"
         )
     with preserved(tensors) as state, torch.inference_mode(False), torch.enable_grad():
         copies = [tensor.clone() for tensor in tensors]
         image = copies[position].detach().requires_grad_()
         copies[position] = image.clone()
-        with eager(), state.tracking():
+        with eager(), state.tracking(forward_func or model):
             size = tuple(channels_first(image, channel_axis(image.shape)).shape[2:])
             runs, output = _run(model, forward_func or model, copies, size)
         scores = _scores(output)
@@ -193,7 +195,9 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if name]
+    # torch.compile wraps a model in a module of its own, whose name the model's own modules do not have.
+    plain: Module = getattr(model, "_orig_mod", model)
+    hooks = [module.register_forward_hook(keep(name)) for name, module in plain.named_modules() if name]
     try:
         with tracker.collected():
             output = forward_func(*inputs)

@@ -150,15 +150,17 @@ def _run(
         try:
             with second_order.running() if second_order else nullcontext():
                 result = call.run(*arguments)
+            if scored:
+                scores = call.checked_scores(result)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
-                raise type(error)(f"{error}.{hint}") from error
+                raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
             raise
         finally:
             nothing_found.reset(token)
         passed = True
         if scored:
-            scores, output = call.checked_scores(result), result.detach().clone()
+            output = result.detach().clone()
         return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
@@ -198,8 +200,6 @@ def _run(
                 if not passed or runs:
                     raise
                 raise _not_run(call.layer, call) from None
-            if len(values) != 1:
-                raise ValueError(f"The layer's {_side(side)} has {len(values)} values; {_EXPECTED}")
             _check_map(values[0], call, _side(side))
             check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
@@ -297,13 +297,20 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
     side = _side(attribute_to_layer_input)
 
     def check(_: Module, *values: Any) -> None:
-        runs.append(None)
+        # A backward pass runs checkpointed segments again.
+        if torch._C._current_graph_task_id() == -1:
+            runs.append(None)
         value: Any = values[0] if attribute_to_layer_input else values[-1]
         # Captum's hooks see a tensor as it is, or as the only entry of a tuple.
         only = value[0] if type(value) is tuple and len(value) == 1 else value
         everything = values if attribute_to_layer_input else value
         if not isinstance(only, Tensor) and len(tensors_in(everything)) == 1:
             raise PackedError
+        if attribute_to_layer_input and not value:
+            raise ValueError(
+                f"The layer takes {len(tensors_in(everything))} tensors by keyword; {_EXPECTED}, as its input. Name a "
+                "layer that takes one, or the output of the one before it."
+            )
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if not isinstance(part, Tensor):
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
@@ -312,6 +319,8 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                     f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Choose "
                     "another layer, or, for a quantized model, explain the model before quantization."
                 )
+        if isinstance(value, (tuple, list)) and len(value) > 1:
+            raise ValueError(f"The layer's {side} has {len(value)} values; {_EXPECTED}")
 
     hook = (
         layer.register_forward_pre_hook(check, with_kwargs=True)
@@ -338,6 +347,7 @@ def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
         raise ValueError(
             f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
             "If the model takes several crops or images for each example, explain one of them at a time."
+            f"{batch_hint(call.tensors)}"
         )
 
 

@@ -5,13 +5,14 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.jit._script import RecursiveScriptModule
 from torch.nn import Module
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
-from captum_fusion._engine.token_grid import channel_axis, has_channels
+from captum_fusion._engine.token_grid import channel_axis, has_channels, tensors_in
 from captum_fusion.arguments import INTERPOLATE_MODES
 
 
@@ -34,7 +35,17 @@ def check_layer(layer: object) -> Module:
     """Refuses what is no layer, such as the None of a class whose layer is still to be set."""
     if not isinstance(layer, Module):
         raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
+    check_not_scripted(layer)
     return layer
+
+
+def check_not_scripted(module: Module) -> None:
+    """Refuses a scripted module, which takes no hooks; a traced one takes them and does not run them."""
+    if isinstance(module, RecursiveScriptModule):
+        raise TypeError(
+            f"The {module.original_name} is a module of torch.jit.script, on which hooks cannot be set; expected the "
+            "module that it was made from"
+        )
 
 
 def check_samples(samples: int) -> None:
@@ -87,10 +98,15 @@ def check_replace(replace: object, baselines: object) -> None:
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     """Advises ``unsqueeze(0)`` for an example without a batch dimension, (C, H, W), as ``transform(image)`` returns it.
 
-    A sequence (N, C, L) has as many axes, so that this is only said where the forward pass has failed.
+    A sequence (N, C, L) has as many axes, and a volume (1, D, H, W) those of images, so that this is only said where
+    something has failed.
     """
-    images = [tuple(tensor.shape) for tensor in tensors if tensor.dim() == 3 and tensor.shape[0] in (1, 3, 4)]
-    return f" If {images[0]} is one image, (C, H, W), pass image.unsqueeze(0)." if images else ""
+    for shape in (tuple(tensor.shape) for tensor in tensors):
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
+            return f" If {shape} is one image, (C, H, W), pass image.unsqueeze(0)."
+        if len(shape) == 4 and shape[0] == 1 and shape[1] not in (1, 3, 4):
+            return f" If {shape} is one volume, (C, D, H, W), pass volume.unsqueeze(0)."
+    return ""
 
 
 def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
@@ -142,7 +158,15 @@ def check_not_negative(scores: Tensor, masked: Tensor) -> None:
 
 
 def check_values(output: Tensor) -> None:
-    """Refuses a model on the meta device, whose tensors have shapes and no values."""
+    """Refuses a model on the meta device, whose tensors have shapes and no values, and what is no score.
+
+    Differences of truth values are not defined, and a complex number would lose its imaginary part.
+    """
+    if output.dtype == torch.bool or output.is_complex():
+        raise TypeError(
+            f"forward_func returned {output.dtype} values; expected scores, which are real numbers, such as "
+            "output.float() or output.abs()"
+        )
     if output.is_meta:
         raise ValueError(
             "forward_func returned a tensor on the meta device, which holds no values; expected a model with weights, "
@@ -158,6 +182,17 @@ def check_dense(value: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} is a tensor of layout {value.layout}{' of nested tensors' if value.is_nested else ''}, whose rows "
             "cannot be repeated; expected a dense one, as value.to_dense() gives it"
+        )
+
+
+def check_rows_inside(value: object, name: str, examples: int) -> None:
+    """Refuses a container with one row for each example, which is given on as it is, whichever example is masked."""
+    shapes = [tuple(part.shape) for part in tensors_in(value) if part.dim() and len(part) == examples]
+    if shapes and examples > 1 and not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} is a {type(value).__name__} with tensors of shapes {shapes} for {examples} examples, whose rows "
+            "are not repeated for masked inputs; expected each tensor as an argument of its own. Bind tensors that "
+            "all examples share inside forward_func."
         )
 
 

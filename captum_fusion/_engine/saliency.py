@@ -6,7 +6,7 @@ from torch.nn.functional import relu
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_finite
+from captum_fusion._engine.guards import batch_hint, check_finite
 from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
@@ -129,8 +129,13 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
         held = ", ".join(type(value).__name__ for value in parts)
         raise TypeError(f"attributions are ({held}); expected a tensor, or for several inputs a tuple of them")
     if isinstance(attributions, Tensor):
-        # One map is for every input with its spatial axes, as LayerFusionCam makes it.
-        given = tuple(attributions if tensor.dim() == attributions.dim() else None for tensor in tensors)
+        # One map is for every input with its spatial axes, as LayerFusionCam makes it; masks and indices beside them
+        # pass through.
+        maskable = [tensor.is_floating_point() for tensor in tensors]
+        given = tuple(
+            attributions if (mask or not any(maskable)) and tensor.dim() == attributions.dim() else None
+            for mask, tensor in zip(maskable, tensors, strict=True)
+        )
         shown = str(tuple(attributions.shape))
     else:
         given = attributions
@@ -148,7 +153,8 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
     ):
         raise ValueError(
             f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
-            "the input's number of examples and of spatial axes, or None, and at least one such attribution"
+            "the input's number of examples and of spatial axes, or None, and at least one such attribution."
+            f"{batch_hint(tensors)}"
         )
     # An input that was not explained has zeros and is not masked; if all are zero, all are masked.
     explained = {position: value.flatten(1).any(dim=1) for position, value in maps.items()}

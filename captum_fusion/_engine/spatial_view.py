@@ -16,6 +16,7 @@ from captum_fusion._engine.token_grid import (
     REGISTERS,
     Grid,
     TokenGridTracker,
+    by_chance,
     channel_axis,
     channels_first,
     fits,
@@ -41,11 +42,13 @@ class ViewHook:
         self.from_map = from_map
         self.module = Identity()
         self.ran = False
+        self.tokens = False
         self.recorded: Tensor | None = None
         self.recording = False
 
     def __call__(self, _: Module, __: tuple[Any, ...], output: Any) -> Any:
         self.ran = True
+        self.tokens = getattr(unwrap(output), "ndim", 0) == 3
         if self.recording:
             # Past the identity, whose hooks are those of the attribution.
             self.recorded = self.to_map(output)
@@ -145,26 +148,28 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
 
     The order is data, which no shape shows: Hiera keeps the tokens of a window apart until its last stage, other
     networks shuffle them or have registers after them. So the pass that has ended runs once more on perturbed images.
+    It also shows which axis of a map with as many channels as rows and columns holds the channels.
     """
     _ordered.setdefault(layer, set()).add(grid)
     holds = any(part is layer for part in module.modules())
     image = next((t for t in tensors_in(arguments) if t.dim() == len(grid) + 2 and t.is_floating_point()), None)
     if image is None or not holds:
-        if len(grid) > 1:
+        if len(grid) > 1 and view.tokens:
             warn(
                 f"The token order of the viewed {type(layer).__name__} was not checked, because no module that "
                 "contains it takes the image. Call such a module in forward_func instead of its parts one by one."
             )
         return
     cells = probe_cells(grid)
-    args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 1)
+    args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 2)
     training = [part for part in module.modules() if part.training]
     view.recording = True
     try:
         # Without dropout, and without statistics of perturbed images.
         for part in training:
             part.training = False
-        with torch.no_grad():
+        # The random state is the caller's.
+        with torch.no_grad(), torch.random.fork_rng([image.device] if image.is_cuda else []):
             images = next(t for t in tensors_in((args, kwargs)) if t.dim() == len(grid) + 2 and t.is_floating_point())
             perturb(channels_first(images, channel_axis(images.shape)), grid, cells)
             module(*args, **kwargs)
@@ -176,15 +181,33 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
         view.recording, view.recorded = False, None
         for part in training:
             part.training = True
-    if maps is None or len(maps) != len(cells) + 1 or tuple(maps.shape[2:]) != grid:
+    if maps is None or len(maps) != len(cells) + 2 or tuple(maps.shape[2:]) != grid:
         return
-    if not in_place(maps, cells):
+    if not view.tokens:
+        if not in_place(maps, cells) and in_place(maps.movedim(1, -1), cells):
+            _ordered[layer].remove(grid)
+            raise _channels_first((len(image), *grid, maps.shape[1]))
+    elif by_chance(maps):
+        _ordered[layer].remove(grid)
+        raise ValueError(
+            f"The viewed {type(layer).__name__} gives different tokens for the same image: the model draws random "
+            "numbers, as one that masks or shuffles patches does, so that no token has a known place. Let forward_func "
+            "fix what is drawn, or give to_map and from_map."
+        )
+    elif in_place(maps, cells) is False:
         _ordered[layer].remove(grid)
         raise ValueError(
             f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image changes: "
             "its tokens are not in row order, or other tokens lie after or among them. Choose a layer whose tokens are "
             "in row order, such as that of last_feature_map, or pass to_map and from_map."
         )
+
+
+def _channels_first(shape: tuple[int, ...]) -> ValueError:
+    return ValueError(
+        f"The viewed layer returned {shape}, which already is a channels-first map: only {shape[2:]} is a fraction of "
+        "the image's size. Pass the layer itself, or to_map and from_map."
+    )
 
 
 def unwrap(output: Any) -> Any:
@@ -209,12 +232,12 @@ def _to_map(
         if grid is not None:
             raise ValueError(f"grid is {grid}, but the viewed layer returned a map {shape}; expected None")
         maps, grid = output.movedim(-1, 1), shape[1:-1]
-        if tracker.has_map(shape[2:]) and not tracker.has_map(grid):
-            raise ValueError(
-                f"The viewed layer returned {shape}, which already is a channels-first map: only {shape[2:]} is a "
-                "fraction of the image's size. Pass the layer itself, or to_map and from_map."
-            )
-        # Rows and columns are axes of their own, so that their order needs no check.
+        first, last = tracker.likeness(shape[2:]), tracker.likeness(grid)
+        if first > last:
+            raise _channels_first(shape)
+        # Rows and columns are axes of their own, whose order needs no check. Channels may look like either.
+        if first == last and any(first[:2]) and grid not in _ordered.get(layer, ()):
+            unchecked["grid"] = grid
         return maps
     tokens = shape[1]
     grid = tracker.grid(tokens, shape[2]) if grid is None else grid
@@ -291,6 +314,9 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
         if output is None:
             # A pass that failed in the layer: the next one begins again.
             runs = 0
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            # A backward pass that runs a checkpointed segment again.
             return None
         runs, ran = runs + 1, True
         return module(output) if (runs - 1) % of == run else None

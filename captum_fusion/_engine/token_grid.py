@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from inspect import signature
 from itertools import product
-from math import ceil, prod
+from math import ceil, log, prod
 from typing import Any
 
 import torch
@@ -52,6 +52,12 @@ class _Shapes:
     def has_map(self, grid: Grid) -> bool:
         """Whether a feature map of the image may have this grid, as far as its height and width tell."""
         return grid in self.convolved or any(grid[-2:] == divided[-2:] for divided in self._divided())
+
+    def likeness(self, grid: Grid) -> tuple[bool, bool, float]:
+        """How much a grid is like that of a feature map: that of a convolution, or of the image's aspect ratio."""
+        sizes = [size for sizes in self.images.values() for size in sizes]
+        stretch = min((abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2]))) for size in sizes), default=0.0)
+        return grid in self.convolved, self.has_map(grid), -stretch
 
     def is_fine(self, grid: Grid) -> bool:
         """Whether a grid is finer than all that convolutions gave, as scores that were scaled up are."""
@@ -123,6 +129,10 @@ class TokenGridTracker(threading.local):
         """Whether a feature map of this pass may have this grid."""
         return self._call.has_map(grid)
 
+    def likeness(self, grid: Grid) -> tuple[bool, bool, float]:
+        """How much a grid is like that of a feature map of this pass."""
+        return self._call.likeness(grid)
+
     def is_fine(self, grid: Grid) -> bool:
         """Whether the grid is finer than all that convolutions of this pass gave."""
         return self._call.is_fine(grid)
@@ -179,6 +189,9 @@ def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
 
 def channel_axis(shape: tuple[int, ...]) -> int:
     """The axis of an image's channels as far as its shape tells: 1, or the only other one that is 1 or 3 long."""
+    if len(shape) == 5 and shape[1] in (2, 4) and shape[2] == 3:
+        # A video of few frames rather than a volume of three slices.
+        return 2
     others = (2,) * (len(shape) == 5) + (-1,) * (len(shape) > 2)
     return next((axis for axis in others if shape[axis] in (1, 3) and shape[1] > 4), 1)
 
@@ -239,17 +252,18 @@ def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
         image[place] = image.mean() + (image.std(correction=0) or 1) - image[place]
 
 
-def in_place(maps: Tensor, cells: list[Grid]) -> bool:
+def in_place(maps: Tensor, cells: list[Grid]) -> bool | None:
     r"""Whether a layer's map changes where the image was changed, from the maps of perturbed images and the image.
 
     Args:
-        maps (Tensor): The maps of ``perturb``'s images, (P + 1, C, \*s).
-        cells (list[tuple[int, ...]]): The cell that was perturbed in each but the last.
+        maps (Tensor): The maps of ``perturb``'s images, (P + 2, C, \*s), the last two of which are of the same image.
+        cells (list[tuple[int, ...]]): The cell that was perturbed in each of the others.
 
     Returns:
-        *bool*: False where the changes are sharp and lie elsewhere for more than a few cells.
+        *bool*: False where the changes are sharp and lie elsewhere for more than a few cells, None where they are not
+        sharp.
     """
-    changes = (maps[:-1] - maps[-1:]).double().square().sum(dim=1)
+    changes = (maps[:-2] - maps[-1:]).double().square().sum(dim=1)
     # In relation to how far a token changes on average, since some change most whatever is perturbed.
     average = changes.mean(dim=0)
     shares = changes / torch.where(average > 0, average, 1)
@@ -258,9 +272,21 @@ def in_place(maps: Tensor, cells: list[Grid]) -> bool:
     hits = []
     # A patch that changes nothing is not in the map, so that another token has its place.
     complete = bool(shares.flatten(1).any(dim=1).all())
-    for share, cell in zip(shares, cells, strict=True):
+    for share, change, cell in zip(shares, changes, cells, strict=True):
         # A layer that mixes all tokens changes everywhere alike, which says nothing of their order.
         if share.max() > len(cells) / 2:
-            peak = torch.unravel_index(share.argmax(), share.shape)
-            hits.append(all(abs(int(p) - c) <= r for p, c, r in zip(peak, cell, reach, strict=True)))
-    return len(hits) < len(cells) / 2 or (complete and sum(hits) / len(hits) > _LEAST_IN_PLACE)
+            # All tokens of an attention's window may change by this cell alone, those most that hold it.
+            peaks = share > 0.99 * share.max()
+            peaks &= change >= change[peaks].max() / 2
+            peaks |= change == change.max()
+            near = tuple(slice(max(c - r, 0), c + r + 1) for c, r in zip(cell, reach, strict=True))
+            hits.append(bool(peaks[near].any()))
+    if len(hits) < len(cells) / 2:
+        return None
+    return complete and sum(hits) / len(hits) > _LEAST_IN_PLACE
+
+
+def by_chance(maps: Tensor) -> bool:
+    """Whether two maps of the same image, the last ones, differ as if another patch had been perturbed."""
+    changes = (maps[:-1] - maps[-1:]).double().square().flatten(1).sum(dim=1)
+    return bool(changes[-1] > changes[:-1].mean() / 10)

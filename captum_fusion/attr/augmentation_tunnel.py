@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from captum.attr import Attribution
 from torch import Tensor
+from torchvision.transforms.v2.functional import horizontal_flip
+from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
@@ -79,8 +81,8 @@ class AugmentationTunnel(Attribution):
 
         Raises:
             ValueError: If there are no factors, if the method's attributions cannot be mirrored back because their axes
-                differ from the inputs' axes, such as attributions of tokens, or if the target has several indices but
-                is not a pixel.
+                differ from the inputs' axes, such as attributions of tokens, if the target has several indices but is
+                not a pixel, or if an argument may be a map of another resolution.
 
         Examples::
 
@@ -111,8 +113,19 @@ class AugmentationTunnel(Attribution):
             first = channels_first(tensor, channel_dim)
             if tuple(first.shape[2:]) in sizes:
                 return channels_back(first.flip(-1), channel_dim)
-            # A mask may have no channels.
-            return tensor.flip(-1) if of_layer or tuple(tensor.shape[1:]) in sizes else tensor
+            if isinstance(tensor, BoundingBoxes):
+                return cast(Tensor, horizontal_flip(tensor))
+            # A mask may have no channels, and one that all examples share may have no other axis.
+            shared = tensor.dim() > 1 and tuple(tensor.shape) in sizes
+            if of_layer or shared or tuple(tensor.shape[1:]) in sizes:
+                return tensor.flip(-1)
+            if 4 <= tensor.dim() in axes and len(tensor) in (1, len(tensors[0])):
+                raise ValueError(
+                    f"An argument has shape {tuple(tensor.shape)}, which may or may not be a map of inputs of size "
+                    f"{sorted(sizes)} at another resolution; expected one of their size. Bind what is no map inside "
+                    "forward_func, or give flip=False."
+                )
+            return tensor
 
         total: tuple[Tensor, ...] | None = None
         for factor in factors:

@@ -12,7 +12,7 @@ from torch.nn import Module, ModuleDict
 from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.captum import TargetType
+from captum_fusion._engine.captum import TargetType, eager
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import explained_pixels, saliency_maps
 from captum_fusion._engine.state import preserved, warn
@@ -123,7 +123,7 @@ def weight_randomization(
         return torch.cat([rank_correlation(*(explained_pixels(part, row) for part in pairs)) for row in rows])
 
     correlations, unchanged = {}, []
-    with preserved(call.tensors) as state, state.tracking():
+    with preserved(call.tensors) as state, eager(), state.tracking(explained):
         original = saliency()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):
