@@ -377,8 +377,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "## Methods and metrics against the CPU",
         "",
-        "The largest difference from the CPU in float32, whether a second call gives the same bits, and whether "
-        "parameters, buffers, gradients, hooks, mode and random state are as before.",
+        "The table has the largest difference from the CPU in float32, whether a second call returns the same bits, "
+        "and whether parameters, buffers, gradients, hooks, mode and random state are unchanged.",
         "",
         "| method or metric | largest difference | same bits again | state kept | ms |",
         "| --- | ---: | --- | --- | ---: |",
@@ -395,7 +395,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "## Score-CAM and its peers",
         "",
-        '"Times" is the time over that of captum-fusion, with its range; the correlation is that with its map.',
+        '"Times captum-fusion" is the time divided by the time of captum-fusion, with its range. The correlation is '
+        "with the map of captum-fusion.",
         "",
         "| model | implementation | seconds | times captum-fusion | passes | peak MiB | correlation |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -410,8 +411,9 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "## Masked passes against plain ones",
         "",
-        "Passes per second of the model alone in its best batch size, and of exact Score-CAM; the share of Score-CAM's "
-        "time in which the device waits for the host; and the largest difference from its map in float32, scaled to 1.",
+        "The table has the passes per second of the model alone at its best batch size and of exact Score-CAM, the "
+        "share of Score-CAM's time in which the device waits for the host, and the largest difference from Score-CAM's "
+        "map in float32, as a fraction of its maximum.",
         "",
         "| model | mode | plain passes/s | Score-CAM's passes/s | plain / Score-CAM's | host's share | difference |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -62,8 +62,8 @@ def sentences(values: pd.DataFrame, compared: pd.DataFrame) -> list[str]:
     ignorant = differences(values[values["collection"] == "ilsvrc"], "average drop", OURS, "random-map")
     if len(ignorant):
         lines.append(
-            f"**What Average Drop sees**: on {(ignorant <= 0).mean():.0%} of the pictures of ImageNet a random map has "
-            "no higher drop than Fusion-CAM."
+            f"**A limit of Average Drop**: on {(ignorant <= 0).mean():.0%} of the pictures of ImageNet the drop of a "
+            "random map is at most that of Fusion-CAM."
         )
     return lines
 

@@ -104,9 +104,9 @@ def main() -> None:
     lines = [
         "# Overhead of masked passes",
         "",
-        "Time per evaluated input over that of the fastest way to run the model alone.",
+        "The time per evaluated input is divided by the time per input of the model alone at its best batch size.",
         "",
-        "| model | work | seconds over those of the forward passes alone, median (range) |",
+        "| model | work | time relative to the forward passes alone, median (range) |",
         "| --- | --- | ---: |",
     ]
     for name in arguments.models:

@@ -208,7 +208,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Score-CAM and its peers",
         "",
-        '"Times" is the time over that of captum-fusion, and the correlation is that with its map.',
+        '"Times captum-fusion" is the time divided by the time of captum-fusion. The correlation is with the map of '
+        "captum-fusion.",
         "",
         "| model | weights | implementation | seconds | times captum-fusion (range) | forward passes | extra MB "
         "| correlation |",

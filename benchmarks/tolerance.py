@@ -156,13 +156,13 @@ def main() -> None:
         within=records["error"] <= records["tolerance"],
         covered=records["error"] <= records["estimate"] + ROUNDING,
     )
-    titles = {"Pictures that no constant was chosen on": records[records["odd"]], "All pictures": records}
+    titles = {"Test pictures": records[records["odd"]], "All pictures": records}
     page = "# Score-CAM within a tolerance\n\n![Savings of each tolerance, and errors](tolerance.png)\n\n"
     page += "\n".join(f"## {title}\n\n{table(rows)}" for title, rows in titles.items() if len(rows))
     arguments.results.mkdir(parents=True, exist_ok=True)
     records.to_csv(arguments.results / "tolerance.csv", index=False, float_format="%.5g")
     (arguments.results / "tolerance.md").write_text(page)
-    draw(titles["Pictures that no constant was chosen on"]).savefig(arguments.results / "tolerance.png", dpi=110)
+    draw(titles["Test pictures"]).savefig(arguments.results / "tolerance.png", dpi=110)
     sys.stdout.write(page)
 
 

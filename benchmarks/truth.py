@@ -259,11 +259,11 @@ def page(values: pd.DataFrame) -> str:
     return f"""# Attributions against a known truth
 
 Generated pictures of 64 x 64 pixels show up to four shapes over a texture. A disk, a triangle, or a cross and a ring
-together decide the class; squares, bars, and a cross or a ring alone do not. So the deciding pixels are known exactly.
-Small convolutional networks learn the classes, one for each of {len(seeds)} seeds.
+together decide the class; squares, bars, and a cross or a ring alone do not. The deciding pixels are therefore known
+exactly. Small convolutional networks learn the classes, one network for each of {len(seeds)} seeds.
 
 - Accuracy on 1000 new pictures: {accuracy}.
-- Without a deciding shape, the answer to a picture that was right turns to "none": {turned}.
+- Share of correctly classified pictures whose class changes to "none" without a deciding shape: {turned}.
 
 Each network explains {seeds["pictures"].iloc[0]} pictures that it classifies correctly, at its last layer (8 x 8) and
 at an earlier one (16 x 16). A measure is averaged over the pictures; the table has its mean and standard deviation

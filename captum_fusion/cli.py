@@ -26,7 +26,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 app = App(
     name="captum-fusion",
-    help="Explains image classifiers with class activation maps: Fusion-CAM and the methods around it.",
+    help="Explains image classifiers with class activation maps: Fusion-CAM and related methods.",
     version=version("captum-fusion"),
     suppress_keyboard_interrupt=False,
     # Without --no-... for each option, and with every text as it is, though it may look like JSON.
@@ -39,7 +39,7 @@ def _file(_: object, tokens: Sequence[Token]) -> Path:
     if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
         raise ValueError(f"{tokens[0].value} is a URL. URLs are not supported; pass a local file")
     if not tokens[0].value:
-        raise ValueError("'' names no file; expected a picture")
+        raise ValueError("'' is not a file name; expected an image")
     return Path(tokens[0].value)
 
 
@@ -51,18 +51,18 @@ def explain(
     settings: Annotated[ExplainSettings, Parameter(name="*")] = ExplainSettings(),  # noqa: B008
     list_layers: bool = False,
 ) -> int:
-    """Explain pictures: show which of their regions support a class.
+    """Explain images: show which image regions support a class.
 
     - ``captum-fusion explain cat.jpg -m resnet50 -t "tiger cat" -t tabby``
     - ``captum-fusion explain *.jpg --methods grad-cam score-cam -o explained``
 
     Args:
-        images: The pictures, or folders of them. Without any, what the demo extra brings: photographs of a cup of
+        images: Image files or folders of images. Without any, the sample of the demo extra: photographs of a cup of
             espresso and of a cat, one above the other.
-        model: A torchvision classifier such as resnet50, timm:NAME, hf:NAME or hf:FOLDER for an image classifier of
-            Hugging Face, or package.module:callable that returns a model. Without it, the EfficientNet-Lite0 of the
-            demo extra with its ImageNet weights.
-        list_layers: Explain nothing, but list the layers to choose from.
+        model: A torchvision classifier such as resnet50; timm:NAME; hf:NAME or hf:FOLDER for an image classifier of
+            Hugging Face; or package.module:callable for a callable that returns a model. Without it, the
+            EfficientNet-Lite0 of the demo extra with its ImageNet weights.
+        list_layers: List the layers that --layer accepts, and explain nothing.
     """
     from captum_fusion._app.drawing import check_picture
     from captum_fusion._app.images import find_photographs
@@ -87,12 +87,12 @@ def explain(
 
 @app.command(name="methods")
 def list_methods() -> None:
-    """List the methods, each with what it computes."""
+    """List the methods, each with a one-line description."""
     from captum_fusion._app.console import Output
     from captum_fusion._app.methods import METHODS, summary
 
     lines = [(name, summary(name)) for name in METHODS]
-    lines.append(("fusion(gradient,region)", "Fuses two of the others as Fusion-CAM does."))
+    lines.append(("fusion(gradient,region)", "Fuses two of these methods in the way of Fusion-CAM."))
     width = max(len(name) for name, _ in lines)
     console = Output(soft_wrap=True)
     for name, line in lines:
@@ -110,10 +110,10 @@ def page(
     """Explain photographs on a page in a browser, until Ctrl+C.
 
     Args:
-        host: The address to listen on. Without it, only this machine sees the page; 0.0.0.0 shows it, and what it
-            computes with, to everybody who reaches this machine.
-        port: The port to listen on. Without it, the first free one from 7860.
-        names: Further names of this machine under which browsers may ask for the page; others are refused.
+        host: The address to listen on. Without it, only this machine can open the page. With 0.0.0.0, everybody who
+            reaches this machine can open it and use its models and its processor.
+        port: The port to listen on. Without it, the first free port from 7860.
+        names: Further host names of this machine under which browsers may request the page; others are refused.
     """
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"port is {port}; expected a number from 1 to 65535")
@@ -137,10 +137,10 @@ def page(
 
 @app.command
 def benchmark(settings: Annotated[Settings, Parameter(name="*")]) -> int:
-    """Explain many pictures with many methods and judge the explanations.
+    """Explain many images with many methods and evaluate the explanations.
 
-    Run again with the same output folder, it resumes: it computes missing records, also for more pictures, models,
-    methods, percentiles or metrics. Under torchrun, the processes share the pictures.
+    A second run with the same output folder resumes the first one: it computes only missing records, also after you add
+    images, models, methods, percentiles or metrics. Under torchrun, the processes share the images.
     """
     from captum_fusion.benchmark import NothingExplainedError
     from captum_fusion.benchmark import run as run_benchmark
@@ -155,7 +155,7 @@ def benchmark(settings: Annotated[Settings, Parameter(name="*")]) -> int:
 
 @app.command
 def report(folder: Path) -> None:
-    """Write the tables and charts of a benchmark again from its records.
+    """Rewrite the tables and charts of a benchmark from its records.
 
     Args:
         folder: The output folder of a benchmark.
@@ -175,7 +175,7 @@ def _launch(
 
     Args:
         tokens: The command and its arguments.
-        verbose: Show the traceback of an error.
+        verbose: Also show the traceback of an error.
     """
     if str(Path.cwd()) not in sys.path:
         # For package.module:callable, as python -m has it.

@@ -1,4 +1,4 @@
-"""Explains pictures: what the command draws and the page shows, as values."""
+"""Explanations of images as values, for Python; the command and the page draw them."""
 
 import warnings
 from collections.abc import Sequence
@@ -29,37 +29,37 @@ def explain(
     show_progress: bool = False,
     **options: Unpack[ModelOptions],
 ) -> Explanation:
-    r"""Explains one picture: which of its regions support a class.
+    r"""Explains one image: computes maps of the image regions that support a class.
 
     Args:
-        image (str, Path or PIL.Image, optional): The picture. Default: None, which means the sample that the demo
-            extra brings, photographs of a cup of espresso and of a cat, one above the other
-        model (str or Module, optional): A torchvision classifier such as "resnet50", "timm:NAME", "hf:NAME" or
-            "hf:FOLDER" for an image classifier of Hugging Face, "package.module:callable" for a callable that returns a
-            model, or a model, which stays where it is. Default: None, which means the EfficientNet-Lite0 of the demo
-            extra with its ImageNet weights
+        image (str, Path or PIL.Image, optional): The image. Default: None, which means the sample of the demo extra,
+            photographs of a cup of espresso and of a cat, one above the other
+        model (str or Module, optional): A torchvision classifier such as "resnet50"; "timm:NAME"; "hf:NAME" or
+            "hf:FOLDER" for an image classifier of Hugging Face; "package.module:callable" for a callable that returns a
+            model; or a model object, which stays on its device. Default: None, which means the EfficientNet-Lite0 of
+            the demo extra with its ImageNet weights
         target (int or str, optional): The class to explain: an index, a category name or an ImageNet WordNet id.
             Default: None, which means the predicted class
         methods (list[str], optional): Names of methods, such as "grad-cam", "fusion-cam:raw" or
             "fusion(x-grad-cam,group-cam)". Default: the stages of Fusion-CAM
         percentile (float, optional): The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
             Default: 10.0
-        weighting (str, optional): The weighting of fusions that name none, see ``LayerFusionCam``: "raw", "released" or
-            "normalized". Default: "raw"
-        tolerance (float, optional): The largest error of Score-CAM's map, alone or fused, in [0, 1), see
-            ``LayerScoreCam``. Default: 0.0, which is exact
+        weighting (str, optional): The weighting of fusions whose name has no weighting, see ``LayerFusionCam``: "raw",
+            "released" or "normalized". Default: "raw"
+        tolerance (float, optional): The largest estimated error of Score-CAM's map, alone or in a fusion, in [0, 1),
+            see ``LayerScoreCam``. Default: 0.0, which is exact
         show_progress (bool, optional): Whether to show progress. Default: False
         **options: The options of the model, see ``ModelOptions``: weights, layer, grid, size, mean, std, activation and
             device
 
     Returns:
-        *Explanation* with the maps at the input's resolution, on the CPU. A model given itself is left unchanged.
+        *Explanation* with the maps at the input's resolution, on the CPU. A model object is left unchanged.
 
     Raises:
-        ValueError: If a name is unknown, or if the picture cannot be read.
+        ValueError: If a name is unknown, or if the image cannot be read.
         TypeError: If an option is unknown, or if the model does not return a tensor.
         RuntimeError: If the model's scores are not finite.
-        OSError: If there is no such picture, or if weights cannot be read.
+        OSError: If the image does not exist, or if weights cannot be read.
 
     Examples::
 

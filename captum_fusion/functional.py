@@ -1,9 +1,8 @@
 r"""The equations of the papers as pure tensor functions.
 
 A map is a tensor of shape (N, 1, \*S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
-gradients g have the shape (N, C, \*s). Every function treats each example on its own, computes in float32 or wider
-whatever the precision of its arguments, and returns that. Symbols are those of Fusion-CAM
-(https://arxiv.org/abs/2603.05386).
+gradients g have the shape (N, C, \*s). Every function treats each example on its own. It computes and returns float32
+or wider, whatever the precision of its arguments. Symbols are those of Fusion-CAM (https://arxiv.org/abs/2603.05386).
 """
 
 from math import ceil, floor, inf, sqrt
@@ -30,7 +29,7 @@ _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def as_float(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they are: half precision is too coarse for sums and differences.
+    """Converts values to float32, except for float64: half precision is too coarse for sums and differences.
 
     Args:
         values (Tensor): Values of any type and shape.
@@ -65,8 +64,8 @@ def normalize(maps: Tensor) -> Tensor:
         maps (Tensor): Maps of shape (N, 1, \*S).
 
     Returns:
-        *Tensor* of shape (N, 1, \*S): each map scaled to [0, 1]. A constant map becomes all zeros, and so does one
-        that is constant but for rounding (100 units in the last place), which would be scaled up to noise.
+        *Tensor* of shape (N, 1, \*S): each map scaled to [0, 1]. A constant map becomes all zeros. So does a map that
+        is constant up to rounding (100 units in the last place), whose normalization would be noise.
 
     Examples::
 
@@ -90,7 +89,7 @@ def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilin
 
     Args:
         maps (Tensor): Maps of shape (N, 1, \*s) with one to three spatial axes.
-        size (tuple[int, ...]): The spatial shape S to reach.
+        size (tuple[int, ...]): The spatial shape S of the result.
         mode (str): "bilinear" for U, whatever the number of axes; or "nearest", "nearest-exact" or "area" of
             ``torch.nn.functional.interpolate``. Default: "bilinear"
 
@@ -110,7 +109,7 @@ def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilin
 def percentile_threshold(maps: Tensor, percentile: float) -> Tensor:
     r"""tau: the percentile of each example's values, linear between order statistics.
 
-    ``torch.quantile`` computes the same, but in many releases refuses more than 16 million values.
+    ``torch.quantile`` computes the same value, but many releases refuse more than 16 million values.
 
     Args:
         maps (Tensor): Maps of shape (N, 1, \*S).
@@ -157,18 +156,18 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
 
 
 def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    r"""The size up to which a difference of two values of a network is taken for rounding.
+    r"""Computes the largest difference between two values of a network that counts as rounding.
 
-    Two inputs that score the same may score differently by rounding, and by other amounts in another batch; a choice or
-    a quotient must not hang on that. The error of a probability is in proportion to the probability and to the absolute
-    error of the logits, which grows with the largest number that the network handles:
+    Equal scores may differ by rounding, and by other amounts in another batch. A choice or a quotient must not depend
+    on such a difference. The error of a probability is proportional to the probability and to the absolute error of the
+    logits, which grows with the largest number in the network:
 
     .. math::
 
         r = \min(\mathrm{eps} \max(100, 10 \mathrm{scale}), \mathrm{sqrt}(\mathrm{eps})) |\mathrm{value}|
 
     Args:
-        values (Tensor): The larger one of the two, in absolute value.
+        values (Tensor): The value with the larger absolute value.
         scale (Tensor or float, optional): The largest absolute value in the network's inputs and outputs, of the shape
             of the values. Default: 1.0
 
@@ -188,7 +187,7 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
 
 
 def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """c: how much a map, used as a mask, adds to the target's probability.
+    """c: the gain of the target's probability when a map masks the input, over the baseline alone.
 
     In symbols, for a map m and the baseline b:
 
@@ -203,8 +202,8 @@ def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) 
             ``rounding``. Default: 1.0
 
     Returns:
-        *Tensor* of shape (N,), negative where the map hurts the class. A difference within ``rounding`` is 0, since
-        weights divide contributions by each other.
+        *Tensor* of shape (N,), negative if the map lowers the probability. A difference within ``rounding`` is 0,
+        because weights are quotients of contributions.
 
     Examples::
 
@@ -231,12 +230,12 @@ def contribution_weights(first: Tensor, second: Tensor, weighting: Weighting = "
     Args:
         first (Tensor): Contributions of the first map, shape (N,).
         second (Tensor): Contributions of the second map, shape (N,).
-        weighting (str, optional): "raw" and "normalized" count a negative contribution as 0. "released" does not, so
-            that a weight can be negative or above 1. Default: "raw"
+        weighting (str, optional): "raw" and "normalized" count a negative contribution as 0. "released" does not, and a
+            weight can be negative or above 1. Default: "raw"
 
     Returns:
-        *tuple* of two *Tensors* of shape (N,), finite. Where both contributions are 0 (in "released" also where their
-        sum is -1e-8), both weights are equal: 0.5, or 1 if "raw".
+        *tuple* of two *Tensors* of shape (N,), finite. If both contributions are 0 (in "released" also if their sum is
+        -1e-8), both weights are equal: 1 in "raw", otherwise 0.5.
 
     Examples::
 
@@ -295,7 +294,7 @@ def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: 
 def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
     r"""Step 3 of Fusion-CAM: the similarity fusion N(F).
 
-    Where the two maps agree (sim near 1) F takes the larger value, where they conflict their mean. In symbols:
+    F takes the larger value where the two maps agree (sim near 1), and their mean where they conflict. In symbols:
 
     .. math::
 
@@ -325,7 +324,7 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
 
 
 def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
-    r"""Several maps of each example as one: N of their mean, maximum or product.
+    r"""Fuses several maps of each example: N of their mean, maximum or product.
 
     In symbols, for maps m_k, one of:
 
@@ -354,7 +353,7 @@ def fuse_maps(maps: Tensor, fusion: MapFusion) -> Tensor:
 
 
 def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    r"""The class activation map of channel weights.
+    r"""Computes the class activation map: the sum of the channels, each times its weight.
 
     .. math::
 
@@ -362,7 +361,7 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
-        weights (Tensor): w, shape (N, C), or (N, C, \*s) where each pixel has its own.
+        weights (Tensor): w, shape (N, C), or (N, C, \*s) if each pixel has its own weight.
 
     Returns:
         *Tensor* of shape (N, 1, \*s).
@@ -376,11 +375,11 @@ def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted(activations: Tensor, weights: Tensor) -> Tensor:
-    r"""The channels by their weights, w_k A_k.
+    r"""Multiplies the channels by their weights, w_k A_k.
 
     Args:
         activations (Tensor): A, shape (N, C, \*s).
-        weights (Tensor): w, shape (N, C), or (N, C, \*s) where each pixel has its own.
+        weights (Tensor): w, shape (N, C), or (N, C, \*s) if each pixel has its own weight.
 
     Returns:
         *Tensor* of shape (N, C, \*s).
@@ -405,7 +404,7 @@ def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor
         \alpha_k &= \frac{g_k^2}{2 g_k^2 + \sum(A_k) g_k^3} = \frac{1}{2 + \sum(A_k) g_k} \\
         w_k &= \sum(\alpha_k \mathrm{ReLU}(g_k))
 
-    A pixel has no weight where its gradient is 0, or the divisor is 0 but for rounding.
+    Alpha is 0 if the gradient is 0, or if the divisor is 0 up to rounding.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -434,7 +433,7 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
 
         w_k = \frac{\sum(g_k A_k)}{\sum(A_k)}
 
-    The weight is 0 where the channel's sum is 0 but for rounding, as after an instance normalization.
+    The weight is 0 if the channel's sum is 0 up to rounding, as after an instance normalization.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -477,9 +476,10 @@ def grad_cam_weights(gradients: Tensor) -> Tensor:
 
 
 def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
-    r"""Computes the score that Finer-CAM (https://arxiv.org/abs/2501.11309) explains: a score less its closest ones.
+    r"""Computes the score that Finer-CAM (https://arxiv.org/abs/2501.11309) explains.
 
-    In symbols, for the closest scores y_d:
+    It is the target's score minus the weighted mean of the closest other scores. In symbols, for the closest scores
+    y_d:
 
     .. math::
 
@@ -489,7 +489,7 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
         scores (Tensor): y, the target's score, shape (N,).
         others (Tensor): The scores of the other classes, shape (N, K).
         strength (float): gamma.
-        references (int): How many of the others count; all where there are fewer.
+        references (int): The number of closest scores; all scores if there are fewer.
 
     Returns:
         *Tensor* of shape (N,), with the graph of its arguments.
@@ -504,8 +504,56 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
     return scores - strength * others.gather(1, closest).mean(dim=1)
 
 
+def rest_scores(scores: Tensor) -> Tensor:
+    r"""The ReST utility (https://arxiv.org/abs/2501.06261): each class's logit and the logarithm of its probability.
+
+    In symbols, for the logits y:
+
+    .. math::
+
+        u_c = y_c + \log \mathrm{softmax}(y)_c
+
+    Args:
+        scores (Tensor): y, logits with the classes in dimension 1, shape (N, classes, ...).
+
+    Returns:
+        *Tensor* of the same shape.
+
+    Examples::
+
+        >>> rest_scores(torch.tensor([[2.0, 2.0]]))
+        tensor([[1.3069, 1.3069]])
+    """
+    scores = as_float(scores)
+    return scores + scores.log_softmax(dim=1)
+
+
+def shapley_gradients(gradients: Tensor, hessian_products: Tensor) -> Tensor:
+    r"""The terms of Shapley-CAM's weights: the gradients, corrected to second order.
+
+    In symbols, for the Hessian H of the target's score with respect to the activations A:
+
+    .. math::
+
+        g - \frac{1}{2} H A
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        hessian_products (Tensor): H A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s).
+
+    Examples::
+
+        >>> shapley_gradients(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[2.0, 4.0]]]))
+        tensor([[[ 2., -1.]]])
+    """
+    return as_float(gradients) - as_float(hessian_products) / 2
+
+
 def layer_cam_weights(gradients: Tensor) -> Tensor:
-    r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), for each pixel its own.
+    r"""The weights of Layer-CAM (https://doi.org/10.1109/TIP.2021.3089943), one for each pixel.
 
     .. math::
 
@@ -526,9 +574,9 @@ def layer_cam_weights(gradients: Tensor) -> Tensor:
 
 
 def element_wise_weights(gradients: Tensor, activations: Tensor) -> Tensor:
-    r"""The weights of element-wise Grad-CAM, for each pixel its own.
+    r"""The weights of element-wise Grad-CAM, one for each pixel.
 
-    In symbols, so that w_k A_k is the positive part of g_k A_k:
+    With these weights, w_k A_k is the positive part of g_k A_k. In symbols:
 
     .. math::
 
@@ -554,8 +602,8 @@ def principal_component(channels: Tensor) -> Tensor:
     r"""Eigen-CAM (https://arxiv.org/abs/2008.00299): each channel's share of the first principal component.
 
     The pixels are points in the space of the channels, centred at their mean; v is the direction in which they vary
-    most. Its sign is such that the component correlates with the sum of the channels: v sums to something positive.
-    In symbols, the component is:
+    most. The sign of v is chosen so that its sum is positive: the component correlates positively with the sum of the
+    channels. In symbols, the component is:
 
     .. math::
 
@@ -565,8 +613,8 @@ def principal_component(channels: Tensor) -> Tensor:
         channels (Tensor): A, shape (N, C, \*s).
 
     Returns:
-        *Tensor* of shape (N, C, \*s): v_k (A_k - mean(A_k)), which sums over the channels to the component. Zeros where
-        every channel is constant, or is so but for rounding.
+        *Tensor* of shape (N, C, \*s): v_k (A_k - mean(A_k)). Their sum over the channels is the component. It is 0 if
+        every channel is constant up to rounding.
 
     Examples::
 
@@ -596,6 +644,202 @@ def principal_component(channels: Tensor) -> Tensor:
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
+def seg_eigen_maps(gradients: Tensor, activations: Tensor) -> Tensor:
+    r"""Seg-Eigen-CAM (https://doi.org/10.3390/app15137562): each channel's share of its principal component.
+
+    It is that of ``principal_component`` for the activations times the absolute gradients, of the sign by which its
+    largest absolute value is positive.
+
+    Args:
+        gradients (Tensor): g, shape (N, C, \*s).
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s), which sums over the channels to the component.
+
+    Examples::
+
+        >>> seg_eigen_maps(torch.tensor([[[-1.0, 1.0, 1.0]]]), torch.tensor([[[0.0, 3.0, 3.0]]]))
+        tensor([[[ 2., -1., -1.]]])
+    """
+    channels = principal_component(as_float(gradients).abs() * as_float(activations))
+    lowest, highest = torch.aminmax(channels.detach().sum(dim=1).flatten(1), dim=1)
+    return channels * _like(torch.where(-lowest > highest, -1, 1), channels)
+
+
+def fem_maps(activations: Tensor) -> Tensor:
+    r"""FEM (https://hal.science/hal-02963298): what each channel adds to the map.
+
+    In symbols, for the mean and the standard deviation over pixels:
+
+    .. math::
+
+        \mathrm{mean}(A_k) \text{ if } A_k > \mathrm{mean}(A_k) + 2 \, \mathrm{std}(A_k) \text{ else } 0
+
+    Args:
+        activations (Tensor): A, shape (N, C, \*s).
+
+    Returns:
+        *Tensor* of shape (N, C, \*s). Zeros in channels that are constant, or are so but for rounding.
+
+    Examples::
+
+        >>> fem_maps(torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, 6.0]]]))
+        tensor([[[0., 0., 0., 0., 0., 1.]]])
+    """
+    activations = as_float(activations)
+    values = activations.flatten(2)
+    mean = values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    threshold = mean + 2 * values.std(dim=2, correction=0, keepdim=True).detach() + noise
+    return torch.where(values > threshold, mean, 0).reshape(activations.shape)
+
+
+def kernel_principal_component(channels: Tensor) -> Tensor:
+    r"""KPCA-CAM (https://arxiv.org/abs/2410.00267): the first principal component by a sigmoid kernel.
+
+    The pixels are points in the space of the channels, centred at their mean. The kernel compares them, and its
+    matrix, centred too, has the eigenvector v of the largest eigenvalue. In symbols, for points p and q of C channels:
+
+    .. math::
+
+        K_{pq} &= \tanh\left(\frac{1}{C} p \cdot q + 1\right) \\
+        L &= \sqrt{\lambda} v
+
+    The sign of v is such that the component correlates with the sum of the channels.
+
+    Args:
+        channels (Tensor): A, shape (N, C, \*s). The kernel's matrix takes the square of the number of pixels.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*s). Zeros where every channel is constant, or is so but for rounding.
+
+    Examples::
+
+        >>> kernel_principal_component(torch.tensor([[[1.0, 1.0, 4.0]]])).round(decimals=2)
+        tensor([[[-0.6200, -0.6200,  1.2400]]])
+    """
+    values = as_float(channels).flatten(2)
+    centred = values - values.mean(dim=2, keepdim=True)
+    noise = rounding(values.abs().amax(dim=2, keepdim=True))
+    points = torch.where(centred.abs().amax(dim=2, keepdim=True) > noise, centred, 0).double()
+    kernel = (points.mT @ points / points.shape[1] + 1).tanh()
+    kernel = kernel - kernel.mean(dim=1, keepdim=True)
+    kernel = kernel - kernel.mean(dim=2, keepdim=True)
+    with torch.no_grad():
+        sizes, vectors = torch.linalg.eigh((kernel + kernel.mT) / 2)
+        axis = vectors[:, :, -1:]
+        axis = axis * torch.where((axis * points.sum(dim=1).unsqueeze(2)).sum(dim=1, keepdim=True) < 0, -1, 1)
+        gaps = sizes[:, -1:] - sizes
+        varies = sizes[:, -1:, None] > 1e-13 * kernel.shape[1]
+    # As in principal_component: the axis is known without a graph, and what is added is 0 with the derivative of it.
+    pulled = kernel @ axis
+    along = vectors.mT @ (pulled - pulled.detach())
+    axis = axis + vectors @ torch.where(gaps > 0, 1 / _or_one(gaps), 0).unsqueeze(2).mul(along)
+    size = torch.where(varies, axis.detach().mT @ pulled, 0)
+    component = torch.where(varies, axis * torch.where(varies, size, 1).sqrt(), 0)
+    return component.mT.to(values).reshape(len(values), 1, *channels.shape[2:])
+
+
+def non_negative_factors(values: Tensor, count: int, iterations: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""The non-negative factors of a matrix, by the multiplicative updates of Lee and Seung.
+
+    In symbols, for a matrix V, each step divides and multiplies entry by entry:
+
+    .. math::
+
+        H &\leftarrow H \frac{V W^T}{H W W^T} \\
+        W &\leftarrow W \frac{H^T V}{H^T H W}
+
+    No step increases the squared error of H W. The start is random.
+
+    Args:
+        values (Tensor): V, not negative, shape (P, C).
+        count (int): K, the number of factors, at least 1.
+        iterations (int, optional): The number of steps. Default: 200
+        seed (int, optional): What the start follows from; torch's own random state is neither used nor changed.
+            Default: 0
+
+    Returns:
+        2-element tuple of *Tensor*: H of shape (P, K) and W of shape (K, C), whose product is close to V.
+
+    Examples::
+
+        >>> values = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])
+        >>> left, right = non_negative_factors(values, 2)
+        >>> torch.allclose(left @ right, values, atol=1e-3)
+        True
+    """
+    values = as_float(values)
+    tiny = torch.finfo(values.dtype).tiny
+    generator = torch.Generator().manual_seed(seed)
+    size = (values.mean() / count).sqrt()
+    left, right = (
+        size * torch.rand(shape, generator=generator, dtype=values.dtype).to(values.device)
+        for shape in ((len(values), count), (count, values.shape[1]))
+    )
+    for _ in range(iterations):
+        left = left * (values @ right.mT) / (left @ (right @ right.mT)).clamp_min(tiny)
+        right = right * (left.mT @ values) / (left.mT @ left @ right).clamp_min(tiny)
+    return left, right
+
+
+def full_grad_map(products: Tensor, size: tuple[int, ...]) -> Tensor:
+    r"""The part of a layer in FullGrad (https://arxiv.org/abs/1905.00780).
+
+    In symbols, for the products z of values and their gradients:
+
+    .. math::
+
+        L = U\left(\sum_k N(|z_k|)\right)
+
+    Args:
+        products (Tensor): z, shape (N, C, \*s).
+        size (tuple[int, ...]): S.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S).
+
+    Examples::
+
+        >>> full_grad_map(torch.tensor([[[0.0, 2.0, -4.0], [1.0, 1.0, 0.0]]]), (3,))
+        tensor([[[1.0000, 1.5000, 1.0000]]])
+    """
+    channels = normalize(as_float(products).abs().flatten(0, 1).unsqueeze(1)).reshape(products.shape)
+    return upsample(channels.sum(dim=1, keepdim=True), size)
+
+
+def implicit_bias(
+    mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    r"""What batch normalization adds to every pixel of a channel, apart from the multiple of its input.
+
+    In symbols, for the mean, the variance, the weight and the bias:
+
+    .. math::
+
+        b - \frac{w \mu}{\sqrt{\sigma^2 + \epsilon}}
+
+    Args:
+        mean (Tensor): Shape (C,).
+        variance (Tensor): Shape (C,).
+        eps (float): What is added to the variance.
+        weight (Tensor, optional): w, shape (C,). Default: None, which means 1
+        bias (Tensor, optional): b, shape (C,). Default: None, which means 0
+
+    Returns:
+        *Tensor* of shape (C,).
+
+    Examples::
+
+        >>> implicit_bias(torch.tensor([4.0]), torch.tensor([4.0]), 0.0, torch.tensor([3.0]), torch.tensor([1.0]))
+        tensor([-5.])
+    """
+    scaled = -as_float(mean) / (as_float(variance) + eps).sqrt()
+    scaled = scaled if weight is None else scaled * weight
+    return scaled if bias is None else scaled + bias
+
+
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
     r"""The weights of Ablation-CAM (https://doi.org/10.1109/WACV45572.2020.9093360).
 
@@ -604,12 +848,12 @@ def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
         w_k = \frac{y - y_k}{|y|}
 
     Args:
-        scores (Tensor): y, the target's score of each example as it is, shape (N,).
+        scores (Tensor): y, the target's score of each unmodified example, shape (N,).
         ablated_scores (Tensor): y_k, the score with channel k of the layer set to 0, shape (N, C).
 
     Returns:
-        *Tensor* of shape (N, C). The paper divides by y, which for a negative score would turn every sign: a channel
-        without which the score falls would count against the class. Where y is 0, w_k = -y_k.
+        *Tensor* of shape (N, C). The paper divides by y, which inverts every sign if the score is negative: a channel
+        that raises the score would count against the class. If y is 0, w_k = -y_k.
 
     Examples::
 
@@ -649,16 +893,17 @@ def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
 
 
 def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:
-    r"""The masks of RISE (https://arxiv.org/abs/1806.07421): grids enlarged to one cell more, and cropped at random.
+    r"""The masks of RISE (https://arxiv.org/abs/1806.07421): enlarged grids, cropped at random.
 
-    A cell is as long as the size over the grid's, rounded up, along each axis. The grid is brought to the length of one
-    cell more than it has, linearly as ``upsample`` does it, and cropped to the size from a pixel of the first cell on.
+    Along each axis, the length of a cell is the size divided by the number of cells, rounded up. The grid is enlarged
+    linearly, as in ``upsample``, to the length of one additional cell. The crop of the given size begins at a pixel of
+    the first cell.
 
     Args:
         grids (Tensor): Values in [0, 1], shape (N, 1, \*s).
-        shifts (Tensor): Where in the first cell the crop begins, along each axis a share of the cell in [0, 1), shape
-            (N, axes).
-        size (tuple[int, ...]): The spatial shape S to reach.
+        shifts (Tensor): The start of the crop inside the first cell, as a fraction of the cell in [0, 1) for each axis,
+            shape (N, axes).
+        size (tuple[int, ...]): The spatial shape S of the masks.
 
     Returns:
         *Tensor* of shape (N, 1, \*S) with values in [0, 1].
@@ -694,8 +939,8 @@ def group_maps(gradients: Tensor, activations: Tensor, groups: int) -> Tensor:
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
         activations (Tensor): A, shape (N, C, \*s).
-        groups (int): Number of groups of consecutive channels, from 1 to C. Where they cannot have the same size, the
-            first ones have one channel more.
+        groups (int): Number of groups of consecutive channels, from 1 to C. If they cannot have the same size, the
+            first groups have one channel more.
 
     Returns:
         *Tensor* of shape (N, groups, \*s).
@@ -721,7 +966,7 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
         W_k &= \mathrm{ReLU}(g_k) \text{ if } g_k \ge \tau_k \text{ else } 0 \\
         L &= \sum_k\left(\frac{W_k}{\sum(W_k)}\right) A_k
 
-    Channels without any positive gradient left do not count.
+    A channel without positive gradients above its threshold does not count.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -746,17 +991,17 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
 def impute(inputs: Tensor, kept: Tensor) -> Tensor:
     r"""The linear imputation of ROAD (https://arxiv.org/abs/2202.00449): a removed pixel is the mean of its neighbours.
 
-    The neighbours along and across the axes count half as much for each axis along which they differ: in a picture 1/6
-    for each of the four next to the pixel and 1/12 for each of the four at its corners. Beyond a border there are none.
-    Removed neighbours are imputed themselves, so that the equations of all removed pixels are solved together, by
-    conjugate gradients.
+    The weight of a neighbour is halved for each axis along which it differs from the pixel: in an image 1/6 for each of
+    the four adjacent pixels and 1/12 for each of the four diagonal ones. There are no neighbours beyond a border.
+    Removed neighbours are imputed themselves: the equations of all removed pixels are solved together, by conjugate
+    gradients.
 
     Args:
         inputs (Tensor): Shape (N, C, \*S).
-        kept (Tensor): Which pixels are kept, of dtype bool, shape (N, 1, \*S).
+        kept (Tensor): True for the pixels to keep, dtype bool, shape (N, 1, \*S).
 
     Returns:
-        *Tensor* of the inputs' shape, with their values where they are kept. Where nothing is kept, zeros.
+        *Tensor* of the inputs' shape, with the inputs' values in the pixels to keep. Zeros if no pixel is kept.
 
     Examples::
 
@@ -803,14 +1048,14 @@ def _neighbours(values: Tensor) -> Tensor:
 
 
 def correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation of two values for each pixel.
+    """Computes Pearson's correlation of two maps over their pixels.
 
     Args:
         first (Tensor): Shape (N, pixels).
         second (Tensor): Shape (N, pixels).
 
     Returns:
-        *Tensor* of shape (N,) with values in [-1, 1]. Where one is constant: 1 if both are the same, else 0.
+        *Tensor* of shape (N,) with values in [-1, 1]. If a map is constant: 1 if both maps are the same, else 0.
 
     Examples::
 
@@ -827,14 +1072,14 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's correlation of two values for each pixel: Pearson's of their ranks, equal values sharing theirs.
+    """Computes Spearman's correlation of two maps: Pearson's correlation of the pixels' ranks, with ties averaged.
 
     Args:
         first (Tensor): Shape (N, pixels).
         second (Tensor): Shape (N, pixels).
 
     Returns:
-        *Tensor* of shape (N,) with values in [-1, 1]. Where one is constant: 1 if both are, else 0.
+        *Tensor* of shape (N,) with values in [-1, 1]. If a map is constant: 1 if both maps are constant, else 0.
 
     Examples::
 
@@ -864,7 +1109,7 @@ def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
         complexity (Tensor): Shape (N,), in [0, 1].
 
     Returns:
-        *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is.
+        *Tensor* of shape (N,) with values in [0, 1]; 0 if one of the three terms is 0.
 
     Examples::
 
@@ -878,10 +1123,10 @@ def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
 
 
 def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    r"""Blurs along each spatial axis with a Gaussian kernel; beyond its borders the input is mirrored.
+    r"""Blurs along each spatial axis with a Gaussian kernel; the input is mirrored at its borders.
 
-    As ``torchvision.transforms.v2.functional.gaussian_blur``, for any number of spatial axes and for inputs that are
-    smaller than the kernel.
+    The function equals ``torchvision.transforms.v2.functional.gaussian_blur``, and also takes any number of spatial
+    axes and inputs that are smaller than the kernel.
 
     Args:
         inputs (Tensor): Shape (N, C, \*S).

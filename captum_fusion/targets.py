@@ -1,6 +1,6 @@
-"""Forward functions for targets that no class index names: a region of a segmentation, a box of a detector.
+"""Forward functions for other targets than a class of an image: a region of a segmentation, a box of a detector.
 
-Each wraps a model and is given as ``forward_func``; the layer is one of the model's, as always.
+Each function wraps a model. Pass it as ``forward_func``, and a layer of the model as ``layer``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,23 +32,23 @@ def mirrored() -> Iterator[None]:
 
 
 def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[..., Tensor]:
-    r"""The mean score of each class over a region, for a model that segments.
+    r"""Computes the mean score of each class over a region, for a segmentation model.
 
-    A mean stays in the range of the model's scores, where their sum over thousands of pixels saturates a softmax, so
-    that every mask keeps the class's probability at 1.
+    The mean stays in the range of the model's scores. A sum over thousands of pixels would saturate the softmax, and
+    the class probability would be 1 for every mask.
 
     Args:
-        forward_func (Callable): A model that gives the scores of each pixel, (N, K, \*S), alone or in a dictionary or
+        forward_func (Callable): A model that returns the scores of each pixel, (N, K, \*S), alone or in a dictionary or
             ``ModelOutput`` as ``out`` or ``logits``.
-        region (Tensor or numpy.ndarray): The pixels that count, \*S, as a boolean mask or as weights. Where the model
-            gives another size, its scores are interpolated to this one.
+        region (Tensor or numpy.ndarray): The pixels that count, of shape S, as a boolean mask or as weights. If the
+            model's scores have another size, they are interpolated to this one.
 
     Returns:
-        *Callable* that gives scores of shape (N, K), whose ``target`` is a class.
+        *Callable* that returns scores of shape (N, K); its ``target`` is a class.
 
     Raises:
-        ValueError: If the region is empty or holds negative weights, or, when the model runs, if it has other axes than
-            the scores.
+        ValueError: If the region is empty or holds negative weights, or, when the model runs, if the axes of the scores
+            do not fit the region.
 
     Examples::
 
@@ -85,24 +85,24 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
 def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, label: int) -> Callable[..., Tensor]:
     """Scores a box by the largest product of a detection's score and its overlap with the box.
 
-    The overlap is the intersection over union. That is the similarity of D-RISE (https://arxiv.org/abs/2006.03204)
-    for one class.
+    The overlap is the intersection over union. The product is the similarity of D-RISE
+    (https://arxiv.org/abs/2006.03204) for one class.
 
     Args:
-        forward_func (Callable): A detector that gives a dictionary of "boxes" (D, 4), "labels" (D,) and "scores" (D,)
-            for each example, as torchvision's do.
-        box (Sequence[float] or Tensor): The box that is explained: x1, y1, x2, y2, or
+        forward_func (Callable): A detector that returns a dictionary of "boxes" (D, 4), "labels" (D,) and "scores" (D,)
+            for each example, as torchvision's detectors do.
+        box (Sequence[float] or Tensor): The box to explain: x1, y1, x2, y2, or
             ``torchvision.tv_tensors.BoundingBoxes`` of any format with one box.
-        label (int): Its label.
+        label (int): The label of the box.
 
     Returns:
-        *Callable* that gives scores of shape (N,) in [0, 1], 0 where the label is not detected: then maps are
-        zeros, and a warning says so. Explain it with
-        ``target=None``, and with ``activation=None`` where a method has an activation.
+        *Callable* that returns scores of shape (N,) in [0, 1]. If the label is not detected, the score is 0 and the map
+        is zero, with a warning. Explain it with ``target=None``, and with ``activation=None`` if the method has an
+        activation.
 
     Raises:
         ValueError: If the box has no area.
-        TypeError: When the model runs, if it gives no detections.
+        TypeError: When the model runs, if it does not return detections.
 
     Examples::
 
@@ -137,7 +137,7 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         if not isinstance(detections, (list, tuple)) or not all("boxes" in each for each in detections):
             raise TypeError(
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
-                "labels and scores for each example. A detector in training mode gives losses: call model.eval()."
+                "labels and scores for each example. A detector in training mode returns losses: call model.eval()."
             )
         empty = nothing_found.get()
         if empty is not None:

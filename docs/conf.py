@@ -48,7 +48,7 @@ autodoc_default_options = {
     # Members of our own bases, but not of Captum's or Python's, nor the steps that a new method overrides.
     "inherited-members": "Attribution,LayerAttribution,GradientAttribution,PerturbationAttribution,BaseException,tuple",
     "exclude-members": "attribute_future,channel_maps,channel_weights,compute_convergence_delta,multiplies_by_inputs,"
-    "sampled_masks",
+    "sampled_masks,second_order_gradients",
 }
 # One page for each class and function, listed with the first line of its docstring.
 autosummary_generate = True

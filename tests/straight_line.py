@@ -175,6 +175,62 @@ def x_grad_cam(activations: Array, gradients: Array) -> Array:
     return total
 
 
+def shapley_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: int, utility: str) -> Array:
+    """With the Hessian's product from gradients at activations a little larger and a little smaller."""
+
+    def at(scale: float) -> tuple[Array, Array]:
+        kept = []
+
+        def enlarge(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            kept.append((scale * output).detach().requires_grad_())
+            return kept[0].clone()
+
+        hook = layer.register_forward_hook(enlarge)
+        scores = model(x)[0]
+        hook.remove()
+        residual = (scores - scores[target]).exp().sum().log() if utility == "rest" else 0
+        (gradient,) = torch.autograd.grad(scores[target] - residual, kept[0])
+        return kept[0][0].detach().numpy(), gradient[0].numpy()
+
+    activations, gradients = at(1.0)
+    products = (at(1 + 1e-5)[1] - at(1 - 1e-5)[1]) / 2e-5
+    total = np.zeros(activations.shape[1:])
+    for channel, gradient, product in zip(activations, gradients, products, strict=True):
+        total += (gradient - product / 2).mean() * channel
+    return total
+
+
+def full_grad(model: nn.Module, x: Tensor, target: int) -> tuple[Array, float]:
+    """The map, and the sum of its terms, from zeros that are added to the input and to what biases add."""
+    added: list[tuple[Tensor, Tensor]] = []
+
+    def add(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        bias = module.bias
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # What the module makes of zeros.
+            empty = torch.zeros(1, module.num_features, *(1,) * (output.dim() - 2)).to(output)
+            bias = type(module).forward(module, empty).flatten()
+        zeros = torch.zeros_like(output, requires_grad=True)
+        added.append((bias.detach(), zeros))
+        return output + zeros
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)
+    parts = [part for part in model.modules() if isinstance(part, kinds) and part.bias is not None]
+    hooks = [part.register_forward_hook(add) for part in parts]
+    offset = torch.zeros_like(x, requires_grad=True)
+    gradients = torch.autograd.grad(model(x + offset)[0, target], [offset, *(zeros for _, zeros in added)])
+    for hook in hooks:
+        hook.remove()
+    size = tuple(x.shape[2:])
+    total, terms = np.zeros(size), 0.0
+    values = [x[0], *(bias.reshape(-1, *(1,) * len(size)) for bias, _ in added)]
+    for value, gradient in zip(values, gradients, strict=True):
+        for channel in (value * gradient[0]).double().numpy():
+            total += upsample(normalize(np.abs(channel)), size)
+            terms += channel.sum()
+    return total, terms
+
+
 def layer_cam(activations: Array, gradients: Array) -> Array:
     total = np.zeros(activations.shape[1:])
     for channel, gradient in zip(activations, gradients, strict=True):
@@ -224,6 +280,31 @@ def eigen_cam(activations: Array, _: Array) -> Array:
 
 def eigen_grad_cam(activations: Array, gradients: Array) -> Array:
     return eigen_cam(activations * gradients, gradients)
+
+
+def seg_eigen_cam(activations: Array, gradients: Array) -> Array:
+    component = eigen_cam(np.abs(gradients) * activations, gradients)
+    return component * (-1 if abs(component.min()) > component.max() else 1)
+
+
+def fem(activations: Array, _: Array) -> Array:
+    total = np.zeros(activations.shape[1:])
+    for channel in activations:
+        for pixel in np.ndindex(channel.shape):
+            if channel[pixel] > channel.mean() + 2 * channel.std() + 1e-12:
+                total[pixel] += channel.mean()
+    return total
+
+
+def kpca_cam(activations: Array, _: Array) -> Array:
+    points = activations.reshape(len(activations), -1).T
+    points = points - points.mean(0)
+    kernel = np.array([[np.tanh(p @ q / len(activations) + 1) for q in points] for p in points])
+    centring = np.eye(len(points)) - 1 / len(points)
+    sizes, vectors = np.linalg.eigh(centring @ kernel @ centring)
+    component = np.sqrt(sizes[-1]) * vectors[:, -1]
+    sign = -1 if component @ points.sum(1) < 0 else 1
+    return sign * component.reshape(activations.shape[1:])
 
 
 def blur(x: Tensor, kernel_size: int, sigma: float) -> Tensor:

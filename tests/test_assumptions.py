@@ -79,7 +79,7 @@ def cnn() -> nn.Sequential:
 
 def test_a_channels_first_layer_needs_no_view() -> None:
     net = cnn()
-    with spatial_view(net[1]), pytest.raises(ValueError, match="channels-first map already"):
+    with spatial_view(net[1]), pytest.raises(ValueError, match="already is a channels-first map"):
         net(torch.rand(1, 3, 16, 24))
 
 
@@ -88,7 +88,7 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
     frames = torch.rand(1, 8, 3, 12, 12)
     with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
         LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
-    with pytest.warns(UserWarning, match=r"as \(N, T, C, H, W\) has"):
+    with pytest.warns(UserWarning, match=r"looks like \(N, T, C, H, W\)"):
         Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
 
 
@@ -222,13 +222,13 @@ def test_tokens_in_another_order_are_refused(
     order: Tensor | None, after: int, amid: int, grid: Any, training: bool
 ) -> None:
     model = Ordered(order, after, amid).train(training)
-    with spatial_view(model.norm, grid) as view, pytest.raises(ValueError, match="in another order"):
+    with spatial_view(model.norm, grid) as view, pytest.raises(ValueError, match="not in row order"):
         LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
 def test_patches_that_are_masked_are_refused() -> None:
     model = Ordered(torch.randperm(64, generator=torch.Generator().manual_seed(0))[:49]).eval()
-    with spatial_view(model.norm) as view, pytest.raises(ValueError, match="in another order"):
+    with spatial_view(model.norm) as view, pytest.raises(ValueError, match="not in row order"):
         LayerGradCam(model, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
@@ -248,7 +248,10 @@ def test_parts_that_are_called_one_by_one_are_warned_of() -> None:
     def forward(x: Tensor) -> Tensor:
         return model.head(model.norm(model.cut(x).flatten(2).mT).tanh().mean(1))
 
-    with spatial_view(model.norm) as view, pytest.warns(UserWarning, match="no module that holds it takes the image"):
+    with (
+        spatial_view(model.norm) as view,
+        pytest.warns(UserWarning, match="no module that contains it takes"),
+    ):
         LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
@@ -276,7 +279,7 @@ def test_a_channels_first_map_whose_channels_look_like_rows_is_refused(side: tup
     torch.manual_seed(0)
     cut = nn.Conv2d(3, channels, *(16, 16) if side[0] > 32 else (32 // channels, 32 // channels))
     model = nn.Sequential(cut, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)).eval()
-    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="channels-first map already"):
+    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="already is a channels-first map"):
         LayerGradCam(model, view).attribute(torch.rand(1, 3, *side), target=1)
 
 
@@ -568,7 +571,7 @@ def test_a_fusion_masks_each_input_by_its_own_map(algorithm: Any, given: bool) -
 def test_probabilities_are_told_to_use_no_activation() -> None:
     net, x = nn.Sequential(cnn(), nn.Softmax(1)).eval(), torch.rand(2, 3, 8, 8)
     maps = torch.rand(2, 1, 8, 8)
-    with pytest.warns(UserWarning, match="Give activation=None for probabilities"):
+    with pytest.warns(UserWarning, match="Pass activation=None for probabilities"):
         insertion(net, x, maps, target=1, steps=2)
     insertion(net, x, maps, target=1, steps=2, activation=None)
 
@@ -670,7 +673,7 @@ def test_a_mask_of_another_resolution_is_refused() -> None:
 
 def test_a_target_that_may_name_a_place_is_refused() -> None:
     net = cnn()
-    with pytest.raises(ValueError, match="may or may not name a place"):
+    with pytest.raises(ValueError, match="may or may not be a pixel to mirror"):
         AugmentationTunnel(Saliency(lambda x: net(x)[:, :, None])).attribute(torch.rand(1, 3, 8, 8), target=(1, 0))
 
 
@@ -720,7 +723,7 @@ def test_weights_that_are_made_of_others_are_randomized(wrap: Any) -> None:
 
 def test_parameters_that_stay_are_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-    with pytest.warns(UserWarning, match="left the weights of '1' as they were"):
+    with pytest.warns(UserWarning, match="did not change the weights of '1'"):
         weight_randomization(LayerGradCam(net, net[2]), torch.rand(1, 3, 8, 8), target=1)
 
 
@@ -934,7 +937,7 @@ def test_a_box_that_is_not_found_has_a_map_of_zeros(algorithm: Any) -> None:
 
     forward = box_score(detector, [0, 0, 4, 4], label=2)
     options = {"activation": None} if algorithm is LayerFusionCam else {}
-    with pytest.warns(UserWarning, match=r"No detection was found for the examples \[0, 1\]"):
+    with pytest.warns(UserWarning, match=r"The examples \[0, 1\] have no detection of the label"):
         maps = algorithm(forward, convolution, **options).attribute(torch.rand(2, 3, 8, 8))
     assert not maps.any()
 
@@ -945,7 +948,7 @@ def test_a_box_that_is_not_found_has_a_map_of_zeros(algorithm: Any) -> None:
 @pytest.mark.parametrize("algorithm", [LayerGradCamPlusPlus, LayerScoreCam, LayerEigenCam])
 def test_an_image_without_a_batch_is_refused(algorithm: Any) -> None:
     net = cnn()
-    with pytest.raises((RuntimeError, ValueError), match=r"give image\.unsqueeze\(0\)"):
+    with pytest.raises((RuntimeError, ValueError), match=r"pass image\.unsqueeze\(0\)"):
         algorithm(net, net[1]).attribute(torch.rand(3, 16, 16), target=1)
 
 
@@ -973,7 +976,7 @@ def test_an_image_without_a_batch_is_refused_where_it_passes_through_the_model()
         lambda: last_feature_map(net, image),
         lambda: LayerScoreCam(cube, cube[0]).attribute(volume, target=1),
     ):
-        with pytest.raises((RuntimeError, ValueError), match=r"give (image|volume)\.unsqueeze\(0\)"):
+        with pytest.raises((RuntimeError, ValueError), match=r"pass (image|volume)\.unsqueeze\(0\)"):
             call()
 
 
@@ -1006,7 +1009,7 @@ def test_a_convergence_delta_is_no_attribution() -> None:
         lambda a, b: net(a) + net(b), net[1], gradient_method=IntegratedGradients(lambda a, b: net(a) + net(b))
     )
     inputs = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8)
-    with pytest.raises(ValueError, match="Leave out return_convergence_delta"):
+    with pytest.raises(ValueError, match="Remove arguments such as return_convergence_delta"):
         fusion.attribute(inputs, target=1, gradient_kwargs={"return_convergence_delta": True, "n_steps": 2})
 
 

@@ -7,12 +7,13 @@ from inspect import Parameter
 from typing import Any
 
 import captum_fusion
-from captum_fusion import attr, functional, metrics
+from captum_fusion import attr, functional, metrics, regions
 
 PUBLIC = [
     *((captum_fusion.__name__, name, getattr(captum_fusion, name)) for name in captum_fusion.__all__),
     *((attr.__name__, name, getattr(attr, name)) for name in attr.__all__),
     *((metrics.__name__, name, getattr(metrics, name)) for name in metrics.__all__),
+    *((regions.__name__, name, getattr(regions, name)) for name in regions.__all__),
     *(
         (functional.__name__, name, value)
         for name, value in vars(functional).items()

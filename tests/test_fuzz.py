@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_fusion import (
+    FullGrad,
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamElementWise,
@@ -22,8 +24,10 @@ from captum_fusion import (
     LayerGroupCam,
     LayerHiResCam,
     LayerISCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerScoreCam,
+    LayerShapleyCam,
     LayerUnionCam,
     LayerXGradCam,
     Rise,
@@ -207,6 +211,56 @@ def test_gradient_cams(
         return straight(example.activations, example.gradients)
 
     assert_layer_map(algorithm(case.network, case.network[1]), case, expected)
+
+
+@given(cases())
+def test_fem(case: Case) -> None:
+    def expected(example: Example) -> straight_line.Array:
+        for channel in example.activations:
+            threshold = channel.mean() + 2 * channel.std()
+            # Rounding may decide whether a pixel exceeds its threshold.
+            near = np.abs(channel - threshold).min() < 1e-9 * max(1, np.abs(channel).max())
+            assume(not near or np.ptp(channel) < 1e-12 * np.abs(channel).max())
+        return straight_line.fem(example.activations, example.gradients)
+
+    assert_layer_map(LayerFEM(case.network, case.network[1]), case, expected)
+
+
+@given(cases())
+def test_kpca_cam(case: Case) -> None:
+    def expected(example: Example) -> straight_line.Array:
+        points = example.activations.reshape(len(example.activations), -1).T
+        points = points - points.mean(0)
+        kernel = np.tanh(points @ points.T / points.shape[1] + 1)
+        centring = np.eye(len(points)) - 1 / len(points)
+        sizes, vectors = np.linalg.eigh(centring @ kernel @ centring)
+        # Which component is the first one, and its sign, may be a matter of rounding.
+        assume(sizes[-1] > 1e-9 and (len(sizes) < 2 or sizes[-1] - sizes[-2] > 1e-6 * sizes[-1]))
+        along = vectors[:, -1] @ points.sum(1)
+        assume(abs(along) > 1e-6 * np.abs(points).sum())
+        return straight_line.kpca_cam(example.activations, example.gradients)
+
+    assert_layer_map(LayerKPCACam(case.network, case.network[1]), case, expected)
+
+
+@given(cases(), st.sampled_from(["rest", "score"]))
+def test_shapley_cam(case: Case, utility: str) -> None:
+    # The straight-line derivatives are quotients of differences, which a scale of a million leaves nothing of.
+    assume(case.inputs.abs().max() < 100)
+
+    def expected(example: Example) -> straight_line.Array:
+        return straight_line.shapley_cam(case.network, case.network[1], example.x, example.target, utility)
+
+    assert_layer_map(LayerShapleyCam(case.network, case.network[1], utility=utility), case, expected)
+
+
+@given(cases())
+def test_full_grad(case: Case) -> None:
+    network, inputs, targets = case
+    attributions = FullGrad(network).attribute(inputs, target=targets)
+    for attribution, x, target in zip(attributions, inputs.split(1), targets, strict=True):
+        expected, _ = straight_line.full_grad(network, x, target)
+        np.testing.assert_allclose(attribution[0], expected, atol=1e-5)
 
 
 @given(cases(), st.floats(0, 2), st.integers(1, 3))

@@ -28,7 +28,8 @@ def test_the_row_is_true(name: str) -> None:
     model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(CHANNELS * 4, 4)).eval()
     image = torch.rand(1, 3, 8, 8)
     counter = Counter(model)
-    method = getattr(captum_fusion, name)(counter, *([] if name == "Rise" else [convolution]))
+    arguments = {"Rise": {}, "FullGrad": {"model": model}}.get(name, {"layer": convolution})
+    method = getattr(captum_fusion, name)(counter, **arguments)
     attributions = method.attribute(image, target=1)
     at_most, factor, further = re.fullmatch(r"(at most )?(?:(\d*) ?C \+ )?(\d+)", passes).groups()  # type: ignore[union-attr]
     said = (0 if factor is None else int(factor or 1) * CHANNELS) + int(further)

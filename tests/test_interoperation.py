@@ -18,7 +18,10 @@ from captum_fusion import (
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
+    LayerKPCACam,
     LayerLayerCam,
+    LayerSegEigenCam,
+    LayerShapleyCam,
     LayerXGradCam,
 )
 from captum_fusion.metrics import confidence_drop, confidence_increase, deletion, insertion, saliency_map
@@ -132,14 +135,31 @@ def test_pytorch_grad_cam_agrees() -> None:
         (LayerGradCamElementWise, "GradCAMElementWise"),
         (LayerEigenCam, "EigenCAM"),
         (LayerEigenGradCam, "EigenGradCAM"),
+        (LayerSegEigenCam, "SegEigenCAM"),
+        (LayerKPCACam, "KPCA_CAM"),
     ]:
         ours = algorithm(model, layer).attribute(images, target=cases.TARGETS).detach()
         with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
             theirs = cam(images, [ClassifierOutputTarget(target) for target in cases.TARGETS])
-        signs = (1, -1) if "Eigen" in peer else (1,)
+        signs = (1, -1) if peer in ("EigenCAM", "EigenGradCAM", "KPCA_CAM") else (1,)
         maps = [algorithm.interpolate((sign * ours).relu(), images.shape[2:], "bilinear") for sign in signs]
         for example in range(len(images)):
             assert max(correlation(map_[example].numpy(), theirs[example]) for map_ in maps) > 0.999, peer
+
+
+@pytest.mark.parametrize("utility", ["rest", "score"])
+def test_pytorch_grad_cam_agrees_on_shapley_cam(utility: str) -> None:
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputTarget
+
+    model, layer, images, _, _ = cases.case("mobilenet_v2")
+    ours = LayerShapleyCam(model, layer, utility=utility).attribute(images, target=cases.TARGETS).detach()
+    utilities = [(ClassifierOutputReST if utility == "rest" else ClassifierOutputTarget)(t) for t in cases.TARGETS]
+    with pytorch_grad_cam.ShapleyCAM(model, [layer]) as cam:
+        theirs = cam(images, utilities)
+    maps = LayerShapleyCam.interpolate(ours.relu(), images.shape[2:], "bilinear")
+    for example in range(len(images)):
+        assert correlation(maps[example].numpy(), theirs[example]) > 0.999
 
 
 def test_pytorch_grad_cam_agrees_on_ablation_cam() -> None:

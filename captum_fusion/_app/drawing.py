@@ -16,12 +16,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
+from torch import Tensor
 
 from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.messages import close_names, one_line, printable
 from captum_fusion._app.options import DEFAULT_ALPHA
+from captum_fusion.regions import instances
 
 COLOURS = "turbo"
 """The colour map of all maps."""
@@ -32,13 +35,16 @@ _PANEL_INCHES = 2.4
 _DPI = 140
 
 
-def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA) -> bytes:
+def drawn(
+    explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA, boxes: float | None = None
+) -> bytes:
     """A picture of a photograph's explanations as the content of a file: panels for it and each map, class by class.
 
     Args:
         explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
         suffix (str): The ending of the file.
         alpha (float): As for ``overlay``.
+        boxes (float or None): The share of a map's maximum from which boxes are drawn around its regions.
     """
     panels = 1 + len(explanations[0].maps)
     # A row for each class, as long as the panels remain large enough to see something.
@@ -50,7 +56,7 @@ def drawn(explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAU
     for axis in axes.flat:
         axis.set_axis_off()
     for explanation, block in zip(explanations, axes.reshape(len(explanations), -1), strict=True):
-        _draw_block(block, explanation, alpha)
+        _draw_block(block, explanation, alpha, boxes)
     colours = ScalarMappable(cmap=_on_grey(alpha))
     figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.01, aspect=16 * lines, ticks=(0, 0.5, 1), label="map")
     figure.supxlabel(_wrapped(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
@@ -72,13 +78,15 @@ def _palettized(content: bytes) -> bytes:
     return output.getvalue()
 
 
-def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float) -> None:
+def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float, boxes: float | None) -> None:
     """Draws the photograph and the maps of a class."""
     photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
     axes[0].imshow(photograph, interpolation="bicubic")
     axes[0].set_title(f"{_wrapped(explanation.category)}\nP = {explanation.probability:.2f}", size="medium")
     for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
         overlay(axis, photograph, values[0, 0].numpy(), alpha)
+        if boxes is not None:
+            draw_boxes(axis, values, boxes)
         masked = f"P = {explanation.masked_probabilities[name]:.2f}" if values.any() else "an empty map"
         axis.set_title(f"{_wrapped(name)}\n{masked}", size="medium")
 
@@ -97,6 +105,13 @@ def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float 
     """
     axis.imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
     axis.imshow(colormaps[COLOURS](values, alpha=alpha * values), interpolation="bilinear")
+
+
+def draw_boxes(axis: Any, values: Tensor, threshold: float) -> None:
+    """Draws a box around each region of a map (1, 1, H, W), from a share of its maximum on."""
+    for x1, y1, x2, y2 in instances(values, threshold)[0]["boxes"].tolist():
+        # The centres of pixels are at whole numbers, the edges of boxes between them.
+        axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor="white"))
 
 
 def _on_grey(alpha: float) -> ListedColormap:
@@ -137,7 +152,7 @@ def _families(letters: set[str]) -> list[str]:
             families.append(font.name)
             missing -= _characters(font.fname)
     if missing:
-        warnings.warn(f"No font here draws {''.join(map(chr, sorted(missing)))}; they are shown as boxes", stacklevel=2)
+        warnings.warn(f"No installed font has {''.join(map(chr, sorted(missing)))}; boxes replace them", stacklevel=2)
     return families
 
 
@@ -155,7 +170,7 @@ def check_picture(file: Path) -> None:
     suffix = file.suffix.lower()
     if suffix not in known:
         raise ValueError(
-            f"A picture cannot be written as {file.name}; expected one of {', '.join(known)}."
+            f"An image cannot be written as {file.name}; expected one of {', '.join(known)}."
             f"{close_names(suffix, known)}"
         )
     figure = Figure(figsize=(1, 1))
@@ -164,4 +179,4 @@ def check_picture(file: Path) -> None:
         # Some formats need a program that may not be there, as .pgf needs TeX.
         rendered(figure, suffix)
     except Exception as error:
-        raise ValueError(f"A picture cannot be written as {file.name}: {one_line(error)}") from error
+        raise ValueError(f"An image cannot be written as {file.name}: {one_line(error)}") from error

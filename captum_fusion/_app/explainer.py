@@ -28,15 +28,15 @@ _MOST_MAPS = 64
 
 
 class Explainer:
-    """A classifier that is loaded once to explain many pictures; threads that share it take turns.
+    """A classifier that is loaded once to explain many images; threads that share it take turns.
 
     Args:
-        model (str or Module, optional): As for ``explain``
-        **options: Those of ``ModelOptions``
+        model (str or Module, optional): The model, see ``explain``
+        **options: The options of the model, see ``ModelOptions``
 
     Raises:
         ValueError: If a name is unknown.
-        TypeError: If an option is unknown, or if the model is no module.
+        TypeError: If an option is unknown, or if the model is not a module.
         OSError: If weights cannot be read.
 
     Examples::
@@ -65,7 +65,7 @@ class Explainer:
         network = self.classifier.model
         if isinstance(model, nn.Module):
             if device is not None:
-                raise ValueError(f"device is {device!r} for a model that is given itself; expected the model's own")
+                raise ValueError(f"device is {device!r}, but a model object stays on its own device; move it yourself")
             self.device = next(iter(network.parameters()), torch.empty(0)).device
         else:
             self.device = find_device(device)
@@ -76,13 +76,13 @@ class Explainer:
         """Reads and classifies an image, which is then ready to be explained.
 
         Args:
-            image (str, Path or PIL.Image, optional): As for ``explain``, or a ``Photograph``, which has been read
+            image (str, Path or PIL.Image, optional): The image, see ``explain``, or a ``Photograph`` in memory
 
         Raises:
-            ValueError: If the picture cannot be read, or if there is no such layer.
+            ValueError: If the image cannot be read, or if the layer does not exist.
             TypeError: If the model does not return a tensor.
             RuntimeError: If the model's scores are not finite.
-            OSError: If there is no such picture.
+            OSError: If the image does not exist.
         """
         photograph, classifier = read_image(image), self.classifier
         try:
@@ -109,13 +109,13 @@ class Explainer:
         return ClassifiedImage(self, prediction, inputs)
 
     def layers(self) -> list[FeatureMap]:
-        """The layers that can be explained, in the order in which they run."""
+        """Lists the layers that can be explained, in the order in which they run."""
         with self.in_turn():
             candidates = feature_maps(self.classifier.model, self._blank())
         return [each for each in candidates.values() if isinstance(each, FeatureMap)]
 
     def default_layer(self) -> str | None:
-        """The name of the layer that is explained where none is named; None if a layer has to be named."""
+        """Returns the name of the default layer; None if you must choose a layer."""
         with self.in_turn(), suppress(ValueError):
             return choose_layer(self.classifier.model, self._blank(), None).name
         return None
@@ -145,8 +145,8 @@ class Explainer:
 class ClassifiedImage:
     """An image with the prediction of a model, ready to be explained, as ``Explainer.open`` returns it.
 
-    Maps and the attributions that they share are cached: another percentile or weighting fuses the same attributions
-    again. Called for one method at a time, ``explain`` returns each map as soon as it is ready.
+    Maps and shared attributions are cached: another percentile or weighting reuses the same attributions. To get each
+    map as soon as it is ready, call ``explain`` for one method at a time.
     """
 
     def __init__(self, explainer: Explainer, prediction: Prediction, inputs: Tensor) -> None:
@@ -168,7 +168,7 @@ class ClassifiedImage:
         tolerance: float = 0.0,
         show_progress: bool = False,
     ) -> Explanation:
-        """Explains the image; see the function ``explain`` for the arguments, the result and the errors.
+        """Explains the image. The function ``explain`` describes the arguments, the result and the errors.
 
         Args:
             target (int or str, optional): Default: None
@@ -209,11 +209,11 @@ class ClassifiedImage:
         )
 
     def curves(self, explanation: Explanation, name: str, steps: int = 50, show_progress: bool = False) -> Curves:
-        """Computes the insertion and the deletion curve of one of the maps of an explanation of this image.
+        """Computes the insertion and the deletion curve of a map of this image.
 
         Args:
             explanation (Explanation): A result of ``explain``.
-            name (str): The name of the map in it.
+            name (str): The name of a map in the explanation.
             steps (int, optional): The number of steps in which all pixels are restored or removed. Default: 50
             show_progress (bool, optional): Default: False
         """

@@ -1,4 +1,4 @@
-"""Predictions of a model for a picture, and explanations of them."""
+"""Predictions of a model for an image, and explanations of them."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ from captum_fusion.arguments import Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The prediction of a model for a picture."""
+    """The prediction of a model for an image."""
 
     image: str
-    """The picture's file, or what it is."""
+    """The image's file, or a description of the image."""
     model: str
     """The name of the model."""
     weights: str
-    """The source of its weights: "default", "none" for random ones, or a file."""
+    """The source of its weights: "default", "none" for random weights, or a file."""
     layer: str
-    """The dotted name of the layer that is explained."""
+    """The dotted name of the explained layer."""
     feature_map: FeatureMap
-    """The layer, and how its output is a feature map."""
+    """The layer and the form of its feature map."""
     categories: tuple[str, ...] | None
     """The names of all classes, or None if the model has none."""
     probabilities: Tensor
     """The probability of each class, shape (K,)."""
     pixels: Tensor
-    r"""The picture as the model sees it, (1, 3, \*S) in [0, 1]."""
+    r"""The model's crop of the image, (1, 3, \*S) in [0, 1]."""
     frame: Frame
-    """The place of these pixels in the upright picture, in its own pixels: x1, y1, x2, y2."""
+    """The position of this crop in the upright image, in pixels of the image: x1, y1, x2, y2."""
     notes: tuple[str, ...]
-    """Remarks for a reader of the maps, such as how the picture's values were brought to 8 bits."""
+    """Remarks for a reader of the maps, such as a conversion of the image's values to 8 bits."""
 
     def category_of(self, index: int) -> str:
-        """The name of a class, or its index where there are no names."""
+        """Returns the name of a class, or its index if there are no names."""
         return category_name(self.categories, index)
 
     def top(self, count: int = 5) -> list[tuple[int, str, float]]:
-        """The most probable classes: index, name and probability."""
+        """Returns the most probable classes: index, name and probability."""
         best = self.probabilities.topk(min(count, len(self.probabilities)))
         return [
             (index, self.category_of(index), value)
@@ -52,26 +52,26 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation(Prediction):
-    r"""Maps of the evidence for a class in a picture, by one or more methods.
+    r"""Maps of the evidence for a class in an image, by one or more methods.
 
-    The keys of ``maps`` and ``masked_probabilities`` are the names of the methods, or of the stages of Fusion-CAM where
-    no method was chosen.
+    The keys of ``maps`` and ``masked_probabilities`` are the names of the methods, or, without a choice of methods, of
+    the stages of Fusion-CAM.
     """
 
     target: int
-    """The class that is explained."""
+    """The explained class."""
     percentile: float
     """The percentile of the denoising step."""
     weighting: Weighting
-    """The weighting of fusions that name none."""
+    """The weighting of fusions whose name has no weighting."""
     tolerance: float
-    """The largest error of Score-CAM's map."""
+    """The largest estimated error of Score-CAM's map."""
     maps: dict[str, Tensor]
     r"""The maps, (1, 1, \*S) in [0, 1]. A map without evidence for the class is all zeros."""
     masked_probabilities: dict[str, float]
-    """The probability of the target when each map masks the picture."""
+    """The probability of the target when each map masks the image."""
     stages: dict[str, FusionCamStages]
-    """The stages of each fusion, with what each contributes."""
+    """The stages of each fusion, with their contributions."""
 
     @property
     def probability(self) -> float:
@@ -80,7 +80,7 @@ class Explanation(Prediction):
 
     @property
     def category(self) -> str:
-        """The name of the target, or its index where there are no names."""
+        """The name of the target, or its index if there are no names."""
         return self.category_of(self.target)
 
     @property
@@ -91,20 +91,20 @@ class Explanation(Prediction):
 
 
 class Curve(NamedTuple):
-    """The probability of a class over the share of the pixels that is restored or removed."""
+    """The probability of a class over the fraction of restored or removed pixels."""
 
     area: float
     """The area under the curve, in [0, 1]."""
     fractions: Tensor
-    """The share of the pixels, from 0 to 1, shape (steps + 1,)."""
+    """The fraction of changed pixels, from 0 to 1, shape (steps + 1,)."""
     probabilities: Tensor
-    """The probability at each of these, shape (steps + 1,)."""
+    """The probability at each fraction, shape (steps + 1,)."""
 
 
 class Curves(NamedTuple):
-    """The probability of a class as pixels are restored, or removed, in the order of a map."""
+    """The insertion and deletion curves of a map."""
 
     insertion: Curve
-    """Restored, from the blurred picture on; more area is better."""
+    """The curve as pixels of the blurred image are restored; more area is better."""
     deletion: Curve
-    """Removed; less area is better."""
+    """The curve as pixels are removed; less area is better."""

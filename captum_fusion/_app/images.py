@@ -79,7 +79,7 @@ def find_photographs(folder: Path) -> list[Path]:
     suffixes = {*Image.registered_extensions(), *HEIF}
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
     if not files:
-        raise ValueError(f"{folder} is a folder without pictures; those in folders inside it are not taken")
+        raise ValueError(f"{folder} is a folder without images; images in its subfolders are not used")
     return files
 
 
@@ -106,7 +106,7 @@ def sample_photograph() -> Photograph:
         from skimage import data
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The sample photographs need the package {error.name}: {install_hint('demo')}, or name a picture"
+            f"The sample photographs need the package {error.name}: {install_hint('demo')}, or pass an image"
         ) from error
     both = Image.new("RGB", (_SAMPLE_SIDE, _SAMPLE_SIDE))
     for position, (values, part) in enumerate(((data.coffee(), _COFFEE), (data.chelsea(), _CHELSEA))):
@@ -128,7 +128,7 @@ def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Ima
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} cannot be read: it is not a picture of a known kind") from error
+        raise PictureError(f"{name} cannot be read: it is not an image in a supported format") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
         raise PictureError(f"{name} cannot be read: {error}") from error
 

@@ -52,7 +52,8 @@ class Job:
                 try:
                     with progress.bar(prefix) as begin:
                         explanations = self._explain(explainer, output.image, begin)
-                    write_whole(output.picture, drawn(explanations, output.picture.suffix, settings.alpha))
+                    picture = drawn(explanations, output.picture.suffix, settings.alpha, settings.boxes)
+                    write_whole(output.picture, picture)
                     if output.maps is not None:
                         write_whole(output.maps, archive(explanations[0]))
                 except Exception as error:
@@ -65,8 +66,8 @@ class Job:
             if settings.save_predictions is not None and rows:
                 write_whole(settings.save_predictions, prediction_table(rows, settings.save_predictions.suffix))
         if not self._is_single:
-            without = f"; not {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
-            console.print(f"{self.explained} of {len(self.outputs)} pictures explained{without}")
+            without = f"; failed: {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
+            console.print(f"{self.explained} of {len(self.outputs)} images explained{without}")
 
     @property
     def _is_single(self) -> bool:
@@ -135,7 +136,7 @@ class Job:
             console.print(note)
         if self._is_single:
             predictions = self.settings.save_predictions
-            for label, file in (("Maps", output.maps), ("Predictions", predictions), ("Picture", output.picture)):
+            for label, file in (("Maps", output.maps), ("Predictions", predictions), ("Image", output.picture)):
                 if file is not None:
                     console.print(f"{label}: {file}")
 
@@ -143,10 +144,10 @@ class Job:
 def print_layers(explainer: Explainer) -> None:
     """Prints the layers that can be explained, in the order in which they run, and which of them is the default."""
     default = explainer.default_layer()
-    table = Table("layer", "channels", "size", "gives", "")
+    table = Table("layer", "channels", "size", "output", "")
     for layer in explainer.layers():
         size, note = "x".join(map(str, layer.shape[1:])), "the default" if layer.name == default else ""
         table.add_row(layer.name, str(layer.shape[0]), size, layer.form, note)
     if not table.row_count:
-        raise ValueError(f"No layer of {explainer.classifier.name} gives a feature map")
+        raise ValueError(f"No layer of {explainer.classifier.name} returns a feature map")
     Output().print(table)

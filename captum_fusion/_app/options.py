@@ -44,23 +44,23 @@ ActivationOption = Annotated[Activation, Parameter(converter=_activation)]
 
 
 class ModelOptions(TypedDict, total=False):
-    """The options of a model: its weights, the layer to explain, and how pictures become inputs and scores.
+    """The options of a model: its weights, the layer to explain, the preprocessing, and the activation of its scores.
 
     Args:
-        weights: A file with a state dict, or "none" for seeded random weights (a dry run that needs no network).
-            Without it, the default weights of the model.
-        layer: The dotted name of the layer to explain, which may give tokens or a channels-last map. Without it, the
+        weights: A file with a state dict, or "none" for seeded random weights (a dry run without downloads). Without
+            it, the default weights of the model.
+        layer: The dotted name of the layer to explain, which may return tokens or a channels-last map. Without it, the
             last layer with spatial resolution that feeds the whole output.
-        grid: The rows and columns of the layer's tokens, where they do not follow from the input.
-        size: Input size in pixels. Without it, that of the model's weights, else 224.
-        mean: Mean of each channel, one value for a model of grey pictures. Without it, that of the model's weights,
-            else ImageNet's.
-        std: Standard deviation of each channel, as for mean.
-        activation: How scores become probabilities: softmax, or sigmoid for a binary or multi-label classifier. Without
-            it, what a model of Hugging Face declares, else softmax.
-        classes: A file with the name of a class in each line, or a JSON file with a list of the names or with their
-            indices by name. Without it, the names that come with the model.
-        device: The device to compute on. Without it, cuda if there is one, else cpu.
+        grid: The rows and columns of the layer's tokens, if they cannot be inferred from the input.
+        size: Input size in pixels. Without it, the size of the model's weights, or 224.
+        mean: Mean of each channel; one value for a model of grey images. Without it, the mean of the model's weights,
+            or ImageNet's.
+        std: Standard deviation of each channel, with the same defaults as mean.
+        activation: The function from scores to probabilities: softmax, or sigmoid for a binary or multi-label
+            classifier. Without it, the activation that a Hugging Face model declares, or softmax.
+        classes: A file with one class name per line, or a JSON file with a list of the names or an object with the
+            index of each name. Without it, the names that come with the model.
+        device: The device to compute on. Without it, cuda if available, else cpu.
     """
 
     weights: str | None
@@ -79,20 +79,20 @@ class ModelSelection:
     """One or more classifiers, each with its weights and its layer, and the options that they share.
 
     Args:
-        models: One or more classifiers, named as for explain.
-        weights: For each model a file with a state dict or "none" for seeded random weights, or one for all. Without
-            it, the default weights.
-        layers: The dotted name of a layer for each model, or one for all. Without it, the last layer with spatial
-            resolution that feeds the whole output.
-        grid: The rows and columns of these layers' tokens, where they do not follow from the input.
-        size: Input size in pixels. Without it, that of each model's weights, else 224.
-        mean: Mean of each channel, one value for models of grey pictures. Without it, that of each model's weights,
-            else ImageNet's.
-        std: Standard deviation of each channel, as for mean.
-        activation: How scores become probabilities: softmax, or sigmoid for binary or multi-label classifiers. Without
-            it, what a model of Hugging Face declares, else softmax.
-        classes: A file with the names of the classes, as for explain.
-        device: The device to compute on. Without it, cuda if there is one, else cpu.
+        models: One or more classifiers, with the names that explain accepts.
+        weights: For each model a file with a state dict or "none" for seeded random weights, or one value for all
+            models. Without it, the default weights.
+        layers: The dotted name of a layer for each model, or one name for all models. Without it, the last layer with
+            spatial resolution that feeds the whole output.
+        grid: The rows and columns of the tokens of these layers, if they cannot be inferred from the input.
+        size: Input size in pixels. Without it, the size of each model's weights, or 224.
+        mean: Mean of each channel; one value for models of grey images. Without it, the mean of each model's weights,
+            or ImageNet's.
+        std: Standard deviation of each channel, with the same defaults as mean.
+        activation: The function from scores to probabilities: softmax, or sigmoid for binary or multi-label
+            classifiers. Without it, the activation that a Hugging Face model declares, or softmax.
+        classes: A file with the names of the classes, in a format that explain accepts.
+        device: The device to compute on. Without it, cuda if available, else cpu.
     """
 
     models: Annotated[Sequence[str], ListOption, Parameter(name="--model", alias="-m")] = (DEFAULT_MODEL,)

@@ -63,21 +63,21 @@ def plan_outputs(
         if save_predictions.suffix.lower() not in (".csv", ".json"):
             raise ValueError(f"--save-predictions is {save_predictions}; expected a file ending in .csv or .json")
         written["--save-predictions"] = _files("--save-predictions", save_predictions, [Path()], "")
-    read = {identity(image): "the picture" for image in once if image.exists()}
+    read = {identity(image): "the image" for image in once if image.exists()}
     read |= {identity(file): name for name, file in inputs.items() if file.exists()}
     taken: dict[Path, str] = {}
     existing = []
     for option, files in written.items():
         for file in files:
             if file.resolve() in taken:
-                raise ValueError(f"{taken[file.resolve()]} and {option} {file} are one file; expected two")
+                raise ValueError(f"{taken[file.resolve()]} and {option} {file} are the same file; expected two")
             taken[file.resolve()] = f"{option} {file}"
             if file.is_file():
                 if identity(file) in read:
                     raise ValueError(f"{option} {file} would overwrite {read[identity(file)]}; expected another file")
                 existing.append(file)
     if existing and not force:
-        more = f", and so do {len(existing) - 1} more files" if len(existing) > 1 else ""
+        more = f", as do {len(existing) - 1} more files" if len(existing) > 1 else ""
         raise ValueError(f"{existing[0]} already exists{more}; choose another --output or pass --force")
     explained: list[Path | None] = [*once] or [None]
     without: list[Path | None] = [None] * len(explained)
@@ -152,8 +152,8 @@ def _files(option: str, path: Path, images: Sequence[Path], suffix: str) -> list
         files = [path / f"{name}{suffix}" for name in _names(images)]
     elif len(images) > 1:
         raise ValueError(
-            f"{option} is {path} for {len(images)} pictures; expected a folder, one that exists where its name has an "
-            "ending"
+            f"{option} is {path} for {len(images)} images; expected a folder, which must already exist if its name has "
+            "an extension"
         )
     else:
         files = [path]

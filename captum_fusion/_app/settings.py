@@ -73,22 +73,23 @@ LOCALIZATION = {measure.metric: measure.needs for measure in MEASURES.values() i
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings:
-    """The settings of the command explain, besides its pictures and its model.
+    """The settings of the command explain, besides its images and its model.
 
     Args:
-        target: The class to explain: an index, a category name or an ImageNet WordNet id; given several times, each in
-            a row of its own. Without it, the predicted class.
-        methods: Methods that "captum-fusion methods" lists, and "fusion(gradient,region)" for two of them; a panel for
-            each. Without it, the stages of Fusion-CAM.
+        target: The class to explain: an index, a category name or an ImageNet WordNet id. Repeat the option for several
+            classes, one row each. Without it, the predicted class.
+        methods: Methods from the list of "captum-fusion methods", or "fusion(gradient,region)" of two of them, one
+            panel each. Without it, the stages of Fusion-CAM.
         percentile: The percentile of the denoising step of Fusion-CAM and Union-CAM, in [0, 100).
-        weighting: The weighting of fusions that name none.
-        tolerance: The largest error of Score-CAM's map, alone or fused, in [0, 1); 0.05 takes about a tenth of the time
-            where channels are not signed.
-        alpha: The opacity of a map over the photograph where it is strongest, in [0, 1].
-        output: The picture to write, or a folder for pictures named after the explained ones.
-        save_npz: A file for the raw maps and their metadata, or a folder for files named after the explained pictures.
-        save_predictions: A file for the most probable classes of each picture, ending in .csv or .json.
-        top: The number of these classes.
+        weighting: The weighting of fusions whose name has no weighting.
+        tolerance: The largest estimated error of Score-CAM's map, alone or in a fusion, in [0, 1); 0 is exact. 0.05
+            takes about a tenth of the forward passes if activations are not negative.
+        alpha: The opacity of a map over the photograph at its maximum, in [0, 1].
+        boxes: The share of a map's maximum, in (0, 1], at which boxes around its regions are drawn. Without it, none.
+        output: The image file to write, or a folder for one image file per input.
+        save_npz: A file for the raw maps and their metadata, or a folder for one such file per input.
+        save_predictions: A file for the most probable classes of each image, ending in .csv or .json.
+        top: The number of classes in that file.
         force: Overwrite files.
     """
 
@@ -98,6 +99,7 @@ class ExplainSettings:
     weighting: Weighting = DEFAULT_WEIGHTING
     tolerance: float = 0.0
     alpha: float = DEFAULT_ALPHA
+    boxes: Annotated[float | None, Parameter(show_default=False)] = None
     output: Annotated[Path, Parameter(alias="-o")] = Path("explained")
     save_npz: Path | None = None
     save_predictions: Path | None = None
@@ -112,10 +114,12 @@ class ExplainSettings:
         checked_methods(self.methods, self.percentile, self.weighting, self.tolerance)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is {self.alpha}; expected a number in [0, 1]")
+        if self.boxes is not None and not 0 < self.boxes <= 1:
+            raise ValueError(f"boxes is {self.boxes}; expected a number in (0, 1]")
         if self.top < 1:
             raise ValueError(f"top is {self.top}; expected at least 1")
         if len(self.target) > 1 and self.save_npz is not None:
-            raise ValueError(f"{len(self.target)} targets are given; expected one where the maps are saved")
+            raise ValueError(f"--save-npz saves the maps of one target, not of {len(self.target)}; pass one --target")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,32 +127,34 @@ class Settings(ModelSelection):
     """The settings of a benchmark.
 
     Args:
-        images: A folder of pictures; a folder with a folder of pictures for each class; imagenet:ROOT, voc2007:ROOT or
+        images: A folder of images; a folder with one folder of images for each class; imagenet:ROOT, voc2007:ROOT or
             voc2012:ROOT for a torchvision dataset on disk; or coco:FILE for COCO's instances_val2017.json or another
-            file of its form, whose pictures lie beside it or where COCO has them.
+            file in its format, with its images beside it or in COCO's own folder.
         output: The folder for records and report; created if missing.
-        labels: A JSON file with the class index of each picture of a plain folder, by its name.
-        labels_by_order: Take the folder's classes as the model's classes in their order, where names do not match.
-        methods: Methods named as for explain; a fusion may name its weighting, as fusion-cam:raw. The controls
-            random-map and centred-gaussian show what a metric gives to a map that ignores the model.
+        labels: A JSON file with the class index of each image of a plain folder, by file name.
+        labels_by_order: Match the folder's classes with the model's classes by order if their names do not match.
+        methods: Methods with the names that explain accepts. A fusion's name may end in its weighting, as
+            fusion-cam:raw. The controls random-map and centred-gaussian ignore the model: compare the metrics of other
+            methods with theirs.
         metrics: Any of confidence_drop, confidence_increase, insertion, deletion, road, complexity; coherency and adcc,
             which run each method twice; pointing_game and energy_pointing_game, which need boxes; mask_pointing_game
-            and mask_energy_pointing_game, which need outlines; and instances_reached, which takes either.
-        tolerance: The largest error of Score-CAM's map, alone or fused, in [0, 1); 0 is exact.
-        percentiles: Percentiles of the denoising step, in [0, 100), for every method that has one.
-        stages: Evaluate the stages of each fusion as well.
-        target: Explain the predicted class, each label of a picture, or the most probable of its labels. ImageNet's
-            classes name the objects of VOC and COCO: for a dog, the most probable breed is explained.
-        limit: The number of pictures.
-        seed: Draw the pictures at random instead of taking the first ones.
+            and mask_energy_pointing_game, which need outlines; and instances_reached, which needs either.
+        tolerance: The largest estimated error of Score-CAM's map, alone or in a fusion, in [0, 1); 0 is exact.
+        percentiles: Percentiles of the denoising step, in [0, 100), for every method that has this step.
+        stages: Also evaluate the stages of each fusion.
+        target: Explain the predicted class, each label of an image (label), or the most probable of its labels
+            (best-label). For VOC and COCO, an ImageNet model explains the classes that name the object: for a dog, the
+            most probable breed.
+        limit: The number of images.
+        seed: Draw the images at random with this seed instead of taking the first ones.
         steps: The number of steps of insertion and deletion.
-        protocol: The protocol behind the figures of Xplain-CAM's README, which sets size and steps: pictures squashed
-            to 224, the last convolution unless a layer is named, insertion from a Gaussian blur (kernel 51, sigma 50),
-            deletion to 0, both in 112 steps, and a drop of max(0, Y - O) / (Y + 1e-8).
+        protocol: xplain-cam is the protocol of the figures in Xplain-CAM's README: images squashed to 224, the last
+            convolution unless --layer names another layer, insertion from a Gaussian blur (kernel 51, sigma 50),
+            deletion to 0, both in 112 steps, and a drop of max(0, Y - O) / (Y + 1e-8). It sets size and steps.
         precision: float32, or bfloat16 or float16 for autocast.
-        batch_size: The number of pictures that are explained together.
-        compile: Run the masked inputs through torch.compile, which pays for many pictures.
-        strict: Stop at a picture that cannot be read or a method that fails, instead of recording the error.
+        batch_size: The number of images in one batch.
+        compile: Run the masked inputs through torch.compile, which pays off for many images.
+        strict: Stop at an image that cannot be read or a method that fails, instead of recording the error.
     """
 
     images: str | Path
@@ -174,7 +180,7 @@ class Settings(ModelSelection):
         """Refuses unknown names and values outside their range."""
         for name in ("models", "layers", "weights", "methods", "metrics", "percentiles"):
             if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list of these")
+                raise TypeError(f"{name} is {getattr(self, name)!r}; expected a list")
             if not getattr(self, name) and name not in ("layers", "weights"):
                 raise ValueError(f"{name} is empty; expected at least one")
         # Imports torch, for which --help need not wait.
@@ -216,7 +222,7 @@ class Settings(ModelSelection):
             ("steps", _PROTOCOL_STEPS, (Settings.steps, _PROTOCOL_STEPS)),
         ):
             if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)}, and the protocol {self.protocol} sets it to {own}")
+                raise ValueError(f"{name} is {getattr(self, name)}, but the protocol {self.protocol} sets it to {own}")
         return replace(self, size=_PROTOCOL_SIZE, steps=_PROTOCOL_STEPS)
 
     def parsed_methods(self) -> "list[Method]":

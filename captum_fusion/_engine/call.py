@@ -249,8 +249,8 @@ class ModelCall:
         if self.activation == "softmax" and (len(shape) < 2 or shape[1] == 1):
             raise ValueError(
                 f"The softmax over an output of shape {shape} is 1 everywhere; expected at least two classes in "
-                'dimension 1. For one score per example give activation="sigmoid" if it is a logit, or activation=None '
-                "if it is a probability or any other score."
+                'dimension 1. For one score per example, pass activation="sigmoid" if it is a logit, or '
+                "activation=None if it is a probability or any other score."
             )
         if self.activation == "softmax":
             check_logits(output, [tuple(tensor.shape[2:]) for tensor in self.tensors])
@@ -258,25 +258,20 @@ class ModelCall:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"{self._choice()} given, which does not fit an output of shape {shape}: {error}"
-            ) from error
+            raise ValueError(f"target {self.target!r} does not fit an output of shape {shape}: {error}") from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
-                f"{self._choice()} given for an output of shape {shape}, which selects scores of shape "
-                f"{tuple(scores.shape)}; expected a target that selects one score per example"
+                f"target {self.target!r} selects scores of shape {tuple(scores.shape)} from an output of shape "
+                f"{shape}; expected a target that selects one score per example"
             )
         finite = scores.isfinite()
         if not finite.all():
             not_finite = int((~finite).sum())
             raise RuntimeError(
-                f"forward_func gave scores that are not finite for {not_finite} of {self.examples} inputs as they are. "
-                "Expected finite scores: check the inputs and the model."
+                f"forward_func returned scores that are not finite for {not_finite} of {self.examples} unmasked "
+                "inputs. Expected finite scores: check the inputs and the model."
             )
         return scores.reshape(-1).to(self.device)
-
-    def _choice(self) -> str:
-        return "no target was" if self.target is None else f"target {self.target!r} was"
 
 
 def _wrap(output: object) -> str:
@@ -292,7 +287,7 @@ def _wrap(output: object) -> str:
         part = f".{names[0] if names else 'logits'}"
     else:
         return ""
-    return f" Wrap the model, as in lambda x: model(x){part}, and give the wrapper as forward_func."
+    return f" Wrap the model, as in lambda x: model(x){part}, and pass the wrapper as forward_func."
 
 
 def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -40,8 +40,8 @@ def check_region_tolerance(tolerance: float, region_method: Attribution | None) 
     check_tolerance(tolerance)
     if tolerance and region_method is not None:
         raise ValueError(
-            f"tolerance is {tolerance!r}, but it belongs to the default region method; expected it in that of "
-            f"{type(region_method).__name__}, such as LayerScoreCam(model, layer, tolerance={tolerance!r})"
+            f"tolerance is {tolerance!r}, but it applies to the default region method only; set it in your region "
+            f"method, here {type(region_method).__name__}, as in LayerScoreCam(model, layer, tolerance={tolerance!r})"
         )
 
 
@@ -63,7 +63,7 @@ def component_maps(
     if attributions is None:
         source, attributions = method.get_name(), _attributions(scorer, name, method, further)
     elif further:
-        raise ValueError(f"The attributions of {name} are given, so that its arguments {dict(further)} have no effect")
+        raise ValueError(f"The arguments {dict(further)} of {name} have no effect, because you pass its attributions")
     else:
         source = f"The caller of {name}"
     call, first = scorer.call, scorer.positions[0]
@@ -71,8 +71,8 @@ def component_maps(
         len(attributions) not in (1, len(scorer.inputs)) or not all(isinstance(a, Tensor) for a in attributions)
     ):
         raise ValueError(
-            f"{source} gave {[type(part).__name__ for part in attributions]}; expected attributions alone, one for "
-            "each input or one for all. Leave out return_convergence_delta and its like."
+            f"{source} gave {[type(part).__name__ for part in attributions]}; expected only attributions, one for each "
+            "input or one for all. Remove arguments such as return_convergence_delta."
         )
     parts = attributions if isinstance(attributions, tuple) else (attributions,)
     maps: dict[int, Tensor] = {}
@@ -82,7 +82,7 @@ def component_maps(
         if len(value) != call.examples or value.dim() != len(shape):
             raise ValueError(
                 f"{source} gave attributions of shape {tuple(value.shape)} for inputs of shape {shape}; "
-                "expected as many examples and as many spatial axes"
+                "expected the same number of examples and of spatial axes"
             )
         size = scorer.size_of(position)
         maps[position] = to_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
@@ -151,7 +151,7 @@ def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[s
         lost = [option for option in ("target", "additional_forward_args") if option in options.keys() - parameters]
         if lost:
             raise TypeError(
-                f"{name}, {type(method).__name__}, cannot be given {' and '.join(lost)}: its attribute takes *args "
-                "only; expected one that takes Captum's arguments by their names"
+                f"{name}, {type(method).__name__}, does not take {' and '.join(lost)} by name: its attribute takes "
+                "*args only; expected one that takes Captum's arguments by their names"
             )
     return {option: value for option, value in options.items() if option in parameters}

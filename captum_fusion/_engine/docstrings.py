@@ -11,35 +11,35 @@ _PROSE = {
     "forward_func": "forward_func (Callable): The forward function of the model or any modification of it.",
     "layer": r"""
 layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
-    ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s; for
-    tokens and channels-last maps, ``captum_fusion.spatial_view`` gives such a layer. It can be set later, as
-    ``forward_func`` can.""",
+    ``attribute_to_layer_input``) is a single tensor of shape (N, C, \*s) with one to three spatial axes s. For
+    tokens and channels-last maps, ``captum_fusion.spatial_view`` provides such a layer. The attributes ``layer`` and
+    ``forward_func`` can be set later.""",
     "device_ids": """
 device_ids (list[int]): Device ID list, necessary only if ``forward_func`` applies a DataParallel model and is
     not that model itself. Default: None""",
     "tolerance": """
-tolerance (float, optional): How far, at most, the final map (ReLU, then min-max) may be from the exact one at
-    any point, as a share of its range, in [0, 1). Above 0 only some channels are scored, and the scores of the
-    others, smooth functions of the masks, are inferred from them. Channels are scored until the estimate of
-    the error is within the tolerance; where the scores are not smooth, all are. The estimate covers the error
-    for about nine examples of ten, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact""",
+tolerance (float, optional): The largest estimated error of the final map (after ReLU and min-max normalization) at
+    any pixel, as a fraction of the map's range, in [0, 1). Above 0, only some channels are scored, and the scores of
+    the others are inferred as smooth functions of the masks. Channels are scored until the estimated error is within
+    the tolerance; if the scores are not smooth, all channels are scored. The error is within its estimate for about
+    nine of ten examples, see ``benchmarks/results/tolerance.md``. Default: 0.0, which is exact""",
     "region_tolerance": """
-tolerance (float, optional): How far, at most, the region map may be from the exact one at any point, as a share of
-    its range, in [0, 1), see ``LayerScoreCam``; for the default region method only. Default: 0.0, which is exact""",
+tolerance (float, optional): The largest estimated error of the region map at any pixel, as a fraction of the map's
+    range, in [0, 1), see ``LayerScoreCam``; for the default region method only. Default: 0.0, which is exact""",
     "activation": """
-activation (str, optional): What turns the output of ``forward_func`` into probabilities before the target is
-    selected: "softmax" over dimension 1, "sigmoid", or None if it returns probabilities, or scores that are to be
-    compared as they are. Default: "softmax\"""",
+activation (str, optional): The function that turns the output of ``forward_func`` into probabilities before the
+    target is selected: "softmax" over dimension 1, "sigmoid", or None if the output holds probabilities, or scores to
+    compare without an activation. Default: "softmax\"""",
     "inputs": """
 inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0.""",
     "masked_inputs": r"""
 inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as many
     spatial axes as the layer, (N, C, \*S), are masked along these axes and must hold floating-point values; the
-    others (tabular values, tokens) pass through. Where features come last, (N, T, E), let ``forward_func`` take
-    (N, E, T) and move them itself.""",
+    others (tabular values, tokens) stay unmasked. If the model takes features last, (N, T, E), wrap it in a
+    ``forward_func`` that takes (N, E, T).""",
     "channel_dim": """
 channel_dim (int, optional): The axis of the channels in inputs and baselines, such as 2 for (N, T, C, H, W) or -1
-    for (N, H, W, C). The target has its own axes. Default: 1""",
+    for (N, H, W, C). It does not apply to the target. Default: 1""",
     "attributions_channel_dim": """
 channel_dim (int, optional): The axis of the channels in the attributions. Default: 1""",
     "target": """
@@ -47,10 +47,10 @@ target (int, tuple, Tensor, or list, optional): Output indices whose score is ex
     ``captum.attr.LayerGradCam`` takes. None only if ``forward_func`` returns one score per example.
     Default: None""",
     "additional_forward_args": """
-additional_forward_args (Any, optional): Further arguments of ``forward_func``, given after the inputs. Tensors
-    (other than scalars) have one row per example; anything else is passed as it is. Default: None""",
+additional_forward_args (Any, optional): Further arguments of ``forward_func``, after the inputs. Tensors (other
+    than scalars) have one row per example; other values are passed unchanged. Default: None""",
     "attribute_to_layer_input": """
-attribute_to_layer_input (bool, optional): Whether to take the layer's input rather than its output.
+attribute_to_layer_input (bool, optional): Whether to explain the layer's input instead of its output.
     Default: False""",
     "relu_attributions": """
 relu_attributions (bool, optional): Whether to set negative attributions to 0, as the paper does.
@@ -60,53 +60,69 @@ attr_dim_summation (bool, optional): Whether to sum the attributions over the ch
     "grad_kwargs": """
 grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``. Default: None""",
     "interpolate_mode": """
-interpolate_mode (str, optional): How maps are brought to the input's size: "bilinear", which stands for linear,
-    bilinear or trilinear, whatever the number of axes; "nearest", "nearest-exact" or "area".
-    Default: "bilinear\"""",
+interpolate_mode (str, optional): The interpolation of maps to the input's size: "bilinear" (linear, bilinear or
+    trilinear, depending on the number of axes), "nearest", "nearest-exact" or "area". Default: "bilinear\"""",
     "baselines": """
-baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
+baselines (Tensor, number, or tuple, optional): The values that replace masked-out values: a number, a tensor of
     the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
     Default: None, which means 0""",
+    "replace": r"""
+replace (Callable, optional): A function that fills removed pixels, as a model that paints them does. Its
+    arguments are some rows of an input, (R, C, \*S), and their removed pixels, of dtype bool and shape
+    (R, 1, \*S), from none to all of them; it returns a tensor of the shape of the first. Pixels that are not removed
+    keep their values, whatever it returns there. It is called for one input of several at a time, on rows of any
+    examples, and without gradients, which it may enable.""",
     "perturbations_per_eval": """
-perturbations_per_eval (int, optional): Number of masks per example in one call of ``forward_func``, at least 1.
-    Default: None, which chooses for the device""",
+perturbations_per_eval (int, optional): The number of masks per example in one call of ``forward_func``, at least 1.
+    Default: None, which chooses a number that fits the device""",
     "show_progress": """
 show_progress (bool, optional): Whether to show a progress bar over the masked inputs. Default: False""",
     "attributions": r"""
 attributions (Tensor or tuple[Tensor, ...]): Attributions of any method, (N, C, \*s) at the input's or at a
-    layer's resolution, see ``saliency_map``. One tensor is used for every input with as many spatial axes; a
-    tuple has one for each input. Inputs pass through unmasked where theirs is None, without spatial axes, or zero
-    for every example while another's is not.""",
+    layer's resolution, see ``saliency_map``. A single tensor masks every input with as many spatial axes; a tuple
+    holds one entry for each input. An input stays unmasked if its entry is None, has no spatial axes, or is zero for
+    every example while another entry is not.""",
     "sign": """
-sign (str, optional): Which attributions count, see ``saliency_map``. Default: "positive\"""",
+sign (str, optional): The sign of the attributions that count, see ``saliency_map``. Default: "positive\"""",
+    "map_attributions": r"""
+attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
+    ``captum_fusion.metrics.saliency_map``.""",
+    "threshold": """
+threshold (float, optional): The lowest saliency in a region, as a share of the map's maximum, in (0, 1].
+    Default: 0.5""",
+    "map_size": """
+size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
+    attributions""",
+    "region_errors": """
+ValueError: If the attributions do not fit the size or hold NaN, or if another argument is outside its range.""",
     "return_curve": """
-return_curve (bool, optional): Whether to return the curve as well. Default: False""",
+return_curve (bool, optional): Whether to also return the curve. Default: False""",
     "layer_attributions": r"""
 *Tensor* of **attributions** of shape (N, 1, \*s), or (N, C, \*s) without the sum over the channels, float32 or
-wider. Use ``LayerAttribution.interpolate`` to bring them to the input's size.""",
+wider. Use ``LayerAttribution.interpolate`` to enlarge them to the input's size.""",
     "input_attributions": r"""
-each channel holding the same map. For a tuple of inputs a tuple, with zeros for an input that is not masked.""",
-    "layer_errors": """
-ValueError: If the layer is not part of the model or has no such value, if batch sizes differ, if the target
-    does not select one score per example, or if another argument is outside its range.""",
+with the same map in each channel. For a tuple of inputs a tuple, with zeros for each unmasked input.""",
+    "layer_errors": r"""
+ValueError: If the layer is not part of the model or has no value of shape (N, C, \*s), if batch sizes differ, if the
+    target does not select one score per example, or if another argument is outside its range.""",
     "masking_errors": """
-TypeError: If an input that would be masked holds no floating-point values.
-RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of masked inputs, or if another
-    thread runs the layer while it is recorded.""",
+TypeError: If an input to mask holds no floating-point values.
+RuntimeError: If scores are not finite, if ``forward_func`` fails for several masked inputs in one call, or if another
+    thread runs the layer while its values are recorded.""",
     "metric_errors": """
 ValueError: If the attributions cannot belong to the inputs or hold NaN, if the target does not select one score
     per example, or if another argument is outside its range.
-TypeError: If an input that would be masked holds no floating-point values.
+TypeError: If an input to mask holds no floating-point values.
 RuntimeError: If scores are not finite.""",
     "curve": """
 **area** or 3-element tuple of **area**, **fractions**, **probabilities**:
 
 - **area** (*Tensor*): The area under the curve by the trapezoid rule, shape (N,), in [0, 1].
-- **fractions** (*Tensor*, returned if return_curve=True): The changed share of the pixels, from 0 to 1, shape
+- **fractions** (*Tensor*, returned if return_curve=True): The fraction of changed pixels, from 0 to 1, shape
   (steps + 1,).
-- **probabilities** (*Tensor*, returned if return_curve=True): P at each of these, shape (N, steps + 1).""",
+- **probabilities** (*Tensor*, returned if return_curve=True): P at each fraction, shape (N, steps + 1).""",
     "gradient_errors": """
-RuntimeError: If scores are not finite, if another thread runs the layer while it is recorded, or inside
+RuntimeError: If scores are not finite, if another thread runs the layer while its values are recorded, or inside
     ``torch.inference_mode()``.""",
     "layer_example": """
 Examples::
@@ -154,7 +170,7 @@ def _prose(name: str) -> str:
 def fill_docstring(thing: Documented) -> Documented:
     """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods.
 
-    CLASS in a prose is the name of the class.
+    CLASS in a shared description stands for the name of the class.
     """
     for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
         if getattr(part, "__doc__", None) and (part is thing or callable(part)):

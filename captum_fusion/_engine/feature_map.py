@@ -26,16 +26,15 @@ Form = Literal["channels first", "channels last", "tokens"]
 
 @dataclass(frozen=True)
 class FeatureMap:
-    r"""A layer to explain, and how its output is a feature map.
+    r"""A layer to explain, and the form of its feature map.
 
     Args:
         name (str): The layer's dotted name in the model.
         layer (torch.nn.Module): The layer.
         shape (tuple[int, ...]): The shape of one example's feature map, (C, \*s).
-        form (str): What the layer gives: a map with "channels first", (N, C, \*s), which needs no view; one with
-            "channels last", (N, \*s, C); or "tokens", (N, T, C).
-        grid (tuple[int, ...] or None): The grid of all tokens that will be viewed. Default: None, which means that it
-            follows from each input
+        form (str): The form of the layer's output: "channels first", (N, C, \*s), which needs no view; "channels last",
+            (N, \*s, C); or "tokens", (N, T, C).
+        grid (tuple[int, ...] or None): The grid of the tokens. Default: None, which infers it from each input
     """
 
     name: str
@@ -46,7 +45,7 @@ class FeatureMap:
 
     @contextmanager
     def view(self) -> Iterator[Module]:
-        """Gives, inside a ``with``, the module to pass as ``layer``: the layer, or its ``spatial_view``."""
+        """Provides, inside a ``with`` block, the module to pass as ``layer``: the layer, or its ``spatial_view``."""
         if self.form == "channels first":
             yield self.layer
         else:
@@ -62,29 +61,29 @@ class FeatureMap:
 def last_feature_map(
     model: Module, inputs: Tensor | tuple[Tensor, ...], forward_func: Callable[..., Any] | None = None
 ) -> FeatureMap:
-    r"""Finds the layer that class activation maps usually explain: the last feature map that matters as a whole.
+    r"""Finds the layer that class activation maps usually explain: the last feature map that feeds the whole output.
 
-    What a layer gives decides, and where gradients go; its name does not. From most of the map's places there is a
-    way to the output, and no other such layer lies beside it, as one of several branches does. In a convolutional
-    network that is the last map before the pooling; where the output is read off a class token, the normalization
-    before the last attention, after which the other tokens no longer matter. Left out are maps of one pixel, pooling to
-    a fixed size, dropout, linear projections of tokens, and maps of the scores themselves.
+    The choice depends on the shapes of outputs and on the gradients, not on names. Most pixels of the map must have a
+    gradient, and the layer must not be one of several parallel branches. In a convolutional network, this is the last
+    map before the pooling. In a ViT that classifies by its class token, it is the normalization before the last
+    attention, because the other tokens do not count after that. Maps of one pixel, pooling to a fixed size, dropout,
+    linear projections of tokens, and maps of the scores themselves are excluded.
 
-    Networks that compare maps of several sizes side by side, such as detectors, have no such layer near their output:
-    the one found is where their branches part. Name a layer for them.
+    Networks that compare maps of several sizes in parallel, such as detectors, have no such layer near their output.
+    For them the result is the layer where their branches part; choose a layer yourself.
 
     Args:
-        model (torch.nn.Module): A model of images, videos or volumes, best in evaluation mode. It runs once, and stays
-            as it is.
-        inputs (Tensor or tuple[Tensor, ...]): As for ``attribute``. One example is enough.
-        forward_func (Callable, optional): What is explained, where it is a function that runs the model. Default: None,
-            which means the model
+        model (torch.nn.Module): A model of images, videos or volumes, preferably in evaluation mode. It runs once and
+            is left unchanged.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs as for ``attribute``. One example is enough.
+        forward_func (Callable, optional): The function to explain, if it is not the model itself but runs the model.
+            Default: None, which means the model
 
     Returns:
-        *FeatureMap*: the layer, and ``view()``, which gives the module to pass as ``layer`` inside a ``with``.
+        *FeatureMap*: the layer; its ``view()`` provides the module to pass as ``layer`` inside a ``with`` block.
 
     Raises:
-        ValueError: If no layer gives such a feature map, or if no input is an image, a video or a volume.
+        ValueError: If no layer returns such a feature map, or if no input is an image, a video or a volume.
 
     Examples::
 
@@ -106,7 +105,7 @@ def last_feature_map(
     if position is None:
         raise ValueError(
             f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]}; expected an image (N, C, H, W), or a "
-            f"video or volume (N, C, D, H, W). For any other input, name the layer.{batch_hint(tensors)}"
+            f"video or volume (N, C, D, H, W). For any other input, choose the layer yourself.{batch_hint(tensors)}"
         )
     with preserved(tensors) as state, torch.inference_mode(False), torch.enable_grad():
         copies = [tensor.clone() for tensor in tensors]
@@ -121,8 +120,8 @@ def last_feature_map(
         last = last_whole_map(candidates(runs, len(image)), scores, image)
     if last is None:
         raise ValueError(
-            f"No layer of this {type(model).__name__} gives a feature map from all of which there is a way to the "
-            "output. Name a layer; where it gives tokens or a channels-last map, see spatial_view."
+            f"No single feature map of this {type(model).__name__} feeds the whole output. Choose a layer yourself; if "
+            "it returns tokens or a channels-last map, see spatial_view."
         )
     return last.feature_map
 

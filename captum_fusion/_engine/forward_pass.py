@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._engine.call import ModelCall
@@ -44,6 +45,8 @@ class ForwardPass:
     r"""A, (N, C, \*s), float32 or wider, with its graph where gradients were asked for."""
     layer_gradients: Tensor
     r"""The gradients of the targets' scores with respect to A, (N, C, \*s)."""
+    hessian_products: Tensor
+    r"""The Hessian of the targets' scores with respect to A, times A, (N, C, \*s), where it was asked for."""
     layer_runs: int
     """The number of runs of the layer; its value is that of the last one."""
     state: StateGuard
@@ -90,29 +93,33 @@ def forward_pass(
     gradients_of: Callable[[Tensor], Tensor] | None = None,
     grad_kwargs: Mapping[str, Any] | None = None,
     with_graph: bool = False,
+    with_hessian: bool = False,
     measure_memory: bool = False,
+    scored: bool = True,
 ) -> Iterator[ForwardPass]:
     """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
 
-    Without gradients, the layer's value may still keep its graph, ``with_graph``.
+    Without gradients, the layer's value may still keep its graph, ``with_graph``. With them, the scores may be
+    differentiated once more, ``with_hessian``. Where no target is explained, not ``scored``, the output may be
+    anything.
 
     A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
     same.
     """
     with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
-        if outer is not None and gradients_of is None and not with_graph and outer.matches(call):
+        if outer is not None and gradients_of is None and not with_graph and scored and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
             # A hook on every module is what a single pass of a tiny network does not need.
             with _memory(call.tensors) if measure_memory else nullcontext() as memory:
                 try:
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
                 except PackedError:
                     packed = check_layer(call.layer)
                     module = stack.enter_context(unpacked(packed, call.attribute_to_layer_input))
                     call = replace(call, layer=module, attribute_to_layer_input=False)
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph)
+                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
                     unmasked = replace(unmasked, packed_layer=packed)
             if memory:
                 unmasked = replace(unmasked, live_bytes=memory.most)
@@ -129,24 +136,29 @@ def _run(
     gradients_of: Callable[[Tensor], Tensor] | None,
     grad_kwargs: Mapping[str, Any] | None,
     with_graph: bool,
+    with_hessian: bool,
+    scored: bool,
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
     empty: set[int] = set()
+    second_order = _SecondOrder(call, grad_kwargs) if with_hessian else None
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
         token = nothing_found.set(empty)
         try:
-            result = call.run(*arguments)
-            scores = call.checked_scores(result)
+            with second_order.running() if second_order else nullcontext():
+                result = call.run(*arguments)
+            if scored:
+                scores, output = call.checked_scores(result), result.detach().clone()
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
             raise
         finally:
             nothing_found.reset(token)
-        output, passed = result.detach().clone(), True
+        passed = True
         return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
@@ -154,6 +166,7 @@ def _run(
     arguments = tuple(value.clone() if isinstance(value, Tensor) else value for value in call.arguments)
     values: tuple[Tensor, ...] = ()
     gradients: tuple[Tensor, ...] = ()
+    products: tuple[Tensor, ...] = ()
     runs: list[None] = []
     with eager(), state.tracking(call.forward_func):
         if call.layer is None:
@@ -172,8 +185,10 @@ def _run(
                             additional_forward_args=arguments,
                             device_ids=devices,
                             attribute_to_layer_input=side,
-                            grad_kwargs=None if grad_kwargs is None else dict(grad_kwargs),
+                            grad_kwargs=second_order.grad_kwargs if second_order else dict(grad_kwargs or {}),
                         )
+                        if second_order:
+                            gradients, products = second_order.gradients_and_products(gradients, values)
                     else:
                         values = layer_value(observed, inputs, call.layer, arguments, devices, side, with_graph)
             except RuntimeError as error:
@@ -186,9 +201,12 @@ def _run(
             _check_map(values[0], call, _side(side))
             check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
-    value, gradient = (as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients))
+    value, gradient, product = (
+        as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients, products)
+    )
     check_layer_values(value, "activations")
     check_layer_values(gradient, "gradients")
+    check_layer_values(product, "second derivatives")
     warn_of_nothing_found(empty)
     if empty and value.numel():
         # A layer of zeros has a map of zeros by every method.
@@ -200,15 +218,70 @@ def _run(
         unmasked_scores=scores,
         layer_value=value,
         layer_gradients=gradient,
+        hessian_products=product,
         layer_runs=len(runs),
         state=state,
     )
 
 
+class _SecondOrder:
+    """Differentiates the gradients of a layer once more, along its value."""
+
+    def __init__(self, call: ModelCall, grad_kwargs: Mapping[str, Any] | None) -> None:
+        self.call = call
+        self.keeps_graph = bool((grad_kwargs or {}).get("create_graph"))
+        self.grad_kwargs = {**(grad_kwargs or {}), "create_graph": True}
+        self.values: dict[torch.device, Tensor] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keeps the value that the scores follow from: Captum gives a copy of it, which they do not."""
+
+        def keep(_: Module, *values: Any) -> Any:
+            value = values[0] if self.call.attribute_to_layer_input else values[-1]
+            parts = value if isinstance(value, tuple) else (value,)
+            if len(parts) != 1 or not isinstance(parts[0], Tensor):
+                return None
+            self.values[parts[0].device] = parts[0]
+            # The next module may work in place.
+            return (parts[0].clone(),) if isinstance(value, tuple) else parts[0].clone()
+
+        layer = check_layer(self.call.layer)
+        side = self.call.attribute_to_layer_input
+        hook = layer.register_forward_pre_hook(keep) if side else layer.register_forward_hook(keep)
+        try:
+            # Fused attention has no second derivative.
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            hook.remove()
+
+    def gradients_and_products(
+        self, gradients: tuple[Tensor, ...], values: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The gradients, and the Hessian times the layer's value."""
+        if not gradients[0].requires_grad:
+            return gradients, (torch.zeros_like(gradients[0]),)
+        # In the order in which Captum concatenates the parts of a DataParallel model.
+        ids = self.call.device_ids or getattr(self.call.forward_func, "device_ids", None) or []
+        devices = sorted(self.values, key=lambda device: ids.index(device.index) if len(self.values) > 1 else 0)
+        parts = torch.autograd.grad(
+            gradients[0],
+            [self.values[device] for device in devices],
+            values[0].detach(),
+            retain_graph=True,
+            create_graph=self.keeps_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        product = torch.cat([part.to(gradients[0].device) for part in parts])
+        return gradients if self.keeps_graph else (gradients[0].detach(),), (product,)
+
+
 _EXPECTED = r"expected a single tensor (N, C, *s) with one to three spatial axes"
 VIEW_HINT = (
-    "For a layer of tokens or of channels-last maps, pass what captum_fusion.spatial_view gives, with its grid for the "
-    "tokens of sequences and volumes."
+    "For a layer of tokens or channels-last maps, pass its captum_fusion.spatial_view, with a grid for the tokens of "
+    "sequences and volumes."
 )
 
 
@@ -241,8 +314,8 @@ def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) ->
                 raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
             if part.is_quantized or part.is_complex():
                 raise ValueError(
-                    f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Give a layer "
-                    "that does, or, for a quantized model, the model that it was made from."
+                    f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Choose "
+                    "another layer, or, for a quantized model, explain the model before quantization."
                 )
         if isinstance(value, (tuple, list)) and len(value) > 1:
             raise ValueError(f"The layer's {side} has {len(value)} values; {_EXPECTED}")
@@ -265,12 +338,13 @@ def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
     if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.tensors):
         shapes = [tuple(tensor.shape) for tensor in call.tensors]
         raise ValueError(
-            f"The layer's {side} has shape {shape}, the inputs {shapes}; expected as many spatial axes. {VIEW_HINT}"
+            f"The layer's {side} has shape {shape}, and the inputs have shapes {shapes}; expected the same number of "
+            f"spatial axes. {VIEW_HINT}"
         )
     if len(value) != call.examples:
         raise ValueError(
             f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
-            "Where a model sees several crops or images for each example, explain it for one of them at a time."
+            "If the model takes several crops or images for each example, explain one of them at a time."
             f"{batch_hint(call.tensors)}"
         )
 
@@ -307,8 +381,8 @@ def sole_user(layer: Module) -> Iterator[None]:
         hook.remove()
     if others:
         raise RuntimeError(
-            f"Another thread ran the layer {type(layer).__name__} while its values were recorded, which mixes up both. "
-            "Give each thread a copy of the model, or let the threads take turns."
+            f"Another thread ran the layer {type(layer).__name__} while its values were recorded, and the values of "
+            "both threads are mixed. Give each thread its own copy of the model, or let the threads take turns."
         ) from failure
     if failure is not None:
         raise failure

@@ -21,7 +21,7 @@ def check_forward_func(forward_func: object) -> None:
     if not hasattr(torch.compiler, "set_stance") and is_compiled(forward_func):
         raise ValueError(
             f"forward_func is a compiled model, whose hooks torch {torch.__version__} cannot run; expected torch "
-            "2.6 or later, or the model before torch.compile"
+            "2.6 or later, or the uncompiled model"
         )
 
 
@@ -75,9 +75,24 @@ def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None =
     if not (any(maskable) if positions is None else all(maskable[position] for position in positions)):
         raise TypeError(
             f"inputs hold {[str(tensor.dtype) for tensor in inputs]} values, which cannot be masked; "
-            "expected floating-point values, scaled as the model needs them. Give masks and indices beside an image as "
+            "expected floating-point values, scaled as the model needs them. Pass masks and indices beside an image as "
             "additional_forward_args."
         )
+
+
+def check_replacement(replaced: object, shape: tuple[int, ...]) -> None:
+    """Refuses what ``replace`` returns where it is no tensor of the inputs' shape: it would be broadcast unnoticed."""
+    if not isinstance(replaced, Tensor) or tuple(replaced.shape) != shape:
+        described = f"shape {tuple(replaced.shape)}" if isinstance(replaced, Tensor) else type(replaced).__name__
+        raise ValueError(f"replace returned {described}; expected a tensor of the shape of its inputs, {shape}")
+
+
+def check_replace(replace: object, baselines: object) -> None:
+    """Refuses two descriptions of what takes the place of removed pixels, and one that cannot be called."""
+    if replace is not None and not callable(replace):
+        raise TypeError(f"replace is {replace!r}; expected a function of inputs and removed pixels, or None")
+    if replace is not None and baselines is not None:
+        raise ValueError("replace and baselines are both given; expected one of them, since both fill removed pixels")
 
 
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
@@ -88,9 +103,9 @@ def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     """
     for shape in (tuple(tensor.shape) for tensor in tensors):
         if len(shape) == 3 and shape[0] in (1, 3, 4):
-            return f" If {shape} is one image, (C, H, W), give image.unsqueeze(0)."
+            return f" If {shape} is one image, (C, H, W), pass image.unsqueeze(0)."
         if len(shape) == 4 and shape[0] == 1 and shape[1] not in (1, 3, 4):
-            return f" If {shape} is one volume, (C, D, H, W), give volume.unsqueeze(0)."
+            return f" If {shape} is one volume, (C, D, H, W), pass volume.unsqueeze(0)."
     return ""
 
 
@@ -108,15 +123,15 @@ def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
     if output[0].numel() > output.shape[1] and first <= last:
         raise ValueError(
             f"The softmax is over dimension 1, but an output of shape {tuple(output.shape)} may have its classes in "
-            "another one; expected scores (N, classes), or (N, classes, *S) of each pixel. Select what is explained "
-            "inside forward_func, as in lambda x: model(x)[:, query], or move its classes to dimension 1; or give "
+            "another one; expected scores (N, classes), or (N, classes, *S) of each pixel. Inside forward_func, select "
+            "the scores to explain, as in lambda x: model(x)[:, query], or move the classes to dimension 1; or pass "
             "activation=None."
         )
     values = output.detach().float()
     if (values >= 0).all() and ((values.sum(dim=1) - 1).abs() < 1e-2).all():
         warn(
-            "forward_func returned rows that are not negative and sum to 1, as probabilities do, of which a softmax "
-            "would be taken. Give activation=None for probabilities."
+            "forward_func returned rows that are not negative and sum to 1, as probabilities do, and the softmax is "
+            "applied to them. Pass activation=None for probabilities."
         )
 
 
@@ -137,8 +152,8 @@ def check_not_negative(scores: Tensor, masked: Tensor) -> None:
     lowest = float(torch.minimum(scores, masked).min())
     if lowest < 0:
         raise ValueError(
-            f"The scores of inputs and masked inputs go down to {lowest:.4g}; expected probabilities, which are not "
-            'negative: give activation="softmax" or activation="sigmoid" for logits'
+            f"The lowest score of the inputs and masked inputs is {lowest:.4g}; expected probabilities, which are not "
+            'negative: pass activation="softmax" or activation="sigmoid" for logits'
         )
 
 
@@ -191,7 +206,7 @@ def check_runs(runs: int, shapes: list[tuple[int, ...]]) -> None:
         warn(
             f"The layer ran {runs} times in the forward pass; its last run is explained"
             + (", which may be that of the last input, for all inputs of that shape. " if alike else ". ")
-            + f"Name a run as in captum_fusion.layer_run(layer, 0, of={runs})."
+            + f"Choose a run with captum_fusion.layer_run(layer, 0, of={runs})."
         )
 
 
@@ -201,14 +216,14 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
     axis = channel_axis(shape)
-    if len(shape) == 3 and layer_size == shape[1:2] != shape[2:]:
-        # A layer of as many tokens as dimension 1 has.
+    if len(shape) == 3 and shape[1] > 4 and layer_size == shape[1:2] != shape[2:]:
+        # A layer of as many tokens as dimension 1 has, more than channels of a signal.
         axis = -1
     if axis == 1:
         return
     name = "(N, T, C, H, W)" if axis == 2 else "(N, *S, C)"
     message = (
-        f"An input has shape {shape}, as {name} has with {shape[axis]} channels; expected (N, C, *S), or "
+        f"An input has shape {shape}, which looks like {name} with {shape[axis]} channels; expected (N, C, *S), or "
         f"channel_dim={axis}, which names the axis of the channels."
     )
     # The layer's axis is longer than this one, which no feature map's is.
@@ -233,7 +248,7 @@ nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default
 def warn_of_nothing_found(examples: set[int]) -> None:
     """Warns that maps are zeros, since there is no detection whose score could be explained."""
     if examples:
-        warn(f"No detection was found for the examples {sorted(examples)}: there is nothing to explain, and maps are 0")
+        warn(f"The examples {sorted(examples)} have no detection of the label: their maps are zeros")
 
 
 def explain_missing_graph(error: RuntimeError) -> None:
@@ -242,8 +257,8 @@ def explain_missing_graph(error: RuntimeError) -> None:
         raise RuntimeError(
             "The scores have no gradients at the layer: the model detaches them or runs without gradients, the layer "
             "does not reach the target, or it lies inside a checkpoint, which needs use_reentrant=False. Expected "
-            "scores that follow from the layer by autograd; methods without gradients, such as LayerScoreCam, do "
-            "without."
+            "scores that depend on the layer by autograd. Methods without gradients, such as LayerScoreCam, work "
+            "anyway."
         ) from error
 
 
@@ -254,7 +269,7 @@ def check_layer_values(value: Tensor, name: str) -> None:
         wrong = int((~finite.flatten(1).all(dim=1)).sum())
         raise RuntimeError(
             f"The layer's {name} hold NaN or infinity for {wrong} of {len(value)} examples; expected finite numbers. "
-            "Name another layer, or check the model for overflow (reduced precision?)."
+            "Choose another layer, or check the model for overflow (reduced precision?)."
         )
 
 

@@ -12,12 +12,15 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall, checked_inputs
 from captum_fusion._engine.captum import ProgressBar, is_compiled, progress_bar, run_forward
 from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
-from captum_fusion._engine.guards import check_channels_first, check_maskable
+from captum_fusion._engine.guards import check_channels_first, check_maskable, check_replacement
 from captum_fusion._engine.state import warn
+from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.functional import upsample
 
 # masks(rows, position) gives the masks of these rows for the input at this position: (len(rows), 1, *S) in [0, 1].
 Masks = Callable[[Tensor, int], Tensor]
+# replace(inputs, removed) gives the inputs with other values where pixels are removed, (rows, 1, *S) of dtype bool.
+Replace = Callable[[Tensor, Tensor], Tensor]
 
 # The rows of one forward pass are the power of two for which what its modules have given out, and is still alive, comes
 # closest to this size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's
@@ -26,7 +29,7 @@ Masks = Callable[[Tensor, int], Tensor]
 _LIVE_BYTES = {"cpu": 96 * 2**20}
 _LIVE_BYTES_ELSEWHERE = 2 * 2**30
 
-_FIXED = "If it takes a fixed number of inputs, explain so many examples at a time and give perturbations_per_eval=1."
+_FIXED = "If it takes a fixed number of inputs, explain that many examples at a time with perturbations_per_eval=1."
 
 
 class Perturbation:
@@ -57,6 +60,22 @@ class Masking(Perturbation):
         baseline, tensor = (part if len(part) == 1 else part[examples] for part in (baseline, tensor))
         # Copied, since writing in another memory order than is read from takes longer.
         out.copy_(torch.lerp(baseline, tensor, self.masks(rows, position).to(tensor)))
+
+
+class Replacement(Perturbation):
+    """Removed pixels take what a function makes of them; the masks, of dtype bool, say which pixels stay."""
+
+    def __init__(self, call: ModelCall, positions: tuple[int, ...], masks: Masks, replace: Replace) -> None:
+        self.call, self.positions, self.masks, self.replace = call, positions, masks, replace
+
+    def fill(self, position: int, rows: Tensor, examples: Tensor, out: Tensor) -> None:
+        """Replaces the removed pixels of one input."""
+        inputs, channel_dim = self.call.tensors[position].detach()[examples], self.call.channel_dim
+        removed = ~self.masks(rows, position).to(inputs.device)
+        # The function may change its arguments in place.
+        replaced = self.replace(*(channels_back(part.clone(), channel_dim) for part in (inputs, removed)))
+        check_replacement(replaced, tuple(channels_back(inputs, channel_dim).shape))
+        out.copy_(torch.where(removed, channels_first(replaced, channel_dim).to(inputs), inputs))
 
 
 class MaskedScorer:
@@ -152,7 +171,7 @@ class MaskedScorer:
         not_finite = int((~scores.isfinite()).any(dim=1).sum())
         if not_finite:
             raise RuntimeError(
-                f"forward_func gave scores that are not finite for {not_finite} of {len(scores)} masked inputs. "
+                f"forward_func returned scores that are not finite for {not_finite} of {len(scores)} masked inputs. "
                 "Expected finite scores: check the model for overflow (reduced precision?) and the baselines."
             )
         self._check_saturation(scores.flatten(), examples.flatten())
@@ -187,7 +206,7 @@ class MaskedScorer:
                 if most == first_most:
                     warn(
                         f"Out of memory for {most} masked inputs in one forward pass; continuing with half as many, or "
-                        "fewer. Give a smaller perturbations_per_eval to avoid the failed attempts."
+                        "fewer. Pass a smaller perturbations_per_eval to avoid the failed attempts."
                     )
                 most //= 2
                 continue
@@ -261,8 +280,8 @@ class MaskedScorer:
                 self._channels_last = False
             elif len(examples) != self.call.examples:
                 raise RuntimeError(
-                    f"forward_func failed for {len(examples)} masked inputs in one call, though not for the "
-                    f"{self.call.examples} as they are. {_FIXED} It failed with {type(error).__name__}: {error}"
+                    f"forward_func failed for {len(examples)} masked inputs in one call, but not for the "
+                    f"{self.call.examples} unmasked ones. {_FIXED} It failed with {type(error).__name__}: {error}"
                 ) from error
             else:
                 raise
@@ -299,9 +318,9 @@ class MaskedScorer:
         )
         if ((rows > 1) & (rows == saturated)).any():
             warn(
-                f"The {self.call.activation} gives {float(unmasked[int((rows == saturated).int().argmax())]):g} for an "
-                "input as it is and for every mask, so that masks cannot be compared. Where forward_func returns "
-                "sums, or other scores on a large scale, give activation=None to compare the scores themselves."
+                f"The {self.call.activation} is {float(unmasked[int((rows == saturated).int().argmax())]):g} for an "
+                "unmasked input and for every mask, so masks cannot be compared. If forward_func returns sums, or "
+                "other scores on a large scale, pass activation=None to compare the scores themselves."
             )
 
 
@@ -336,8 +355,8 @@ def _with_axes_of(layer_value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[int,
     positions = tuple(i for i, x in enumerate(inputs) if x.dim() == layer_value.dim() and x.is_floating_point())
     if not positions:
         raise ValueError(
-            f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer gives "
-            f"{tuple(layer_value.shape)}; expected (N, C, *s) of both, with as many spatial axes. {VIEW_HINT}"
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in inputs]} and the layer's value has shape "
+            f"{tuple(layer_value.shape)}; expected (N, C, *s) with the same number of spatial axes. {VIEW_HINT}"
         )
     return positions
 

@@ -1,4 +1,4 @@
-"""Progress of masked passes, told to a listener."""
+"""Reports of the progress of masked passes to a listener."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ class Progress(NamedTuple):
     Args:
         description (str): The method or metric.
         done (int): The number of finished passes or steps.
-        total (int): The number of all of them.
+        total (int): The total number of passes or steps.
         note (str, optional): Text that a progress bar shows after the numbers, such as the current error. Default: ""
     """
 
@@ -27,18 +27,18 @@ _listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
 
 
 class Stopped(BaseException):
-    """Raised by a listener to stop the work; no handler of ``Exception`` takes it for a failure."""
+    """Raised by a listener to stop the work; handlers of ``Exception`` do not catch it."""
 
 
 @contextmanager
 def progress_to(listener: Listener) -> Iterator[None]:
     """Reports progress to a listener instead of drawing progress bars.
 
-    The listener is called between the passes that this thread makes inside the ``with`` with ``show_progress=True``. An
-    exception that it raises ends the work there, and everything is restored.
+    Inside the ``with`` block, the listener is called between the passes of this thread that have
+    ``show_progress=True``. If the listener raises an exception, the work ends and the model is restored.
 
     Args:
-        listener (Callable): Takes a ``Progress``.
+        listener (Callable): A function of a ``Progress``.
     """
     token = _listener.set(listener)
     try:

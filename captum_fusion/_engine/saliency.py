@@ -27,18 +27,19 @@ def saliency_map(
     *,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Turns attributions of any method into a saliency map, which fusions and metrics use as a mask.
+    r"""Converts attributions of any method to a saliency map, which fusions and metrics use as a mask.
 
-    The attributions are summed over the channels, the sign is applied, and the result is brought to a spatial size and
-    min-max normalized. A map that is constant and positive becomes all ones, since it keeps everything; any other
-    constant map becomes all zeros.
+    The attributions are summed over the channels, the sign is applied, and the result is interpolated to a spatial size
+    and min-max normalized. A constant positive map becomes all ones, because it keeps everything; any other constant
+    map becomes all zeros.
 
     Args:
-        attributions (Tensor): Shape (N, C, \*s), C being 1 for a layer's map, with one to three spatial axes.
-        size (tuple[int, ...]): The spatial shape S to reach.
-        sign (str, optional): What counts, as in ``captum.attr.visualization.visualize_image_attr``: "positive"
-            evidence, "negative" evidence, the "absolute_value", or "all" (from the most negative, which becomes 0, to
-            the most positive). Default: "positive"
+        attributions (Tensor): Attributions of shape (N, C, \*s) with one to three spatial axes; C is 1 for a layer's
+            map.
+        size (tuple[int, ...]): The spatial shape S of the result.
+        sign (str, optional): The values that count, as in ``captum.attr.visualization.visualize_image_attr``:
+            "positive", "negative", "absolute_value", or "all" (from the most negative value, which becomes 0, to the
+            most positive value). Default: "positive"
         {interpolate_mode}
         {attributions_channel_dim}
 
@@ -87,8 +88,8 @@ def _evidence(attributions: Tensor, size: tuple[int, ...]) -> Tensor:
     """The sum over the channels, after checks."""
     if not 3 <= attributions.dim() == len(size) + 2 or attributions.is_complex():
         raise ValueError(
-            f"attributions have shape {tuple(attributions.shape)}; expected (N, C, *s) with {len(size)} spatial axes, "
-            f"to be brought to {tuple(size)}, of real numbers"
+            f"attributions have shape {tuple(attributions.shape)} and dtype {attributions.dtype}; expected real "
+            f"numbers (N, C, *s) with {len(size)} spatial axes, to interpolate to {tuple(size)}"
         )
     evidence = as_float(attributions.detach()).sum(dim=1, keepdim=True)
     check_finite(attributions, evidence)

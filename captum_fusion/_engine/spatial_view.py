@@ -64,39 +64,38 @@ def spatial_view(
     to_map: ToMap | None = None,
     from_map: FromMap | None = None,
 ) -> Iterator[Module]:
-    r"""Gives a module to explain in place of a layer that outputs tokens or channels-last maps.
+    r"""Provides a module to explain in place of a layer that outputs tokens or channels-last maps.
 
-    Inside the ``with``, the layer's output passes through an identity on its view of shape (N, C, \*s), so that the
-    activations and gradients of the yielded module are the layer's own. Every layer attribution takes it, Captum's
-    included. The network computes what it did before, bit for bit, and nothing remains after the ``with``.
+    Inside the ``with`` block, the layer's output passes through an identity on its view of shape (N, C, \*s). The
+    activations and gradients of this identity are the layer's own. Every layer attribution of this package or of Captum
+    accepts it as ``layer``. The network's results are the same bit for bit, and nothing remains after the block.
 
-    Without ``to_map`` and ``from_map``, an output of three dimensions is tokens (N, T, C), those of the grid in row
-    order after any class or register tokens, which the view leaves out (ViT, DeiT); an output of four or five is a
-    channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). Of a tuple, a list or a dictionary, the first
-    entry is viewed.
+    Without ``to_map`` and ``from_map``, an output of three dimensions holds tokens (N, T, C): any class or register
+    tokens, which the view omits, and then the tokens of the grid in row order (ViT, DeiT). An output of four or five
+    dimensions is a channels-last map (N, \*s, C) (Swin, the inside of ConvNeXt blocks). If the output is a tuple, a
+    list or a dictionary, its first entry is viewed.
 
-    No shape shows the order of tokens. So the first pass of a token layer is repeated once with some patches perturbed,
-    and the layer is refused unless its map changes where these are.
+    The order of tokens cannot be read from their shape. The first pass of a token layer is therefore repeated once with
+    some perturbed patches, and the layer is refused unless its map changes at these patches.
 
     Args:
-        layer (torch.nn.Module): The layer to view. Where only a part of the tokens reaches the model's output, as after
-            the last attention of a ViT, all others have no gradient: choose an earlier layer, such as the
+        layer (torch.nn.Module): The layer to view. If only some of the tokens reach the model's output, as after the
+            last attention of a ViT, all others have no gradient. In this case choose an earlier layer, such as the
             normalization before the last attention.
         grid (tuple[int, ...], optional): The spatial shape s of the tokens, one to three axes. Default: None, which
-            means the one grid that follows from the convolution that cuts the input into patches, or from the shape of
-            the input
-        to_map (Callable, optional): Takes the layer's output and gives its view, (N, C, \*s). Default: None
-        from_map (Callable, optional): Takes such a view and the layer's output, and gives an output that holds the
-            view's values. Given together with ``to_map``. Default: None
+            infers the grid from the convolution that cuts the input into patches, or from the shape of the input
+        to_map (Callable, optional): Converts the layer's output to its view, (N, C, \*s). Default: None
+        from_map (Callable, optional): Converts such a view back; takes the view and the layer's output, and returns an
+            output with the view's values. Required together with ``to_map``. Default: None
 
     Yields:
         *torch.nn.Module* to pass as ``layer``.
 
     Raises:
-        ValueError: If only one of ``to_map`` and ``from_map`` is given, if the layer is viewed already, or, when the
-            layer runs, if its output has no such view or needs none, if it does not hold as many tokens as the grid, if
-            its tokens are in another order, or if no grid was given and none or several follow from the input.
-        RuntimeError: On leaving, if the layer never ran.
+        ValueError: If only one of ``to_map`` and ``from_map`` is passed, or if the layer already has a view. When the
+            layer runs: if its output has no such view or needs none, if the number of its tokens does not fit the grid,
+            if its tokens are not in row order, or if no grid is passed and none or several can be inferred.
+        RuntimeError: At the end of the block, if the layer never ran.
 
     Examples::
 
@@ -111,8 +110,7 @@ def spatial_view(
         yield view.module
     if not view.ran:
         raise RuntimeError(
-            f"The viewed {type(layer).__name__} never ran; expected a forward pass of the model that holds it inside "
-            "the with"
+            f"The viewed {type(layer).__name__} never ran; expected a forward pass of its model inside the with block"
         )
 
 
@@ -158,8 +156,8 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     if image is None or not holds:
         if len(grid) > 1 and view.tokens:
             warn(
-                f"The order of the tokens of the viewed {type(layer).__name__} was not checked, since no module that "
-                "holds it takes the image. Call such a module in forward_func, rather than its parts one by one."
+                f"The token order of the viewed {type(layer).__name__} was not checked, because no module that "
+                "contains it takes the image. Call such a module in forward_func instead of its parts one by one."
             )
         return
     cells = probe_cells(grid)
@@ -194,21 +192,21 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
         raise ValueError(
             f"The viewed {type(layer).__name__} gives different tokens for the same image: the model draws random "
             "numbers, as one that masks or shuffles patches does, so that no token has a known place. Let forward_func "
-            "fix what is drawn, or give to_map and from_map."
+            "fix what is drawn, or pass to_map and from_map."
         )
     elif in_place(maps, cells) is False:
         _ordered[layer].remove(grid)
         raise ValueError(
-            f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image does: "
-            "its tokens are in another order, or others lie after or among them. Name a layer whose tokens are in row "
-            "order, such as that of last_feature_map, or give to_map and from_map."
+            f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image changes: "
+            "its tokens are not in row order, or other tokens lie after or among them. Choose a layer whose tokens are "
+            "in row order, such as that of last_feature_map, or pass to_map and from_map."
         )
 
 
 def _channels_first(shape: tuple[int, ...]) -> ValueError:
     return ValueError(
-        f"The viewed layer gave {shape}, which is a channels-first map already: of the image's size, only {shape[2:]} "
-        "is a part. Give the layer itself, or to_map and from_map."
+        f"The viewed layer returned {shape}, which already is a channels-first map: only {shape[2:]} is a fraction of "
+        "the image's size. Pass the layer itself, or to_map and from_map."
     )
 
 
@@ -226,13 +224,13 @@ def _to_map(
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"The viewed layer gave {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) of two or "
-            "three spatial axes. Give to_map and from_map for any other output."
+            f"The viewed layer returned {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) with two "
+            "or three spatial axes. For any other output, pass to_map and from_map."
         )
     shape = tuple(output.shape)
     if output.dim() > 3:
         if grid is not None:
-            raise ValueError(f"grid is {grid}, but the viewed layer gave a map {shape}; expected None")
+            raise ValueError(f"grid is {grid}, but the viewed layer returned a map {shape}; expected None")
         maps, grid = output.movedim(-1, 1), shape[1:-1]
         first, last = tracker.likeness(shape[2:]), tracker.likeness(grid)
         if first > last:
@@ -245,8 +243,8 @@ def _to_map(
     grid = tracker.grid(tokens, shape[2]) if grid is None else grid
     if not fits(tokens, grid, REGISTERS):
         raise ValueError(
-            f"{tokens} tokens do not fit the grid {grid}; expected those of the grid and fewer than "
-            f"{max(REGISTERS, *grid)} in front. Give the grid, or to_map and from_map."
+            f"{tokens} tokens do not fit the grid {grid}; expected the tokens of the grid and fewer than "
+            f"{max(REGISTERS, *grid)} in front. Pass another grid, or to_map and from_map."
         )
     maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
     maps = maps.reshape(*maps.shape[:2], *grid)
@@ -272,15 +270,15 @@ def _from_map(view: Tensor, output: Any) -> Any:
 
 @contextmanager
 def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
-    r"""Gives a module to explain in place of one run of a layer that runs several times in a forward pass.
+    r"""Provides a module to explain in place of one run of a layer that runs several times in a forward pass.
 
-    Hooks, and so all layer attributions, see a layer's last run alone. Inside the ``with``, the output of the named run
-    passes through the yielded module, whose activations and gradients are those of that run.
+    Hooks, and therefore all layer attributions, see only the last run of a layer. Inside the ``with`` block, the output
+    of the chosen run passes through the yielded module, whose activations and gradients are those of that run.
 
-    No tensor is the output of all runs, so that no module stands for them. Name each run, all in one ``with`` or one
-    after the other, and add up the attributions: the sum is defined for every method whose runs give maps of one shape.
-    Where each run sees an input of its own, as in a Siamese network, ``LayerFusionCam`` takes the attributions of the
-    runs as its ``gradient_attributions`` and ``region_attributions``, in the order of the inputs.
+    To explain all runs, explain each of them, in one ``with`` statement or one after the other, and add up the
+    attributions. The sum is defined if the maps of all runs have the same shape. If each run takes its own input, as in
+    a Siamese network, pass the attributions of the runs, in the order of the inputs, to ``LayerFusionCam`` as
+    ``gradient_attributions`` and ``region_attributions``.
 
     Args:
         layer (torch.nn.Module): The layer, such as the encoder of a Siamese network. Its output is (N, C, \*s).
@@ -291,9 +289,9 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
         *torch.nn.Module* to pass as ``layer``.
 
     Raises:
-        ValueError: If there is no such run.
-        RuntimeError: If the layer does not run that often in each pass: at its end, or on leaving where no module that
-            holds the layer is called.
+        ValueError: If ``run`` is not below ``of``.
+        RuntimeError: If the layer does not run ``of`` times in each pass. The error is raised at the end of the pass,
+            or, if no module that contains the layer is called, at the end of the block.
 
     Examples::
 
@@ -308,7 +306,7 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
         torch.Size([1, 1, 6, 6])
     """
     if not 0 <= run < of:
-        raise ValueError(f"run is {run} of {of}; expected an index from 0 below the number of runs")
+        raise ValueError(f"run is {run} of {of} runs; expected an index from 0 to {of - 1}")
     module, runs, ran = Identity(), 0, False
 
     def hook(_: Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -344,7 +342,7 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
 def _wrong_runs(layer: Module, runs: int, of: int) -> RuntimeError:
     return RuntimeError(
         f"The {type(layer).__name__} ran {runs} times; expected {of} runs in each forward pass of the model inside the "
-        "with"
+        "with block"
     )
 
 

@@ -103,8 +103,8 @@ class StateGuard:
         if self.unstable and not self.warned:
             self.warned = True
             warn(
-                f"The model is in training mode and holds {', '.join(sorted(self.unstable))}, so that scores depend on "
-                "chance or on the rest of the batch. Call model.eval() before explaining it."
+                f"The model is in training mode and has {', '.join(sorted(self.unstable))}: its scores are random or "
+                "depend on the rest of the batch. Call model.eval() before explaining it."
             )
 
     def warn_of_other_rows(self, alone: float, score: float) -> None:
@@ -112,9 +112,10 @@ class StateGuard:
         if not self.warned:
             self.warned = True
             warn(
-                f"An input scores {alone:.4g} as it is, but {score:.4g} in a batch of masked ones, which means that "
-                "scores depend on the other rows or on chance. Look for BatchNorm with track_running_stats=False and "
-                "for functional dropout. An example that is explained alone is kept apart by perturbations_per_eval=1."
+                f"An unmasked input scores {alone:.4g} alone, but {score:.4g} in a batch with masked inputs: the "
+                "scores are random or depend on the other rows. Look for BatchNorm with track_running_stats=False and "
+                "for functional dropout. To keep rows apart, explain one example at a time with "
+                "perturbations_per_eval=1."
             )
 
     def warn_of_chance(self) -> None:
@@ -122,8 +123,8 @@ class StateGuard:
         if self.draws and not self.warned and self._moved():
             self.warned = True
             warn(
-                "The model draws random numbers, though no module of it is in training mode, so that scores depend on "
-                "chance. Look for functional dropout, which needs training=self.training."
+                "The model draws random numbers although none of its modules is in training mode: its scores are "
+                "random. Look for functional dropout, which needs training=self.training."
             )
 
     def _moved(self) -> list[torch.device]:

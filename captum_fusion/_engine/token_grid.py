@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Module
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 Grid = tuple[int, ...]
@@ -112,6 +113,8 @@ class TokenGridTracker(threading.local):
         finally:
             for hook in hooks:
                 hook.remove()
+                # torch forgets to remove this, which would slow each module of the process down from now on.
+                getattr(module_hooks, "_global_forward_hooks_with_kwargs", {}).pop(hook.id, None)
 
     def grids(self, tokens: int, channels: int) -> set[Grid]:
         """Each grid that so many tokens of a layer that runs now may have."""
@@ -142,10 +145,10 @@ class TokenGridTracker(threading.local):
         sizes = set().union(*(self._call.images or self._calls.images).values())
         raise ValueError(
             f"The grid of {tokens} tokens "
-            + (f"may be {_any_of(grids)}" if grids else "does not follow from the input")
+            + (f"may be {_any_of(grids)}" if grids else "cannot be inferred from the input")
             + (f" of {_any_of(sizes)}" if sizes else "")
-            + "; expected the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume "
-            f"or a video and grid=({tokens},) for a sequence, or to_map and from_map"
+            + "; pass the grid, as in spatial_view(layer, grid=(8, 10)) for an image, grid=(4, 8, 10) for a volume or "
+            f"a video and grid=({tokens},) for a sequence, or pass to_map and from_map"
         )
 
     def _enter(self, _: Module, args: tuple[Any, ...]) -> None:

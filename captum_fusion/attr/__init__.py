@@ -2,6 +2,7 @@
 
 ``METHODS`` lists the methods; the command, the benchmark and the tests take them from there. ``GradientCam`` and
 ``MaskedCam`` are bases for further methods. ``FusedAttributions`` and ``AugmentationTunnel`` wrap other attributions.
+``LayerFeatureFactorization`` finds concepts rather than the map of a target.
 """
 
 from captum.attr import Attribution
@@ -10,7 +11,10 @@ from captum_fusion.attr.ablation_cam import LayerAblationCam
 from captum_fusion.attr.augmentation_tunnel import AugmentationTunnel
 from captum_fusion.attr.eigen_cam import LayerEigenCam
 from captum_fusion.attr.eigen_grad_cam import LayerEigenGradCam
+from captum_fusion.attr.feature_factorization import Concepts, LayerFeatureFactorization
+from captum_fusion.attr.fem import LayerFEM
 from captum_fusion.attr.finer_cam import LayerFinerCam
+from captum_fusion.attr.full_grad import FullGrad
 from captum_fusion.attr.fused_attributions import FusedAttributions
 from captum_fusion.attr.fusion_cam import FusionCamStages, LayerFusionCam
 from captum_fusion.attr.grad_cam_element_wise import LayerGradCamElementWise
@@ -19,18 +23,23 @@ from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.attr.group_cam import LayerGroupCam
 from captum_fusion.attr.hi_res_cam import LayerHiResCam
 from captum_fusion.attr.is_cam import LayerISCam
+from captum_fusion.attr.kpca_cam import LayerKPCACam
 from captum_fusion.attr.layer_cam import LayerLayerCam
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
 from captum_fusion.attr.score_cam import LayerScoreCam
+from captum_fusion.attr.seg_eigen_cam import LayerSegEigenCam
+from captum_fusion.attr.shapley_cam import LayerShapleyCam
 from captum_fusion.attr.ss_cam import LayerSSCam
 from captum_fusion.attr.union_cam import LayerUnionCam
 from captum_fusion.attr.x_grad_cam import LayerXGradCam
 
 METHODS: tuple[type[Attribution], ...] = (
+    FullGrad,
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerFinerCam,
     LayerFusionCam,
     LayerGradCamElementWise,
@@ -38,9 +47,12 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerGroupCam,
     LayerHiResCam,
     LayerISCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerSSCam,
     LayerScoreCam,
+    LayerSegEigenCam,
+    LayerShapleyCam,
     LayerUnionCam,
     LayerXGradCam,
     Rise,
@@ -48,12 +60,16 @@ METHODS: tuple[type[Attribution], ...] = (
 
 __all__ = [
     "AugmentationTunnel",
+    "Concepts",
+    "FullGrad",
     "FusedAttributions",
     "FusionCamStages",
     "GradientCam",
     "LayerAblationCam",
     "LayerEigenCam",
     "LayerEigenGradCam",
+    "LayerFEM",
+    "LayerFeatureFactorization",
     "LayerFinerCam",
     "LayerFusionCam",
     "LayerGradCamElementWise",
@@ -61,9 +77,12 @@ __all__ = [
     "LayerGroupCam",
     "LayerHiResCam",
     "LayerISCam",
+    "LayerKPCACam",
     "LayerLayerCam",
     "LayerSSCam",
     "LayerScoreCam",
+    "LayerSegEigenCam",
+    "LayerShapleyCam",
     "LayerUnionCam",
     "LayerXGradCam",
     "MaskedCam",

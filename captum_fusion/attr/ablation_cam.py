@@ -22,10 +22,10 @@ from captum_fusion.functional import ablation_weights, weighted
 
 @fill_docstring
 class LayerAblationCam(LayerAttribution, PerturbationAttribution):
-    r"""Computes Ablation-CAM for the chosen layer: a channel is worth what the score loses without it.
+    r"""Computes Ablation-CAM for the chosen layer, which weights each channel by the loss of score without it.
 
-    Each channel of the layer is set to 0 in turn; the share of the target's score that is lost tells what the channel
-    is worth. No gradients are needed, and the inputs are not masked. In symbols, for channels A_k, the score y of the
+    Each channel of the layer is set to 0 in turn. The weight of the channel is the fraction of the target's score that
+    is lost. No gradients are needed, and the inputs are not masked. In symbols, for channels A_k, the score y of the
     target and its score y_k without channel k:
 
     .. math::
@@ -33,8 +33,8 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
         w_k &= \frac{y - y_k}{|y|} \\
         L &= \sum_k w_k A_k
 
-    The score is the raw output of ``forward_func``. A channel that is 0 everywhere loses nothing and needs no forward
-    pass. The paper divides by y, which would turn the map's signs where the score is negative.
+    The score is the raw output of ``forward_func``. A channel that is 0 everywhere has the weight 0 and needs no
+    forward pass. The paper divides by y, which would invert the map if the score is negative.
 
     More details can be found in the paper: https://doi.org/10.1109/WACV45572.2020.9093360
 
@@ -71,8 +71,8 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
 
         Args:
             {layer_arguments}
-            perturbations_per_eval (int, optional): Number of channels per example in one call of ``forward_func``, at
-                least 1. Default: None, which chooses for the device
+            perturbations_per_eval (int, optional): The number of channels per example in one call of ``forward_func``,
+                at least 1. Default: None, which chooses a number that fits the device
             show_progress (bool, optional): Whether to show a progress bar over the channels. Default: False
 
         Returns:
@@ -80,8 +80,8 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
 
         Raises:
             {layer_errors}
-            RuntimeError: If scores are not finite, if ``forward_func`` fails for a number of inputs, or if another
-                thread runs the layer while it is recorded.
+            RuntimeError: If scores are not finite, if ``forward_func`` fails for several inputs in one call, or if
+                another thread runs the layer while its values are recorded.
         """
         call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
         call = call.masked(None, perturbations_per_eval, show_progress)
@@ -118,7 +118,7 @@ class _ChannelAblation(Perturbation):
 
         def without_channels(value: Tensor) -> Tensor:
             if len(value) != size:
-                raise ValueError(f"The layer gave {len(value)} rows for {size} examples; expected one for each example")
+                raise ValueError(f"The layer has {len(value)} rows for {size} examples; expected one for each example")
             mask = ablated.to(value.device).reshape(*ablated.shape, *(1,) * (value.dim() - 2))
             return torch.cat([value[: len(mask)].masked_fill(mask, 0), value[len(mask) :]])
 
@@ -144,7 +144,7 @@ class _ChannelAblation(Perturbation):
             hook.remove()
         if runs < self._unmasked.layer_runs:
             raise ValueError(
-                f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the inputs as "
-                "they are, so that its channels cannot be set to 0. Give the model itself rather than a DataParallel "
-                "over several devices."
+                f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the unmodified "
+                "inputs, so its channels cannot be set to 0. Pass the model itself instead of a DataParallel over "
+                "several devices."
             )

@@ -22,9 +22,9 @@ from captum_fusion.targets import mirrored
 class AugmentationTunnel(Attribution):
     r"""Averages the attributions of any method over mirror images and scaled values of the input.
 
-    What a map owes to the side on which an object lies, or to the exposure of the picture, averages out. It is the "aug
-    smooth" of pytorch-grad-cam around any attribution, Captum's included, and it is used as ``captum.attr.NoiseTunnel``
-    is. In symbols, for the method E, the mirror image F x along the last axis and factors c:
+    The average depends less on the side on which an object lies and on the exposure of the image. This is
+    pytorch-grad-cam's "aug smooth" for any attribution of Captum or of this package, in the form of
+    ``captum.attr.NoiseTunnel``. In symbols, for the method E, the mirror image F x along the last axis and factors c:
 
     .. math::
 
@@ -47,7 +47,7 @@ class AugmentationTunnel(Attribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """Whether the method does."""
+        """Whether the wrapped method multiplies by the inputs."""
         return bool(self.attribution_method.multiplies_by_inputs)
 
     @logged
@@ -63,27 +63,26 @@ class AugmentationTunnel(Attribution):
         r"""Computes the mean of the attributions.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): As for the method. Those that hold floating-point values and have one
-                to three spatial axes, (N, C, \*S), are mirrored and scaled together; others with the same spatial
-                axes, such as masks, are mirrored, and the rest is given as it is.
-            flip (bool, optional): Whether to average over the mirror image, along the last axis, as well.
-                Default: True
-            factors (list[float], optional): What the values of the inputs are multiplied by, at least one number.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of the method. Floating-point inputs with one to three spatial
+                axes, (N, C, \*S), are mirrored and scaled together. Other inputs with the same spatial axes, such as
+                masks, are only mirrored. All others are passed unchanged.
+            flip (bool, optional): Whether to also average over the mirror image along the last axis. Default: True
+            factors (list[float], optional): The factors that multiply the values of the inputs, at least one.
                 Default: (0.9, 1.0, 1.1)
             {channel_dim}
-            kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. Baselines, feature masks
-                and additional tensors with the spatial axes of the inputs are mirrored with them, and so is the target
-                where it is a pixel, (class, \*S), of an output with the input's orientation. So are the region and the
-                box of ``captum_fusion.targets``. What a forward function of your own reads off a place is not: give
+            kwargs (Any): The arguments of the method's own ``attribute``, such as ``target``. These are mirrored with
+                the inputs: baselines, feature masks and additional tensors with the inputs' spatial axes; a target that
+                is a pixel, (class, \*S), of an output with the input's orientation; and the region and the box of
+                ``captum_fusion.targets``. If your own forward function depends on a position in the image, pass
                 ``flip=False``.
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions** as the method returns them.
+            *Tensor* or *tuple[Tensor, ...]* of **attributions** in the form that the method returns.
 
         Raises:
-            ValueError: If there are no factors, if the method's attributions have other axes than the inputs, such
-                as those of tokens, so that they cannot be mirrored back, if the target has several indices that are
-                not those of a pixel, or if an argument may be a map of another resolution.
+            ValueError: If there are no factors, if the method's attributions cannot be mirrored back because their axes
+                differ from the inputs' axes, such as attributions of tokens, if the target has several indices but is
+                not a pixel, or if an argument may be a map of another resolution.
 
         Examples::
 
@@ -153,8 +152,8 @@ class AugmentationTunnel(Attribution):
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
         if not as_given or not all(isinstance(p, Tensor) and (p.dim() in axes or p.dim() < 3) for p in parts):
             raise ValueError(
-                f"{self.attribution_method.get_name()} gave {shapes}; expected attributions with as many axes as the "
-                f"inputs with spatial ones, {sorted(axes)}"
+                f"{self.attribution_method.get_name()} returned {shapes}; expected attributions with as many axes as "
+                f"the spatial inputs, {sorted(axes)}"
             )
 
 
@@ -181,7 +180,7 @@ def _mirror_target(target: Any, axes: set[int]) -> Any:
         return target
     if len(target) + 1 not in axes:
         raise ValueError(
-            f"target is {target}, which may or may not name a place; expected a class, (class, *S) for a pixel, or "
-            "flip=False"
+            f"target is {target}, which may or may not be a pixel to mirror; expected a class, (class, *S) for a "
+            "pixel, or flip=False"
         )
     return (*target[:-1], -1 - target[-1])

@@ -9,21 +9,21 @@ from captum_fusion.functional import principal_component
 
 @fill_docstring
 class LayerEigenCam(GradientCam):
-    r"""Computes Eigen-CAM for the chosen layer: the first principal component of its activations, for any target.
+    r"""Computes Eigen-CAM for the chosen layer, the first principal component of its activations, for any target.
 
-    The map is the first principal component of the activations: pixels are points in the space of the channels, and
-    each is projected on the direction in which they vary most. In symbols, for that direction v and channels A_k:
+    Pixels are points in the space of the channels, and each pixel is projected on the direction in which the points
+    vary most. In symbols, for that direction v and channels A_k:
 
     .. math::
 
         L = \sum_k v_k(A_k - \mathrm{mean}(A_k))
 
-    It shows what stands out in the layer, whatever the class: the target selects a score, as in all classes here, but
-    the map does not depend on it, and no gradients are taken: it works in ``torch.inference_mode()`` too.
+    The map shows the salient regions of the layer. The target selects a score, as in the other methods, but does not
+    affect the map. No gradients are needed, so the method also works in ``torch.inference_mode()``.
 
-    A principal component has no sign of its own. This one's is such that it correlates with the sum of the channels.
-    The activations are centred, as principal components are defined and as pytorch-grad-cam does it; the formula in the
-    paper leaves that out.
+    The sign of a principal component is arbitrary. Here the component correlates positively with the sum of the
+    channels. The activations are centred, as in the definition of principal components and in pytorch-grad-cam; the
+    formula in the paper omits this.
 
     More details can be found in the paper: https://arxiv.org/abs/2008.00299
 

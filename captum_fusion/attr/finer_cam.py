@@ -14,33 +14,33 @@ from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
 
 @fill_docstring
 class LayerFinerCam(GradientCam):
-    r"""Computes Finer-CAM for the chosen layer: what tells the target from the classes most like it.
+    r"""Computes Finer-CAM for the chosen layer, which distinguishes the target from the most similar classes.
 
-    It is a gradient class activation map, Grad-CAM by default, of the difference between the target's score and the
-    mean score of the classes whose scores are closest to it. In symbols, for the scores y of an example, the target c
-    and the classes d whose scores differ least from its own, it explains:
+    The map is a gradient class activation map, Grad-CAM by default, of a difference: the target's score minus the mean
+    score of the classes with the closest scores. In symbols, for the scores y of an example, the target c and the
+    classes d with the closest scores, it explains:
 
     .. math::
 
         y_c - \gamma \mathrm{mean}_d y_d
 
-    The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, and takes a gamma of 1. Classes are
-    along dimension 1 of the output; of an output with further dimensions, the classes at the target's place are
-    compared. A class at minus infinity is ruled out, so that it is none of them.
+    The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, with a gamma of 1. Dimension 1 of
+    the output holds the classes. If the output has further dimensions, only the classes at the target's position are
+    compared. Classes with a score of minus infinity are excluded.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
     Args:
         {layer_constructor}
-        method (type, optional): The map's class, one of this package's gradient methods such as
+        method (type, optional): The gradient method, a class of this package such as
             ``LayerGradCamPlusPlus`` or ``LayerLayerCam``. Default: None, which means Grad-CAM
-        strength (float, optional): gamma, how much the other classes count, not negative; 0 gives the method itself.
-            Default: 0.6
-        references (int, optional): T, the number of classes to compare with, at least 1; all others where the output
-            has fewer. Default: 3
+        strength (float, optional): gamma, the weight of the other classes, not negative; with 0 the map is that of the
+            method itself. Default: 0.6
+        references (int, optional): T, the number of classes to compare with, at least 1; all other classes if the
+            output has fewer. Default: 3
 
     Raises:
-        TypeError: If the method is not a gradient method of this package that is made from a layer alone.
+        TypeError: If the method is not a gradient method of this package with a map at the layer's resolution.
         ValueError: If strength or references are outside their range.
 
     Examples::
@@ -83,11 +83,11 @@ class LayerFinerCam(GradientCam):
         return self.method(self.forward_func, self.layer).channel_maps(gradients, activations)
 
     def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
-        """The difference between the target's score and those of the classes most like it."""
+        """The difference between the target's score and the mean score of the closest classes."""
         if output.dim() < 2 or output.shape[1] < 2:
             raise ValueError(
                 f"forward_func returned an output of shape {tuple(output.shape)}; expected at least two classes in "
-                "dimension 1, to be told from each other"
+                "dimension 1, to compare"
             )
         targets: Any = target
         if isinstance(targets, Tensor):
@@ -100,8 +100,8 @@ class LayerFinerCam(GradientCam):
             others = others[others != -torch.inf]
             if not others.isfinite().all() or not len(others):
                 raise ValueError(
-                    f"{int(others.isfinite().sum())} classes beside the target of example {example} have a finite "
-                    f"score and {int((~others.isfinite()).sum())} are NaN or infinity; expected one or more, all finite"
+                    f"Of the classes besides the target of example {example}, {int(others.isfinite().sum())} have a "
+                    f"finite score and {int((~others.isfinite()).sum())} have NaN or infinity; expected finite scores"
                 )
             differences.append(finer_scores(classes[chosen, None], others[None], self.strength, self.references))
         return torch.cat(differences)

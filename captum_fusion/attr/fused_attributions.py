@@ -17,10 +17,10 @@ from captum_fusion.functional import MAP_FUSIONS, MapFusion, fuse_maps
 
 @fill_docstring
 class FusedAttributions(Attribution):
-    r"""Fuses the maps of several attributions of one model, such as one class activation map for each of its layers.
+    r"""Fuses the maps of several attributions of one model, such as the class activation maps of several layers.
 
-    Each attribution becomes a map in [0, 1] of the input's size: summed over its channels, negative evidence dropped,
-    interpolated and normalized. In symbols, for these maps m_k, pixel by pixel, one of:
+    Each attribution is summed over its channels, its negative values are set to 0, and the result is interpolated to
+    the input's size and normalized to [0, 1]. In symbols, for these maps m_k, pixel by pixel, one of:
 
     .. math::
 
@@ -28,20 +28,20 @@ class FusedAttributions(Attribution):
         L &= N(\max_k m_k) \\
         L &= N(\prod_k m_k)
 
-    The mean is how pytorch-grad-cam takes several layers together, the maximum, their union, how torchcam fuses them,
-    and the product, Refine-CAM's, keeps what all agree on: sharp early layers refine coarse late ones.
+    The mean is the fusion of layers in pytorch-grad-cam. The maximum, a union, is that of torchcam. The product is that
+    of Refine-CAM: it keeps only regions where all maps are high: sharp early layers refine coarse late ones.
 
-    Like ``captum.attr.GuidedGradCam``, it carries maps to the input: the attribution has the input's shape.
-    ``LayerFusionCam`` takes it as a component.
+    The attribution has the input's shape, as that of ``captum.attr.GuidedGradCam`` does. ``LayerFusionCam`` accepts a
+    ``FusedAttributions`` as a component.
 
     Args:
-        attribution_methods (list[Attribution]): At least one attribution, Captum's or of this package, all of the same
+        attribution_methods (list[Attribution]): At least one attribution of Captum or of this package, all of the same
             model.
-        fusion (str, optional): How maps are fused: "mean", "maximum" or "product". Default: "mean"
+        fusion (str, optional): The fusion of the maps: "mean", "maximum" or "product". Default: "mean"
 
     Raises:
-        ValueError: If there is no attribution, if they explain different models, or if the fusion is unknown.
-        TypeError: If one is not an attribution.
+        ValueError: If the list is empty, if the attributions explain different models, or if the fusion is unknown.
+        TypeError: If an entry is not an attribution.
     """
 
     def __init__(self, attribution_methods: Sequence[Attribution], fusion: MapFusion = "mean") -> None:
@@ -72,14 +72,14 @@ class FusedAttributions(Attribution):
         show_progress: bool = False,
         channel_dim: int = 1,
     ) -> TensorOrTupleOfTensorsGeneric:
-        r"""Computes the attribution of the inputs; every argument reaches the attributions that take it.
+        r"""Computes the attribution of the inputs. Each argument reaches every attribution that takes it.
 
-        Where an attribution gives each input a map of its own, each keeps it.
+        If an attribution has one map per input, each input keeps its own map.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
-                many spatial axes, one to three, as the first floating-point one that has any, (N, C, \*S), are
-                explained.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. The first
+                floating-point input with one to three spatial axes, (N, C, \*S), and all inputs with as many spatial
+                axes are explained.
             {target}
             {additional_forward_args}
             {interpolate_mode}
@@ -93,7 +93,7 @@ class FusedAttributions(Attribution):
             {input_attributions}
 
         Raises:
-            ValueError: If no input has spatial axes, or if an attribution does not have as many of them.
+            ValueError: If no input has spatial axes, or if an attribution has another number of spatial axes.
             RuntimeError: If an attribution needs gradients inside ``torch.inference_mode()``.
 
         Examples::

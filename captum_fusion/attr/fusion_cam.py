@@ -24,7 +24,7 @@ from captum_fusion.functional import combine, contribution, contribution_weights
 class FusionCamStages(NamedTuple):
     r"""The stages of Fusion-CAM: maps of shape (N, 1, \*S) in [0, 1] and contributions of shape (N,).
 
-    Contributions are as measured: negative where the map hurts the class, and 0 where the difference is within
+    A contribution is negative if the map lowers the probability of the class, and 0 if the difference is within
     rounding. In symbols, for a map m:
 
     .. math::
@@ -54,10 +54,10 @@ class FusionCamStages(NamedTuple):
 class LayerFusionCam(MaskedCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 
-    Grad-CAM is sharp but noisy, Score-CAM covers the object but is diffuse. Fusion-CAM denoises the first, adds both
-    up by what each one, used as a mask, contributes to the probability P of the target, and fuses the sum with the
-    region map pixel by pixel according to how far they agree. In symbols, for the component maps G and R at the input's
-    size and the contribution c(m) of a map m:
+    Grad-CAM is sharp but noisy; Score-CAM covers the object but is diffuse. Fusion-CAM takes three steps. It denoises
+    the gradient map. It adds both maps, weighted by their contributions to the probability P of the target as masks. It
+    fuses this union with the region map pixel by pixel, depending on how similar the two are. In symbols, for the
+    component maps G and R at the input's size and the contribution c(m) of a map m:
 
     .. math::
 
@@ -87,25 +87,25 @@ class LayerFusionCam(MaskedCam):
            \mathrm{sim} &= \mathrm{clip}(1 - |A - B|, 0, 1) \\
            F &= \mathrm{sim} \max(A, B) + \frac{(1 - \mathrm{sim}) (A + B)}{2}
 
-    Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
+    The attribution has the input's shape, as that of ``captum.attr.GuidedGradCam`` does.
 
     More details can be found in the paper: https://arxiv.org/abs/2603.05386
 
     Args:
         {layer_constructor}
-        gradient_method (Attribution, optional): The attribution to denoise: any of Captum's or of this package for the
-            same model, or a ``NoiseTunnel`` around one. Attributions with several channels are summed over the
-            channels and negative evidence is dropped; then they are brought to the input's size and normalized.
+        gradient_method (Attribution, optional): The method of the gradient map: any attribution of Captum or of this
+            package for the same model, or a ``NoiseTunnel`` around one. Its attributions are summed over the channels,
+            their negative values are set to 0, and the result is interpolated to the input's size and normalized.
             Default: None, which means ``captum.attr.LayerGradCam(forward_func, layer, device_ids)``
-        region_method (Attribution, optional): The attribution to fuse it with. Its negative evidence is dropped at the
-            input's size, after the interpolation. Default: None, which means
+        region_method (Attribution, optional): The method of the region map. Negative values of its attributions are set
+            to 0 after the interpolation. Default: None, which means
             ``LayerScoreCam(forward_func, layer, device_ids, tolerance=tolerance)``
         {activation}
         {region_tolerance}
 
     Raises:
-        ValueError: If the activation is unknown, if a component explains another model, if the tolerance is no number
-            in [0, 1), or if it is given together with a region method.
+        ValueError: If the activation is unknown, if a component explains another model, if the tolerance is not a
+            number in [0, 1), or if both a tolerance and a region method are passed.
         TypeError: If a component is not an attribution.
     """
 
@@ -128,12 +128,12 @@ class LayerFusionCam(MaskedCam):
 
     @property
     def gradient_method(self) -> Attribution:
-        """The attribution to denoise; by default Grad-CAM of the layer as it is now."""
+        """The method of the gradient map; by default Grad-CAM of the current layer."""
         return self._gradient_method or LayerGradCam(self.forward_func, self.layer, self.device_ids)
 
     @property
     def region_method(self) -> Attribution:
-        """The attribution to fuse it with; by default Score-CAM of the layer as it is now."""
+        """The method of the region map; by default Score-CAM of the current layer."""
         return self._region_method or LayerScoreCam(
             self.forward_func, self.layer, self.device_ids, tolerance=self.tolerance
         )
@@ -164,43 +164,46 @@ class LayerFusionCam(MaskedCam):
         Args:
             {masked_arguments}
             {baselines}
-            percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of the
-                gradient map's values that is dropped. The paper finds 10 to 20 best. Default: 10.0
-            weighting (str, optional): How weights follow from two contributions:
+            percentile (float, optional): theta of the denoising step, in [0, 100): the percentage of the gradient map's
+                values that are set to 0. The paper finds 10 to 20 best. Default: 10.0
+            weighting (str, optional): The function from two contributions to the weights of their maps:
 
-                - "raw": as they are, or 1 each where both are 0; negative ones count as 0. So do the authors' latest
-                  codes, XaiCAM and Xplain-CAM, except that they keep negative ones, which can invert the map
-                - "released": as in the script released with the paper: each divided by their sum plus 1e-8, negative
-                  ones as they are, and step 3 weighs c(C) against the w_R of step 2 rather than against c(R). The
-                  script differs in two points: differences within rounding are not 0 there, and where both
-                  contributions are 0 it gives a map of zeros, where this weighs both maps alike
-                - "normalized": each divided by their sum, or 0.5 each where both are 0; negative ones count as 0. In
-                  none of the authors' codes, and independent of how probable the class is: of an improbable class,
-                  "raw" weights are so small that sim is 1 everywhere and F is a maximum
+                - "raw": the contributions themselves; negative contributions count as 0, and both weights are 1 if both
+                  contributions are 0. The authors' latest implementations, XaiCAM and Xplain-CAM, use the same weights,
+                  except that they keep negative contributions, which can invert the map
+                - "released": the weights of the script released with the paper. Each contribution, with its sign, is
+                  divided by their sum plus 1e-8. Step 3 takes the w_R of step 2 in place of c(R). The script differs in
+                  two points: it does not treat differences within rounding as 0, and it returns zeros if both
+                  contributions are 0, where this class gives both maps the same weight
+                - "normalized": each contribution divided by their sum; negative contributions count as 0, and both
+                  weights are 0.5 if both contributions are 0. No implementation of the authors has these weights. They
+                  do not depend on the probability of the class. For an improbable class, the weights of "raw" are so
+                  small that sim is 1 everywhere and F is a maximum
 
                 Default: "raw"
             {progress_arguments}
-            return_stages (bool, optional): Whether to return the stages as well. Default: False
+            return_stages (bool, optional): Whether to also return the stages. Default: False
             gradient_kwargs (dict, optional): Further arguments of ``gradient_method.attribute``, such as the
                 ``n_steps`` of ``IntegratedGradients`` or the ``nt_samples`` of a ``NoiseTunnel``. The arguments above
                 reach every component that takes them. Default: None
             region_kwargs (dict, optional): Further arguments of ``region_method.attribute``, such as the
                 ``sliding_window_shapes`` of ``Occlusion``. Default: None
-            gradient_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``gradient_method`` for the
-                same inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or one
-                for each. They are fused instead of being computed again. Default: None
-            region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method``, as above;
-                at the input's resolution, interpolated with their negative values. Default: None
+            gradient_attributions (Tensor or tuple[Tensor, ...], optional): Existing attributions of ``gradient_method``
+                for the same inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs
+                or one for each. They are fused and not recomputed. Default: None
+            region_attributions (Tensor or tuple[Tensor, ...], optional): Existing attributions of ``region_method`` in
+                the same form. If you enlarge them yourself, keep their negative values. Default: None
             {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **stages**:
 
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Attributions of the input's shape, float32 or wider,
-              in [0, 1], each channel holding the same map. For a tuple of inputs a tuple, with zeros for an input that
-              is not masked.
-            - **stages** (*FusionCamStages*, returned if return_stages=True): Each map of shape (N, 1, \*S), that of
-              the first masked input where a component gives each input its own, and what each contributes.
+              in [0, 1], with the same map in each channel. For a tuple of inputs a tuple, with zeros for each unmasked
+              input.
+            - **stages** (*FusionCamStages*, returned if return_stages=True): The maps of all stages, of shape
+              (N, 1, \*S), and their contributions. If a component has one map per input, the stages are those of the
+              first masked input.
 
         Raises:
             {layer_errors}

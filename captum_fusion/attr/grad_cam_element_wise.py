@@ -9,10 +9,10 @@ from captum_fusion.functional import element_wise_weights
 
 @fill_docstring
 class LayerGradCamElementWise(GradientCam):
-    r"""Computes element-wise Grad-CAM for the chosen layer: HiResCAM of what raises the score alone.
+    r"""Computes element-wise Grad-CAM for the chosen layer, which is HiResCAM without negative values.
 
-    As HiResCAM, but what lowers the score does not count: not in one channel against what raises it in another. In
-    symbols, for channels A_k and gradients g of the target's score:
+    Like HiResCAM, but negative products of activation and gradient are set to 0 in each channel, before the sum over
+    the channels. In symbols, for channels A_k and gradients g of the target's score:
 
     .. math::
 

@@ -9,11 +9,11 @@ from captum_fusion.functional import grad_cam_plus_plus_weights
 
 @fill_docstring
 class LayerGradCamPlusPlus(GradientCam):
-    r"""Computes Grad-CAM++ for the chosen layer: Grad-CAM that does not fade where a class covers few pixels.
+    r"""Computes Grad-CAM++ for the chosen layer, a Grad-CAM that does not fade for small objects.
 
-    Grad-CAM weights each channel by its mean gradient, which fades where a class covers few pixels. Grad-CAM++ weights
-    the positive gradients pixel by pixel, so that every pixel that supports the class counts alike however many
-    there are. In symbols, for channels A_k, gradients g of the target's score and sums over pixels:
+    Grad-CAM weights each channel by its mean gradient, which is small if a class covers few pixels. Grad-CAM++ weights
+    the positive gradients of each pixel, so that small objects count as much as large ones. In symbols, for channels
+    A_k, gradients g of the target's score and sums over pixels:
 
     .. math::
 
@@ -21,8 +21,8 @@ class LayerGradCamPlusPlus(GradientCam):
         w_k &= \sum(\alpha_k \mathrm{ReLU}(g_k)) \\
         L &= \sum_k w_k A_k
 
-    This is the form of the paper's section 3.3, for the exponential of the score; the square of the gradient
-    cancels, so that small gradients do not vanish. Where the gradient or the divisor is 0, alpha is 0.
+    This is the form of the paper's section 3.3, for the exponential of the score. The square of the gradient is
+    cancelled, so small gradients do not vanish. If the gradient or the divisor is 0, alpha is 0.
 
     More details can be found in the paper: https://arxiv.org/abs/1710.11063
 

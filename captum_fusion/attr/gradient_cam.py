@@ -18,16 +18,19 @@ from captum_fusion.functional import weighted
 
 @fill_docstring
 class GradientCam(LayerAttribution, GradientAttribution):
-    """A class activation map that follows from the layer's gradients and activations.
+    """Base class of class activation maps from the layer's gradients and activations.
 
-    A method overrides ``channel_weights``, or ``channel_maps`` where its channels are more than weighted.
+    A method overrides ``channel_weights``, or ``channel_maps`` if it does more than weight channels.
 
     Args:
         {layer_constructor}
     """
 
     uses_gradients = True
-    """Whether the map follows from gradients; without them, the layer's gradients are an empty tensor."""
+    """Whether the map depends on gradients; if not, the layer's gradients are an empty tensor."""
+
+    uses_hessian = False
+    """Whether ``second_order_gradients`` takes the place of the gradients."""
 
     def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
         super().__init__(forward_func, layer, device_ids)
@@ -40,12 +43,12 @@ class GradientCam(LayerAttribution, GradientAttribution):
             activations (Tensor): The layer's activations, shape (N, C, \*s).
 
         Returns:
-            *Tensor* of shape (N, C), or (N, C, \*s) where each pixel has its own weight.
+            *Tensor* of shape (N, C), or (N, C, \*s) if each pixel has its own weight.
         """
         raise NotImplementedError
 
     def channel_maps(self, gradients: Tensor, activations: Tensor) -> Tensor:
-        r"""Computes what each channel adds to the map, by default the channel by its weight.
+        r"""Computes the share of each channel in the map, by default the channel times its weight.
 
         Args:
             gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
@@ -56,8 +59,20 @@ class GradientCam(LayerAttribution, GradientAttribution):
         """
         return weighted(activations, self.channel_weights(gradients, activations))
 
+    def second_order_gradients(self, gradients: Tensor, hessian_products: Tensor) -> Tensor:
+        r"""Computes what the channels' weights take as their gradients, if ``uses_hessian``.
+
+        Args:
+            gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
+            hessian_products (Tensor): The Hessian of that score times the activations, shape (N, C, \*s).
+
+        Returns:
+            *Tensor* of shape (N, C, \*s).
+        """
+        raise NotImplementedError
+
     def explained_scores(self, output: Tensor, target: TargetType) -> Tensor:
-        """Selects the scores whose gradients are taken, by default the target's.
+        """Selects the scores to differentiate, by default those of the target.
 
         Args:
             output (Tensor): The output of ``forward_func``.
@@ -81,7 +96,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
     ) -> Tensor:
         r"""Computes the attribution of the layer.
 
-        As ``captum.attr.LayerGradCam``'s, the attribution keeps its graph, so that it can be differentiated.
+        The attribution keeps its graph, as that of ``captum.attr.LayerGradCam`` does, so it can be differentiated.
 
         Args:
             {layer_arguments}
@@ -102,6 +117,15 @@ class GradientCam(LayerAttribution, GradientAttribution):
             return self.explained_scores(output, call.targets)
 
         gradients_of = explained if self.uses_gradients else None
-        with forward_pass(call, gradients_of=gradients_of, grad_kwargs=grad_kwargs, with_graph=True) as unmasked:
-            channels = self.channel_maps(unmasked.layer_gradients, unmasked.layer_value)
+        with forward_pass(
+            call,
+            gradients_of=gradients_of,
+            grad_kwargs=grad_kwargs,
+            with_graph=True,
+            with_hessian=self.uses_hessian,
+        ) as unmasked:
+            gradients = unmasked.layer_gradients
+            if self.uses_hessian:
+                gradients = self.second_order_gradients(gradients, unmasked.hessian_products)
+            channels = self.channel_maps(gradients, unmasked.layer_value)
         return layer_attributions(channels, attr_dim_summation, relu_attributions)

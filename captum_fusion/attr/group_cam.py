@@ -26,9 +26,9 @@ class LayerGroupCam(MaskedCam):
     r"""Computes Group-CAM, which scores groups of the chosen layer's channels as masks.
 
     The channels, weighted by their mean gradients as in Grad-CAM, are summed within groups of consecutive channels.
-    Each group's map masks the input, whose other parts are blurred; the probability that it adds to that of the
-    blurred input tells what the group is worth. In symbols, for channels A_k, gradients g, the blurred input b, the
-    probability P of the target and groups j:
+    Each group's map masks the input; the masked parts are blurred. The weight of the group is the gain in probability
+    over the blurred input. In symbols, for channels A_k, gradients g, the blurred input b, the probability P of the
+    target and groups j:
 
     .. math::
 
@@ -36,17 +36,16 @@ class LayerGroupCam(MaskedCam):
         s_j &= \mathrm{ReLU}(P(M_j x + (1 - M_j) b) - P(b)) \\
         L &= \sum_j s_j M_j
 
-    Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
-    The paper also denoises the groups' maps; this follows the comparison in the Fusion-CAM paper, which does not. The
-    blur is that of the code released with Group-CAM, a kernel of 51 pixels with a sigma of 50, not the comparison's,
-    whose sigma is 25.
+    The attribution has the input's shape, as that of ``captum.attr.GuidedGradCam`` does. The paper also denoises the
+    groups' maps; this class follows the comparison in the Fusion-CAM paper, which does not. The blur is that of the
+    code released with Group-CAM, a kernel of 51 pixels with a sigma of 50; the comparison has a sigma of 25.
 
     More details can be found in the paper: https://arxiv.org/abs/2103.13859
 
     Args:
         {layer_constructor}
-        groups (int, optional): The number of groups, from 1 to the layer's number of channels. Where the channels
-            cannot be divided evenly, the first groups have one more. Default: None, which means 32, or the number of
+        groups (int, optional): The number of groups, from 1 to the layer's number of channels. If the channels cannot
+            be divided evenly, the first groups have one channel more. Default: None, which means 32, or the number of
             channels if that is smaller
         {activation}
 
@@ -86,7 +85,7 @@ class LayerGroupCam(MaskedCam):
 
         Args:
             {masked_arguments}
-            baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a
+            baselines (Tensor, number, or tuple, optional): The values that replace masked-out values: a number, a
                 tensor of the input's shape or with one example, or for a tuple of inputs a tuple of these.
                 Default: None, which means the input blurred by a Gaussian of 51 pixels with a standard deviation of 50
             {progress_arguments}

@@ -8,11 +8,10 @@ from captum_fusion.attr.gradient_cam import GradientCam
 
 @fill_docstring
 class LayerHiResCam(GradientCam):
-    r"""Computes HiResCAM for the chosen layer: each pixel is weighted by its own gradient.
+    r"""Computes HiResCAM for the chosen layer, which weights each pixel by its own gradient.
 
-    Each pixel of a channel is weighted by its own gradient, so that the map shows where the activations raise the
-    score; Grad-CAM's mean over the pixels can move that elsewhere. In symbols, for channels A_k and gradients g of the
-    target's score:
+    The map shows where the activations raise the score. Grad-CAM averages the gradient over the pixels, so its map can
+    be high elsewhere. In symbols, for channels A_k and gradients g of the target's score:
 
     .. math::
 

@@ -12,10 +12,10 @@ from captum_fusion.functional import integration_masks
 
 @fill_docstring
 class LayerISCam(LayerScoreCam):
-    r"""Computes IS-CAM for the chosen layer: Score-CAM averaged over parts of each mask.
+    r"""Computes IS-CAM for the chosen layer, a Score-CAM averaged over fractions of each mask.
 
-    As Score-CAM, but each channel is scored by the mean over n equal steps from nothing to its whole mask. In symbols,
-    for channels A_k, baseline b and the steps i from 1 to n:
+    Like Score-CAM, but the score of each channel is the mean over n fractions of its mask, from 1/n to the whole mask.
+    In symbols, for channels A_k, baseline b and the steps i from 1 to n:
 
     .. math::
 
@@ -24,8 +24,8 @@ class LayerISCam(LayerScoreCam):
         w &= \mathrm{softmax}(s) \\
         L &= \sum_k w_k A_k
 
-    It takes n times as many forward passes as Score-CAM, in the same memory. The steps are those of the integral that
-    the paper means; torchcam adds them up instead, so that its masks grow to (n + 1) / 2 times the input.
+    IS-CAM takes n times as many forward passes as Score-CAM, in the same memory. The steps follow the integral in the
+    paper. torchcam adds up the steps instead, and its masks grow to (n + 1) / 2 times the input.
 
     More details can be found in the paper: https://arxiv.org/abs/2010.03023
 
@@ -35,7 +35,7 @@ class LayerISCam(LayerScoreCam):
         {tolerance}
 
     Raises:
-        ValueError: If samples is below 1, or if the tolerance is no number in [0, 1).
+        ValueError: If samples is below 1, or if the tolerance is not a number in [0, 1).
 
     Examples::
 

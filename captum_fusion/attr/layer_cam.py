@@ -9,11 +9,10 @@ from captum_fusion.functional import layer_cam_weights
 
 @fill_docstring
 class LayerLayerCam(GradientCam):
-    r"""Computes Layer-CAM for the chosen layer: each pixel is weighted by its own gradient where that is positive.
+    r"""Computes Layer-CAM for the chosen layer, which weights each pixel by its own positive gradient.
 
-    Each pixel of a channel is weighted by its own gradient where that is positive, so that the map stays sharp in early
-    layers, too, where a mean over all pixels says little. In symbols, for channels A_k and gradients g of the target's
-    score:
+    The map stays sharp in early layers, where the mean gradient over all pixels says little. In symbols, for channels
+    A_k and gradients g of the target's score:
 
     .. math::
 

@@ -10,7 +10,7 @@ from captum_fusion.arguments import Activation, check_activation
 
 @fill_docstring
 class MaskedCam(LayerAttribution):
-    """A class activation map of the input's shape, for which masked inputs are compared by their probabilities.
+    """Base class of class activation maps of the input's shape that compare the probabilities of masked inputs.
 
     Args:
         {layer_constructor}

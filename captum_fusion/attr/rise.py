@@ -22,18 +22,18 @@ _SUMMED = 64
 
 @fill_docstring
 class Rise(PerturbationAttribution):
-    r"""Computes RISE, which scores the input under random masks.
+    r"""Computes RISE, which averages random masks, weighted by the probability of the masked input.
 
-    No layer and no gradients are needed: each pixel is worth the mean score of the masks that keep it. A mask is a
-    small grid of zeros and ones, enlarged smoothly and shifted at random. In symbols, for n masks M_i that keep a cell
-    with the probability p, the probability P of the target and the baseline b:
+    The value of a pixel is the mean probability over the masks that keep it. A mask is a small grid of zeros and ones,
+    enlarged smoothly and shifted at random. No layer and no gradients are needed. In symbols, for n masks M_i that keep
+    a cell with the probability p, the probability P of the target and the baseline b:
 
     .. math::
 
         L = \frac{\sum_i P(M_i x + (1 - M_i) b) M_i}{p n}
 
-    All examples see the same masks, which follow from the seed alone, so that an example has the same attribution in
-    any batch. The attribution has the input's shape, each channel holding the same map.
+    All examples have the same masks, which depend only on the seed, so an example has the same attribution in any
+    batch. The attribution has the input's shape, with the same map in each channel.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
@@ -41,11 +41,10 @@ class Rise(PerturbationAttribution):
         {forward_func}
         samples (int, optional): n, the number of masks, at least 1. The paper takes 4000 for VGG16 and 8000 for
             ResNet50. Default: 4000
-        grid (int, optional): The number of cells along each axis, at least 1; along a shorter axis, its length.
-            Default: 7
-        probability (float, optional): p, the share of the cells that are kept, in (0, 1). Default: 0.5
-        seed (int, optional): What the masks follow from; torch's own random state is neither used nor changed.
-            Default: 0
+        grid (int, optional): The number of cells along each axis, at least 1; an axis with fewer pixels has one cell
+            per pixel. Default: 7
+        probability (float, optional): p, the probability that a mask keeps a cell, in (0, 1). Default: 0.5
+        seed (int, optional): The seed of the masks; torch's global random state is neither used nor changed. Default: 0
         {activation}
 
     Raises:
@@ -87,9 +86,9 @@ class Rise(PerturbationAttribution):
         r"""Computes the attribution of the inputs.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. Those with as
-                many spatial axes, one to three, as the first floating-point one that has any, (N, C, \*S), are masked
-                along these axes; the others pass through.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs of ``forward_func``, examples in dimension 0. The first
+                floating-point input with one to three spatial axes, (N, C, \*S), and all inputs with as many spatial
+                axes are masked; the others stay unmasked.
             {baselines}
             {target}
             {additional_forward_args}

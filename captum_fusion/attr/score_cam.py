@@ -19,11 +19,11 @@ from captum_fusion.functional import normalize, weighted
 
 @fill_docstring
 class LayerScoreCam(LayerAttribution, PerturbationAttribution):
-    r"""Computes Score-CAM for the chosen layer: a channel is worth the score that it leaves as a mask.
+    r"""Computes Score-CAM for the chosen layer, which weights each channel by the score of the input masked by it.
 
-    Each channel of the layer, upsampled to the input and then normalized to [0, 1], masks the input; the score of the
-    target for that masked input tells what the channel is worth. The attribution is the sum of the channels, weighted
-    by the softmax of their scores. No gradients are needed.
+    Each channel of the layer, upsampled to the input's size and then normalized to [0, 1], masks the input. The
+    attribution is the sum of the channels, weighted by the softmax of the target's scores for these masked inputs. No
+    gradients are needed.
 
     In symbols, for channels A_k and baseline b:
 
@@ -34,10 +34,10 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         w &= \mathrm{softmax}(s) \\
         L &= \sum_k w_k A_k
 
-    The score is the raw output of ``forward_func``, a logit if the model returns logits, as in the paper. A channel
-    that is constant for an example masks everything; all such channels share one forward pass, which is exact. So do
-    consecutive examples that differ in their targets only share theirs: several classes of one image, given as
-    ``image.expand(5, -1, -1, -1)`` with five targets, take the masked passes of one.
+    The score is the raw output of ``forward_func``, a logit if the model returns logits, as in the paper. Two kinds of
+    passes are shared, which changes no value. All channels that are constant for an example mask everything and share
+    one forward pass. Consecutive examples that differ only in their targets share their masked passes: five classes of
+    one image, passed as ``image.expand(5, -1, -1, -1)`` with five targets, take the masked passes of one class.
 
     More details can be found in the paper: https://arxiv.org/abs/1910.01279
 
@@ -46,7 +46,7 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         {tolerance}
 
     Raises:
-        ValueError: If the tolerance is no number in [0, 1).
+        ValueError: If the tolerance is not a number in [0, 1).
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
         self.tolerance = tolerance
 
     samples = 0
-    """The number of versions of each mask whose scores are averaged, see ``sampled_masks``; 0 for the mask itself."""
+    """The number of versions of each mask over which scores are averaged, see ``sampled_masks``; 0 for no versions."""
 
     def sampled_masks(self, masks: Tensor, samples: Tensor) -> Tensor:
         r"""Computes one version of each mask.
 
         Args:
             masks (Tensor): Shape (rows, 1, \*S), in [0, 1].
-            samples (Tensor): Which version, from 0 to samples - 1, shape (rows,).
+            samples (Tensor): The index of the version, from 0 to samples - 1, shape (rows,).
 
         Returns:
             *Tensor* of shape (rows, 1, \*S).
@@ -98,17 +98,16 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
             {masked_layer_arguments}
             {baselines}
             {progress_arguments}
-            return_error_estimate (bool, optional): Whether to return the estimates of the errors as well.
-                Default: False
+            return_error_estimate (bool, optional): Whether to also return the error estimates. Default: False
             {channel_dim}
 
         Returns:
             **attributions** or 2-element tuple of **attributions**, **error estimates**:
 
             - **attributions** (*Tensor*): Attributions of shape (N, 1, \*s), or (N, C, \*s) without the sum over the
-              channels, float32 or wider. Use ``LayerAttribution.interpolate`` to bring them to the input's size.
-            - **error estimates** (*Tensor*, returned if return_error_estimate=True): How far each example's final map
-              (ReLU, then min-max) may be from the exact one, (N,); 0 where every channel was scored.
+              channels, float32 or wider. Use ``LayerAttribution.interpolate`` to enlarge them to the input's size.
+            - **error estimates** (*Tensor*, returned if return_error_estimate=True): The estimated largest error of
+              each example's final map (after ReLU and min-max normalization), (N,); 0 if every channel was scored.
 
         Raises:
             {layer_errors}

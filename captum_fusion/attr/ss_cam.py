@@ -12,10 +12,10 @@ from captum_fusion.attr.score_cam import LayerScoreCam
 
 @fill_docstring
 class LayerSSCam(LayerScoreCam):
-    r"""Computes SS-CAM for the chosen layer: Score-CAM averaged over noisy copies of each mask.
+    r"""Computes SS-CAM for the chosen layer, a Score-CAM averaged over noisy copies of each mask.
 
-    As Score-CAM, but each channel is scored by the mean over n noisy copies of its mask. In symbols, for channels A_k,
-    baseline b and n noises d_i of the input's size, normal with a standard deviation of ``stdev``:
+    Like Score-CAM, but the score of each channel is the mean over n noisy copies of its mask. In symbols, for channels
+    A_k, baseline b and n normal noises d_i of the input's size with a standard deviation of ``stdev``:
 
     .. math::
 
@@ -24,22 +24,21 @@ class LayerSSCam(LayerScoreCam):
         w &= \mathrm{softmax}(s) \\
         L &= \sum_k w_k A_k
 
-    It takes n times as many forward passes as Score-CAM, in the same memory. All channels and examples see the same n
-    noises, which follow from the seed alone: channels differ by their masks and not by chance, and an example has the
-    same map in any batch.
+    SS-CAM takes n times as many forward passes as Score-CAM, in the same memory. All channels and examples have the
+    same n noises, which depend only on the seed: channels differ by their masks and not by chance, and an example has
+    the same map in any batch.
 
     More details can be found in the paper: https://arxiv.org/abs/2006.14255
 
     Args:
         {layer_constructor}
         samples (int, optional): n, the number of noises, at least 1. Default: 35
-        stdev (float, optional): The standard deviation of the noise, not negative. Default: 2.0, the paper's
-        seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
-            Default: 0
+        stdev (float, optional): The standard deviation of the noise, not negative. Default: 2.0, as in the paper
+        seed (int, optional): The seed of the noise; torch's global random state is neither used nor changed. Default: 0
         {tolerance}
 
     Raises:
-        ValueError: If samples is below 1, if stdev is negative, or if the tolerance is no number in [0, 1).
+        ValueError: If samples is below 1, if stdev is negative, or if the tolerance is not a number in [0, 1).
 
     Examples::
 

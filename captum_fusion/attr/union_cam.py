@@ -40,7 +40,7 @@ class LayerUnionCam(MaskedCam):
            W_k &= \mathrm{ReLU}(g_k) \text{ if } g_k \ge \tau_k \text{ else } 0 \\
            D &= N\left(U\left(\sum_k\left(\frac{W_k}{\sum(W_k)}\right) A_k\right)\right)
 
-    2. Union, where negative contributions count as 0, and both as 1 where none is positive:
+    2. Union, with negative contributions set to 0, and both set to 1 if none is positive:
 
        .. math::
 
@@ -52,25 +52,25 @@ class LayerUnionCam(MaskedCam):
 
            L = C \text{ if } c(C) > c(R) \text{ else } R
 
-    Where Score-CAM is negative everywhere, R is zero, and so is c(R): the attribution is then D if D raises the
-    probability of the baseline, and zero, with a warning, if it does not.
+    If Score-CAM is negative everywhere, R and c(R) are zero. The attribution is then D if D raises the probability of
+    the baseline; otherwise it is zero, with a warning.
 
-    Like ``captum.attr.GuidedGradCam``, it carries a layer's map to the input: the attribution has the input's shape.
-    The equations are those of the comparison in the Fusion-CAM paper (https://arxiv.org/abs/2603.05386). The code
-    released with it takes negative contributions as they are and adds 1e-8 to the divisors of N.
+    The attribution has the input's shape, as that of ``captum.attr.GuidedGradCam`` does. The equations are those of the
+    comparison in the Fusion-CAM paper (https://arxiv.org/abs/2603.05386). The code released with that paper keeps
+    negative contributions and adds 1e-8 to the divisors of N.
 
     More details can be found in the paper: https://doi.org/10.3389/fnbot.2024.1490198
 
     Args:
         {layer_constructor}
-        region_method (Attribution, optional): The attribution R to unite, as in ``LayerFusionCam``. Default: None,
+        region_method (Attribution, optional): The method of the region map R, as in ``LayerFusionCam``. Default: None,
             which means ``LayerScoreCam(forward_func, layer, device_ids, tolerance=tolerance)``
         {activation}
         {region_tolerance}
 
     Raises:
-        ValueError: If the activation is unknown, if the region method explains another model, if the tolerance is no
-            number in [0, 1), or if it is given together with a region method.
+        ValueError: If the activation is unknown, if the region method explains another model, if the tolerance is not a
+            number in [0, 1), or if both a tolerance and a region method are passed.
         TypeError: If the region method is not an attribution.
     """
 
@@ -91,7 +91,7 @@ class LayerUnionCam(MaskedCam):
 
     @property
     def region_method(self) -> Attribution:
-        """The attribution R; by default Score-CAM of the layer as it is now."""
+        """The method of the region map R; by default Score-CAM of the current layer."""
         return self._region_method or LayerScoreCam(
             self.forward_func, self.layer, self.device_ids, tolerance=self.tolerance
         )
@@ -117,12 +117,12 @@ class LayerUnionCam(MaskedCam):
         Args:
             {masked_arguments}
             {baselines}
-            percentile (float, optional): theta of the denoising step, in percent, in [0, 100): the share of each
-                channel's gradients that is dropped. Default: 10.0
+            percentile (float, optional): theta of the denoising step, in [0, 100): the percentage of each channel's
+                gradients that are set to 0. Default: 10.0
             {progress_arguments}
-            region_attributions (Tensor or tuple[Tensor, ...], optional): Attributions of ``region_method`` for the same
-                inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or one for
-                each. They are united instead of being computed again. Default: None
+            region_attributions (Tensor or tuple[Tensor, ...], optional): Existing attributions of ``region_method`` for
+                the same inputs and target, (N, C, \*s) at the input's or the layer's resolution, one for all inputs or
+                one for each. They are used and not recomputed. Default: None
             {channel_dim}
 
         Returns:
@@ -165,7 +165,7 @@ class LayerUnionCam(MaskedCam):
         if empty:
             warn(
                 f"Union-CAM is zero for {empty} of {call.examples} examples: Score-CAM has no positive value there, "
-                "and the denoised gradient map does not raise the class probability. Another layer, such as one after "
-                "a ReLU, may tell more."
+                "and the denoised gradient map does not raise the class probability. Try another layer, such as one "
+                "after a ReLU."
             )
         return cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(union))

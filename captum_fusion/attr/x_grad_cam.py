@@ -9,9 +9,9 @@ from captum_fusion.functional import x_grad_cam_weights
 
 @fill_docstring
 class LayerXGradCam(GradientCam):
-    r"""Computes XGrad-CAM for the chosen layer: gradients count as much as their pixels are active.
+    r"""Computes XGrad-CAM for the chosen layer, which averages gradients weighted by the activations.
 
-    The weight of a channel is its gradient averaged over the pixels, each counting as much as it is active there. In
+    The weight of a channel is the mean of its gradient over the pixels, weighted by the channel's activations. In
     symbols, for channels A_k, gradients g of the target's score and sums over pixels:
 
     .. math::

@@ -166,7 +166,7 @@ def crop_seen(file: Path, frame: Sequence[float]) -> tuple[np.ndarray, str]:
     try:
         image = open_photograph(file).image
     except (OSError, ValueError):
-        return np.full((_SIDE, _SIDE, 3), 0.5), "picture missing"
+        return np.full((_SIDE, _SIDE, 3), 0.5), "image missing"
     width, height = image.size
     box = (max(frame[0], 0), max(frame[1], 0), min(frame[2], width), min(frame[3], height))
     return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box)) / 255, ""

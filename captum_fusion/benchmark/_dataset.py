@@ -151,24 +151,24 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
             break
     else:
         raise ValueError(
-            f"its annotation is of a picture of {annotated[0]} x {annotated[1]} pixels, and it has {stored[0]} x "
-            f"{stored[1]}; expected the same size or a scaled copy"
+            f"its annotation is for an image of {annotated[0]} x {annotated[1]} pixels, but the image has {stored[0]} "
+            f"x {stored[1]}; expected the same size or a scaled copy"
         )
     for instance in picture.instances or ():
         reach = instance.box[2:]
         if any(end > side + _ROUNDED for end, side in zip(reach, annotated, strict=True)):
             raise ValueError(
                 f"its annotation has a box that reaches to {reach[0]:g}, {reach[1]:g} in {annotated[0]} x "
-                f"{annotated[1]} pixels; expected boxes inside the picture"
+                f"{annotated[1]} pixels; expected boxes inside the image"
             )
         if instance.outline and instance.outline.runs and instance.outline.size != annotated[::-1]:
             raise ValueError(
                 f"its annotation has run lengths of {instance.outline.size[::-1]} pixels; expected {annotated}, the "
-                "size of the picture"
+                "size of the image"
             )
     matrix = np.array(_TURNS.get(turn, ((1, 0), (0, 1))), dtype=float)
     notes = ["boxes and outlines are turned by the EXIF orientation"] if turn != 1 else []
-    notes += ["boxes and outlines are scaled to the picture"] if sorted(annotated) != sorted(stored) else []
+    notes += ["boxes and outlines are scaled to the image"] if sorted(annotated) != sorted(stored) else []
     start, scale = np.array(frame[:2]), size / (np.array(frame[2:]) - frame[:2])
     offset = ((matrix.sum(axis=1) < 0) * upright - start) * scale
     matrix = (scale * upright)[:, None] * matrix / annotated

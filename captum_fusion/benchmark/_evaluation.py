@@ -166,7 +166,7 @@ class Evaluator:
                 if abs((old or 0) - (new or 0)) > _TOLERANCE:  # type: ignore[operator]
                     raise ValueError(
                         f"The code of {plan.classifier.name} has changed: {name} of {key.image} by {key.method} was "
-                        f"{old} and is {new}; expected the same, or another output folder"
+                        f"{old} and is {new} now; expected the same value, or another output folder"
                     )
             return
 

@@ -143,7 +143,7 @@ def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | s
     except Exception as error:
         # Without the file's name, so that equal reasons are counted together.
         text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
-        return f"The picture cannot be read: {text.replace(str(picture.file), picture.file.name)}"
+        return f"The image cannot be read: {text.replace(str(picture.file), picture.file.name)}"
     notes = [photograph.note, placement.note if placement else ""]
     return PreprocessedImage(pixels, frame, "; ".join(filter(None, notes)), placement)
 
@@ -214,8 +214,8 @@ def _labelled(
         picture = item.picture
         if not picture.labels and picture.instances is None:
             raise ValueError(
-                f"{picture.name} has no label; expected a folder for each class and no picture beside these, a "
-                "labels file, or a dataset with labels"
+                f"{picture.name} has no label; expected a folder for each class and no image outside these, a labels "
+                "file, or a dataset with labels"
             )
         named = [classes_of[label] for label in picture.labels if classes_of[label]]
         if not named:
@@ -226,9 +226,9 @@ def _labelled(
             labelled += [replace(item, requested="|".join(map(str, indices)), classes=indices) for indices in named]
     if not unnamed:
         return labelled, []
-    note = f"{len(unnamed)} of {len(items)} pictures, such as {unnamed[0]}, show nothing that a class names"
+    note = f"{len(unnamed)} of {len(items)} images, such as {unnamed[0]}, show no object of the model's classes"
     if not labelled:
-        raise ValueError(f"{note}; expected pictures of what the model classifies")
+        raise ValueError(f"{note}; expected images of the model's classes")
     return labelled, [f"{note}; they are left out."]
 
 
@@ -258,7 +258,7 @@ def provenance(settings: Settings, plan: Plan, item: WorkItem, method: Method) -
 _CHANGED = {
     "weights_hash": "The weights {weights} of {model} have",
     "model_hash": "The preprocessing or the category names of {model} have",
-    "image_hash": "The picture {image} has",
+    "image_hash": "The image {image} has",
     "objects_hash": "The boxes or outlines of {image} have",
 }
 
@@ -274,7 +274,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
     by_subject = {plan.subject: plan for plan in plans}
     if len(by_subject) < len(plans):
         name, weights, layer = Counter(plan.subject for plan in plans).most_common(1)[0][0]
-        raise ValueError(f"The model {name} with layer {layer} and weights {weights} is given twice")
+        raise ValueError(f"The model {name} with layer {layer} and weights {weights} is listed twice; remove one")
     requested = {(*plan.subject, item.picture.name, item.requested) for plan in plans for item in plan.items}
     by_image = {item.picture.name: item for plan in plans for item in plan.items}
     methods = {method.name: method for method in settings.parsed_methods()}
@@ -299,7 +299,7 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
                 subject = _CHANGED[field].format(**key._asdict())
                 raise ValueError(f"{subject} changed since {folder} was written; {other}")
             name = field.removesuffix("_kind")
-            raise ValueError(f"{folder} holds records made with {name} = {recorded!r}, not {value!r}; {other}")
+            raise ValueError(f"{folder} holds records with {name} = {recorded!r}, not {value!r}; {other}")
         if plan and key.item not in requested:
             raise ValueError(
                 f"The labels have changed: {folder} holds records of {key.image} with the label {key.requested}; "
@@ -307,6 +307,6 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
             )
     if left_out:
         raise ValueError(
-            f"{folder} holds records of {len(left_out)} pictures that this run leaves out, such as {left_out[0]}; "
-            "expected images, limit and seed that include these, or another output folder"
+            f"{folder} holds records of {len(left_out)} images that this run leaves out, such as {left_out[0]}; "
+            "choose images, limit and seed that include them, or another output folder"
         )

@@ -81,7 +81,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def line(self) -> str:
         """The pictures that are done, the pace of this run, and the time that remains at this pace."""
-        line = f"{self.total - len(self.pending)} of {self.total} pictures"
+        line = f"{self.total - len(self.pending)} of {self.total} images"
         finished, seconds = self.before - len(self.pending), self.clock() - self.start
         if not finished or seconds <= 0:
             return line
@@ -90,7 +90,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def table(self) -> Group:
         """The bar and the means so far."""
-        table = Table("method", *(f"{measure.short} {measure.arrow}" for measure in self.measures.values()), "pictures")
+        table = Table("method", *(f"{measure.short} {measure.arrow}" for measure in self.measures.values()), "images")
         for method, values in self.values.items():
             cells = [
                 f"{sum(numbers) / len(numbers):.3g} ± {sem(numbers):.2g}" if len(numbers) > 1 else ""

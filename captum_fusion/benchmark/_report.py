@@ -23,25 +23,28 @@ FILES = ("run.json", "summary.csv", "summary.md", "pairs.csv", "measures.png", "
 _MARKS = {"best": "**{}**", "equal": "{} ≈", "untested": "{} ?", "worse": "{}"}
 _REASONS = 10
 _LEGEND = (
-    "Means with their standard errors, and the number of explanations where it is another one; average drop and "
-    "increase and the pointing games in percent. Bold is the best mean; ≈ marks those that are not significantly worse "
-    f"(Wilcoxon's signed-rank test of the paired values, adjusted by Benjamini and Yekutieli, {SIGNIFICANT:g}, in the "
-    "direction of the mean); ? marks those that have no picture in common with it. Seconds are those of an explanation."
+    "Cells are means with standard errors; n is the number of explanations if it differs from the column explanations. "
+    "Average drop, average increase and the pointing games are in percent. Bold is the best mean. ≈ marks means that "
+    "are not significantly worse (Wilcoxon's signed-rank test of the paired values, adjusted by Benjamini and "
+    f"Yekutieli, {SIGNIFICANT:g}, in the direction of the mean). ? marks methods that have no image in common with the "
+    "best one. Seconds are per explanation."
 )
 
 
 def report(folder: str | Path) -> pd.DataFrame:
     """Writes the tables and charts of a benchmark from its records.
 
-    - summary.csv: for each model and method the means with their standard errors and numbers of explanations; the
-      measured seconds last
-    - summary.md: the same, with the best value of each measure, those that are not significantly worse, and the errors
-    - pairs.csv: the paired test of each two methods: Wilcoxon's signed-rank test (exact up to 50 pictures), adjusted
-      for the number of pairs by Benjamini and Yekutieli; the mean difference with its 95 % interval by Student's t; the
-      matched-pairs rank-biserial correlation as the effect size: 1 where the first method's value is the higher one for
-      every picture, -1 where the second one's is; and the significantly better method, if any
-    - measures.png: the difference of each method from the best one, over the pictures that both explained
-    - curves.png: the same along the insertion and deletion curves
+    - summary.csv: for each model and method, the means with their standard errors and numbers of explanations, and the
+      measured seconds
+    - summary.md: the same tables, with marks for the best value of each measure and for values that are not
+      significantly worse; then notes, such as the images that are left out, and the errors
+    - pairs.csv: a paired test of each two methods. It has the mean difference with its 95 % interval by Student's t
+      (interval_low, interval_high), and the p value of Wilcoxon's signed-rank test (exact up to 50 images), also
+      adjusted for the number of pairs by Benjamini and Yekutieli. The effect size is the matched-pairs rank-biserial
+      correlation: 1 if the first method's value is higher for every image, -1 if the second method's value is. The
+      column better names the significantly better method, if any
+    - measures.png: the difference of each method from the best method, over the images that both explained
+    - curves.png: the same differences along the insertion and deletion curves
     - explanations.png: the most and least faithful explanations
 
     Args:
@@ -252,14 +255,14 @@ def _notes(records: pd.DataFrame) -> list[str]:
         ]
         if any(other != pictures[0] for other in pictures):
             notes.append(
-                f"{subject}: the means are not over the same pictures, since not all methods explained the same ones; "
-                "the tests take those that two have in common."
+                f"{subject}: the means are not over the same images, because not all methods explained the same "
+                "images; each paired test uses the images that both methods explained."
             )
     for name, measure in MEASURES.items():
         if measure.needs and measure.column in explained and explained[measure.column].isna().all():
-            notes.append(f"{name.replace('_', ' ')} has no value: no picture shows an object of the explained class.")
+            notes.append(f"{name.replace('_', ' ')} has no value: no image shows an object of the explained class.")
     for note, count in Counter(records.drop_duplicates("image")["note"].dropna()).items():
-        notes.append(f"{count} picture{'s' if count > 1 else ''}: {note}.")
+        notes.append(f"{count} image{'s' if count > 1 else ''}: {note}.")
     return notes
 
 

@@ -26,30 +26,30 @@ from captum_fusion.benchmark._sources import find_pictures
 
 
 class NothingExplainedError(RuntimeError):
-    """No explanation could be computed; the records and the report hold the reasons."""
+    """Raised if no explanation could be computed; the records and the report hold the reasons."""
 
 
 def run(settings: Settings, show_progress: bool = False) -> Path:
-    """Explains pictures with many methods, evaluates each explanation, and writes a report.
+    """Explains images with many methods, evaluates each explanation, and writes a report.
 
-    Each explanation is appended to the output folder as one record. Another run with the same folder computes what is
-    missing: it resumes an interrupted run, tries again what failed, and adds pictures, models, methods, percentiles or
-    metrics. What would change the meaning of existing records is refused. Under torchrun, the processes share the
-    pictures, and rank 0 writes the report.
+    Each explanation is one record in the output folder. Another run with the same folder computes only missing records:
+    it resumes an interrupted run, retries failures, and adds images, models, methods, percentiles or metrics. Settings
+    that would change the meaning of existing records are refused. Under torchrun, the processes share the images, and
+    rank 0 writes the report.
 
     Args:
-        settings (Settings): The pictures, models, methods, metrics and the output folder.
+        settings (Settings): The images, models, methods, metrics and the output folder.
         show_progress (bool, optional): Whether to show the progress on standard error, and the tables at the end.
             Default: False
 
     Returns:
-        *Path* of the output folder: records of each explanation, summary.csv, summary.md, pairs.csv, measures.png,
-        curves.png, explanations.png and run.json with the settings and versions. See ``report``.
+        *Path* of the output folder. It holds the records, summary.csv, summary.md, pairs.csv, measures.png, curves.png,
+        explanations.png, and run.json with the settings and versions. See ``report``.
 
     Raises:
-        ValueError: If a name is unknown, if there are no pictures or required labels, if the output folder holds
-            records made in another way, or if another run writes to it.
-        OSError: If a record cannot be written; all earlier ones are kept.
+        ValueError: If a name is unknown, if there are no images or required labels, if the output folder holds records
+            with other settings, or if another run writes to it.
+        OSError: If a record cannot be written; all earlier records are kept.
         NothingExplainedError: If nothing could be explained.
 
     Examples::
@@ -136,7 +136,7 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
-            raise ValueError(f"{folder / name} is a folder; the report is to be written there")
+            raise ValueError(f"{folder / name} is a folder, but the report writes a file of this name; remove it")
     stack.enter_context(locked(folder))
     repair(folder)
     cache = Hashes(folder)

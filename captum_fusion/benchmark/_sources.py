@@ -48,25 +48,25 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
         source = _folder(Path(images), labels, output)
     if not source.pictures:
         left_out = f". {' '.join(source.notes)}" if source.notes else ""
-        raise ValueError(f"{images} holds no picture; expected files ending in {', '.join(EXTENSIONS)}{left_out}")
+        raise ValueError(f"{images} holds no image; expected files ending in {', '.join(EXTENSIONS)}{left_out}")
     return source
 
 
 def _left_out(what: str, names: Sequence[str]) -> list[str]:
     """A sentence that counts and names what was left out, if anything."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"Left out, {what}: {len(names)} ({', '.join(names[:_NAMED])}{more})."] if names else []
+    return [f"Left out: {what} ({len(names)}): {', '.join(names[:_NAMED])}{more}."] if names else []
 
 
 def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     if not root.is_dir():
         raise ValueError(
-            f"{root} is not a folder; expected one of pictures, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
+            f"{root} is not a folder; expected a folder of images, or imagenet:ROOT, voc2007:ROOT, voc2012:ROOT or "
             "coco:FILE"
         )
     results = identity(output) if output is not None and output.exists() else None
     if results == identity(root):
-        raise ValueError(f"output is {output}, the folder of the pictures itself; expected another folder")
+        raise ValueError(f"output is {output}, the folder of the images; expected another folder")
     images: list[Path] = []
     others: list[str] = []
     for entry in _walk(root, results, ()):
@@ -75,7 +75,7 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
             images.append(file)
         elif labels is None or file != labels:
             others.append(file.relative_to(root).as_posix())
-    notes = _left_out("files that are no pictures by their names", others)
+    notes = _left_out("files without an image extension", others)
     names = [file.relative_to(root).as_posix() for file in images]
     indices: dict[str, int] = {}
     categories = None
@@ -118,7 +118,7 @@ def _labels(file: Path) -> dict[str, int]:
         raise ValueError(f"{file} is not JSON: {error}") from error
     # A truth value is an int to Python.
     if not isinstance(labels, dict) or not all(type(index) is int for index in labels.values()):
-        raise ValueError(f"{file} does not hold class indices by picture name; expected a JSON object of these")
+        raise ValueError(f"{file} does not hold class indices by image name; expected a JSON object of these")
     return labels
 
 
@@ -149,7 +149,7 @@ def _voc(root: Path, year: str) -> Source:
             raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
         pictures.append(Picture(file.name, file, labels, instances, size))
-    notes = _left_out("annotated pictures that are missing", missing)
+    notes = _left_out("annotated images that are missing", missing)
     return Source(pictures, _VOC_CATEGORIES, of_objects=True, notes=notes)
 
 
@@ -207,9 +207,9 @@ def _coco(file: Path) -> Source:
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
         pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
     if missing and not pictures:
-        raise ValueError(f"{missing[0]} is neither in {folders[0]} nor in {folders[1]}, and nor is any other picture")
-    notes = _left_out("annotated pictures that are missing", missing)
-    notes += _left_out("annotations of pictures that are not listed", strays)
+        raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
+    notes = _left_out("annotated images that are missing", missing)
+    notes += _left_out("annotations of images that are not listed", strays)
     return Source(pictures, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
 
 
@@ -290,7 +290,7 @@ def classes_of_labels(
     if source.categories is None:
         if source.classes not in (None, classes):
             raise ValueError(
-                f"The labels are those of {source.classes} classes; expected a model of these, not {classes}"
+                f"The labels are for {source.classes} classes; expected a model with as many classes, not {classes}"
             )
         for label in labels:
             if not 0 <= label < classes:
@@ -311,19 +311,19 @@ def classes_of_labels(
             return {label: (label,) for label in labels}
         label = next(label for label, number in enumerate(numbers) if number != label)
         raise ValueError(
-            f"The folder {names[label]} may be the model's class {numbers[label]} or, in the order of the folders, "
-            f"{label}; name it index:{numbers[label]} or pass labels_by_order"
+            f"The folder {names[label]} may mean the model's class {numbers[label]} or, in the order of the folders, "
+            f"{label}; rename it to index:{numbers[label]} or pass labels_by_order"
         )
     try:
         return {label: (classifier.target(source.categories[label], classes),) for label in sorted(labels)}
     except ValueError as error:
         if by_order and len(source.categories) == classes:
             return {label: (label,) for label in labels}
-        counts = f"; the model has {classes} classes, the pictures have {len(source.categories)}" if by_order else ""
+        counts = f"; the model has {classes} classes, the images have {len(source.categories)}" if by_order else ""
         named = "classes named by the model's class indices, WordNet ids or category names"
         expected = (
             f"{len(source.categories)} {named}"
             if by_order
-            else f"{named}, or labels_by_order where the model's classes are in the order of these names"
+            else f"{named}, or labels_by_order if the model's classes are in the order of these names"
         )
-        raise ValueError(f"The pictures' classes are not the model's: {error}{counts}. Expected {expected}") from error
+        raise ValueError(f"The images' classes are not the model's: {error}{counts}. Expected {expected}") from error

@@ -1,4 +1,4 @@
-"""The metrics of the class activation map papers, in the form of Captum's."""
+"""The metrics of the class activation map papers, in the form of Captum's metrics."""
 
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.metrics.coherency import adcc, coherency, complexity

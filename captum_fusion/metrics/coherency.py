@@ -25,17 +25,17 @@ Explain = Callable[..., Any]
 def complexity(
     attributions: Tensor, size: tuple[int, ...] | None = None, sign: Sign = "positive", *, channel_dim: int = 1
 ) -> Tensor:
-    r"""Computes how much of the picture an attribution covers.
+    r"""Computes complexity, the mean of the saliency map over its pixels.
 
-    It is the mean of the saliency map over its pixels; lower is better, as long as the map is faithful.
+    A complex map covers much of the image. Lower is better if the map is faithful.
 
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
             ``saliency_map``.
-        size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means that of the
-            attributions
+        size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means the spatial shape
+            of the attributions
         {sign}
         {attributions_channel_dim}
 
@@ -67,10 +67,10 @@ def coherency(
     *,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes whether the method explains what it has kept of the input as it explains the input.
+    r"""Computes coherency, the similarity of the maps of the input and of the input masked by its map.
 
-    In symbols, for the saliency map m of the input x, the saliency map m' that the method gives for m x + (1 - m) b,
-    the baseline b, and Pearson's correlation r over the pixels:
+    In symbols, for the saliency map m of the input x, the method's saliency map m' of m x + (1 - m) b, the baseline b,
+    and Pearson's correlation r over the pixels:
 
     .. math::
 
@@ -81,8 +81,8 @@ def coherency(
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 
     Args:
-        explanation_func (Attribution or Callable): The method, or its ``attribute``, or a function that takes inputs
-            and, by their names, ``target``, ``additional_forward_args`` where there are any, and the
+        explanation_func (Attribution or Callable): The method, its ``attribute``, or a function of the inputs. The
+            function also takes, by name, ``target``, ``additional_forward_args`` if there are any, and the entries of
             ``explanation_kwargs``.
         {inputs}
         {attributions}
@@ -94,12 +94,12 @@ def coherency(
         {channel_dim}
 
     Returns:
-        *Tensor* of shape (N,) with values in [0, 1]. Where a map is constant: 1 if both are the same, else 0.5.
+        *Tensor* of shape (N,) with values in [0, 1]. If a map is constant: 1 if both maps are the same, else 0.5.
 
     Raises:
         ValueError: If the attributions cannot belong to the inputs or hold NaN, or if another argument is outside its
             range.
-        TypeError: If an input that would be masked holds no floating-point values.
+        TypeError: If an input to mask holds no floating-point values.
 
     Examples::
 
@@ -154,9 +154,10 @@ def adcc(
     *,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes ADCC, one number for how faithful, coherent and concise an attribution is.
+    r"""Computes ADCC, the harmonic mean of 1 - drop, coherency and 1 - complexity.
 
-    In symbols, for ``confidence_drop``, ``coherency`` and ``complexity`` of an example:
+    It measures in one number whether an attribution is faithful, coherent and concise. In symbols, for the
+    ``confidence_drop``, ``coherency`` and ``complexity`` of an example:
 
     .. math::
 
@@ -181,7 +182,7 @@ def adcc(
         {channel_dim}
 
     Returns:
-        *Tensor* of shape (N,) with values in [0, 1]; 0 where one of the three is the worst that it can be.
+        *Tensor* of shape (N,) with values in [0, 1]; 0 if one of the three has its worst value.
 
     Raises:
         {metric_errors}

@@ -27,9 +27,9 @@ def confidence_drop(
     *,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes how much of the target's probability is lost when the attribution masks the input.
+    r"""Computes the fraction of the target's probability that is lost when the attribution masks the input.
 
-    In symbols, m being the saliency map, b the baseline and P the target's probability:
+    In symbols, for the saliency map m, the baseline b and the target's probability P:
 
     .. math::
 
@@ -48,7 +48,7 @@ def confidence_drop(
         {channel_dim}
 
     Returns:
-        *Tensor* of shape (N,) with values in [0, 1]. Where Y is 0 there is nothing to lose, and the drop is 0.
+        *Tensor* of shape (N,) with values in [0, 1]. If Y is 0, the drop is 0.
 
     Raises:
         ValueError: If a score is negative, as logits are with ``activation=None``.
@@ -89,7 +89,7 @@ def confidence_increase(
 ) -> Tensor:
     r"""Computes whether the target's probability rises when the attribution masks the input.
 
-    In symbols, m being the saliency map, b the baseline and P the target's probability:
+    In symbols, for the saliency map m, the baseline b and the target's probability P:
 
     .. math::
 
@@ -97,8 +97,8 @@ def confidence_increase(
         O &= P(m x + (1 - m) b) \\
         \mathrm{increase} &= 1 \text{ if } O > Y \text{ else } 0
 
-    A difference within rounding is none. Its mean over a dataset, in percent, is the Average Increase of Grad-CAM++
-    (https://arxiv.org/abs/1710.11063); higher is better.
+    Differences within rounding count as 0. The metric's mean over a dataset, in percent, is the Average Increase of
+    Grad-CAM++ (https://arxiv.org/abs/1710.11063); higher is better.
 
     Args:
         {metric_arguments}

@@ -1,6 +1,6 @@
 """The target's probability as pixels are restored or removed: insertion and deletion."""
 
-from dataclasses import replace
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.masking import masked_scorer
+from captum_fusion._engine.guards import check_replace
+from captum_fusion._engine.masking import Masking, Replace, Replacement, masked_scorer
 from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
 
@@ -32,13 +33,14 @@ def insertion(
     show_progress: bool = False,
     return_curve: bool = False,
     *,
+    replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability rises as the most important pixels are restored.
 
     The curve starts from a blurred input. Pixels are restored in the order of the saliency map, the most important
-    ones first; among equal ones, the first in row order. The metric is the area under the target's probability over
-    the restored fraction; higher is better.
+    pixels first; equally important pixels follow in row order. The metric is the area under the curve of the target's
+    probability over the fraction of restored pixels; higher is better.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
@@ -51,11 +53,13 @@ def insertion(
             Gaussian of 11 pixels with a standard deviation of 5, RISE's; beyond the borders the input is mirrored
         {additional_forward_args}
         {target}
-        steps (int, optional): In how many steps of the same size all pixels are restored, at least 1. Default: 100
+        steps (int, optional): The number of equal steps in which all pixels are restored, at least 1. Default: 100
         {activation}
         {sign}
         {progress_arguments}
         {return_curve}
+        {replace}
+            Default: None, which means the baselines
         {channel_dim}
 
     Returns:
@@ -69,7 +73,15 @@ def insertion(
         {attributions_example}
         >>> insertion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
+
+        With the mean colour of each image instead of its blur:
+
+        >>> def mean_colour(inputs, removed):
+        ...     return inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
+        >>> insertion(model, images, attributions, target=281, steps=8, replace=mean_colour).shape
+        torch.Size([2])
     """
+    check_replace(replace, baselines)
     call = ModelCall(
         forward_func,
         inputs,
@@ -81,7 +93,7 @@ def insertion(
         show_progress,
         channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=True)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=True, replace=replace)
     return curve if return_curve else curve.area
 
 
@@ -100,13 +112,14 @@ def deletion(
     show_progress: bool = False,
     return_curve: bool = False,
     *,
+    replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     r"""Computes how fast the target's probability falls as the most important pixels are removed.
 
-    Pixels are replaced with the baseline in the order of the saliency map, the most important ones first; among equal
-    ones, the first in row order. The metric is the area under the target's probability over the removed fraction;
-    lower is better.
+    Pixels are replaced with the baseline in the order of the saliency map, the most important pixels first; equally
+    important pixels follow in row order. The metric is the area under the curve of the target's probability over the
+    fraction of removed pixels; lower is better.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.07421
 
@@ -119,11 +132,13 @@ def deletion(
             0. Default: None, which means 0
         {additional_forward_args}
         {target}
-        steps (int, optional): In how many steps of the same size all pixels are removed, at least 1. Default: 100
+        steps (int, optional): The number of equal steps in which all pixels are removed, at least 1. Default: 100
         {activation}
         {sign}
         {progress_arguments}
         {return_curve}
+        {replace}
+            Default: None, which means the baselines
         {channel_dim}
 
     Returns:
@@ -137,7 +152,16 @@ def deletion(
         {attributions_example}
         >>> deletion(model, images, attributions, target=281, steps=8).shape
         torch.Size([2])
+
+        With a blur by torchvision instead of 0:
+
+        >>> from torchvision.transforms.v2.functional import gaussian_blur
+        >>> def blur(inputs, removed):
+        ...     return gaussian_blur(inputs, kernel_size=11, sigma=5.0)
+        >>> deletion(model, images, attributions, target=281, steps=8, replace=blur).shape
+        torch.Size([2])
     """
+    check_replace(replace, baselines)
     call = ModelCall(
         forward_func,
         inputs,
@@ -149,7 +173,7 @@ def deletion(
         show_progress,
         channel_dim=channel_dim,
     )
-    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=False)
+    curve = curve_of(call, saliency_maps(call, attributions, sign), steps, restores=False, replace=replace)
     return curve if return_curve else curve.area
 
 
@@ -161,12 +185,15 @@ class Curve(NamedTuple):
     probabilities: Tensor
 
 
-def curve_of(call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: bool) -> Curve:
-    """The curve as pixels are restored from the baseline, or removed to it, the most important ones first."""
+def curve_of(
+    call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: bool, replace: Replace | None = None
+) -> Curve:
+    """The curve as pixels are restored, or removed, the most important ones first."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
     if restores:
-        call = replace(call, blur=_BLUR)
+        call = dataclasses.replace(call, blur=_BLUR)
+    positions = tuple(maps)
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
     left = {position: saliency.isnan() for position, saliency in maps.items()}
     examples = torch.arange(call.examples, device=call.device).repeat_interleave(steps + 1)
@@ -177,10 +204,11 @@ def curve_of(call: ModelCall, maps: dict[int, Tensor], steps: int, *, restores: 
         changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
         return (changed if restores else ~changed) | left[position][examples[rows]]
 
-    with masked_scorer(call, positions=tuple(maps)) as scorer:
-        scores = scorer.masked_scores(examples, masks, "Insertion" if restores else "Deletion")
+    removal = Replacement(call, positions, masks, replace) if replace else Masking(call, positions, masks)
+    with masked_scorer(call, positions=positions) as scorer:
+        scores = scorer.scores(examples, removal, "Insertion" if restores else "Deletion")
     probabilities = scores.reshape(-1, steps + 1)
-    pixels = maps[scorer.positions[0]][0].numel()
+    pixels = maps[positions[0]][0].numel()
     fractions = _pixels(step[: steps + 1], steps, pixels).to(probabilities.dtype) / pixels
     return Curve(torch.trapezoid(probabilities, fractions, dim=1), fractions, probabilities)
 

@@ -1,4 +1,4 @@
-"""Several metrics of one attribution from shared forward passes."""
+"""Several metrics of the same attributions from shared forward passes."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -9,6 +9,8 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.guards import check_replace
+from captum_fusion._engine.masking import Replace
 from captum_fusion._engine.saliency import saliency_maps
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.metrics.confidence import drop, increase, probabilities
@@ -34,12 +36,13 @@ def evaluate(
     steps: int = 100,
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
+    replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> dict[str, Tensor]:
-    r"""Computes several metrics of the attributions of one method, which share their forward passes.
+    r"""Computes several metrics of the same attributions from shared forward passes.
 
-    The unmasked input runs once for all metrics, and the input masked by the attribution once for
-    ``confidence_drop`` and ``confidence_increase``. Every value is that of the metric's own function.
+    All metrics share one pass of the unmasked input. ``confidence_drop`` and ``confidence_increase`` also share the
+    pass of the masked input. Every value equals that of the metric's own function.
 
     Args:
         {forward_func}
@@ -48,20 +51,24 @@ def evaluate(
         metrics (list[str], optional): Some of "confidence_drop", "confidence_increase", "insertion", "deletion" and
             "road". Default: all of them
         baselines (Tensor, number, or tuple, optional): What a masked-out value is replaced with: a number, a tensor of
-            the input's shape or with one example, or for a tuple of inputs a tuple of these. Default: None, which means
-            0, and for insertion the input blurred as in ``insertion``
+            the input's shape or with one example, or for a tuple of inputs a tuple of these. With ``replace``, only
+            ``confidence_drop`` and ``confidence_increase`` take them. Default: None, which means 0, and for insertion
+            the input blurred as in ``insertion``
         {additional_forward_args}
         {target}
         {activation}
         {sign}
         steps (int, optional): The number of steps of insertion and deletion, at least 1. Default: 100
         {progress_arguments}
+        {replace}
+            Default: None, which means the baselines for "insertion" and "deletion", and imputation for "road"
         {channel_dim}
 
     Returns:
-        *dict* of the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" bring their curves,
-        "insertion_curve" and "deletion_curve", of shape (N, steps + 1): the probability after each step, from none to
-        all pixels. "road" brings its two orders, "road_most" and "road_least", whose half difference it is.
+        *dict* from the name of each metric to a *Tensor* of shape (N,). "insertion" and "deletion" add their curves,
+        "insertion_curve" and "deletion_curve", of shape (N, steps + 1): the probability after each step, from no pixel
+        to all pixels. "road" adds the values of its two orders, "road_most" and "road_least"; "road" is half of their
+        difference.
 
     Raises:
         ValueError: If a metric is unknown.
@@ -77,6 +84,7 @@ def evaluate(
     unknown = [name for name in metrics if name not in MASKING_METRICS]
     if isinstance(metrics, str) or unknown:
         raise ValueError(f"metrics is {metrics!r}; expected some of {MASKING_METRICS}")
+    check_replace(replace, None)
     call = ModelCall(
         forward_func,
         inputs,
@@ -99,9 +107,9 @@ def evaluate(
             elif name == "confidence_increase":
                 values[name] = increase(*both)
             elif name == "road":
-                most, least = road_of(call, maps).values()
+                most, least = road_of(call, maps, replace=replace).values()
                 values |= {"road": (least - most) / 2, "road_most": most, "road_least": least}
             else:
-                curve = curve_of(call, maps, steps, restores=name == "insertion")
+                curve = curve_of(call, maps, steps, restores=name == "insertion", replace=replace)
                 values |= {name: curve.area, f"{name}_curve": curve.probabilities}
     return values

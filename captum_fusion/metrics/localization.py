@@ -1,4 +1,4 @@
-"""Whether attributions lie on the objects: the pointing games, and the instances that are reached."""
+"""Localization: the pointing games, and the share of instances with a peak of the map."""
 
 from collections.abc import Callable, Sequence
 from math import ceil, floor
@@ -30,7 +30,7 @@ def pointing_game(
     r"""Computes whether the maximum of the attribution lies on the object.
 
     Its mean over a dataset is the accuracy of the pointing game (https://arxiv.org/abs/1608.00507), without a margin
-    around the object. Among equal maxima, the first in row order counts; a map of zeros points nowhere and misses.
+    around the object. If several pixels have the maximum, the first in row order counts. A map of zeros is a miss.
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
@@ -83,7 +83,7 @@ def energy_pointing_game(
 
         \mathrm{energy} = \frac{\sum_{p \in B} m_p}{\sum_p m_p}
 
-    It is 0 for a map of zeros.
+    A map of zeros has the value 0.
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
@@ -127,13 +127,13 @@ def instances_reached(
     *,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes the share of the objects of a class that the attribution's peaks lie on: a pointing game for several.
+    r"""Computes the share of the objects of a class that have a peak of the attribution on them.
 
-    As many points are made as there are objects: the saliency map's highest peaks, a peak being a pixel that none of
-    its eight neighbours exceeds, or several that touch and are equal. An object is reached where one of them lies on
-    it. With one object that is the pointing game. That the peaks of a class tell its instances apart is what peak
-    response maps (https://arxiv.org/abs/1804.00880) rest on; that there are no more points than objects keeps a map
-    from reaching everything by peaks everywhere.
+    For K objects, the K highest peaks of the saliency map count. A peak is a pixel that none of its eight neighbours
+    exceeds, or a group of adjacent equal pixels. An object is reached if one of these peaks lies on it. With one
+    object, the metric equals the pointing game. The idea that peaks separate the instances of a class comes from peak
+    response maps (https://arxiv.org/abs/1804.00880). The limit of K peaks stops a map with peaks everywhere from
+    reaching every object.
 
     Args:
         attributions (Tensor): Attributions of any method, (N, C, H, W) at the input's or at a layer's resolution, see
@@ -215,7 +215,7 @@ def _checked(regions: Any, maps: Tensor) -> Any:
     if not isinstance(regions, (Tensor, np.ndarray, Sequence)) or isinstance(regions, str):
         raise TypeError(f"regions are a {type(regions).__name__}; expected a list with an entry for each example")
     if len(regions) != len(maps):
-        raise ValueError(f"regions hold {len(regions)} examples; expected one for each of {len(maps)} attributions")
+        raise ValueError(f"regions has {len(regions)} entries; expected one for each of the {len(maps)} examples")
     return regions
 
 
@@ -238,7 +238,7 @@ def _as_tensor(region: Any, example: int) -> Tensor:
         return torch.as_tensor(np.asarray(region))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"The region of example {example} is a {type(region).__name__} that holds no table of numbers ({error}); "
+            f"The region of example {example} is a {type(region).__name__} that is no array of numbers ({error}); "
             "expected boxes (K, 4), or a mask of dtype bool"
         ) from None
 

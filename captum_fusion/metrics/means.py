@@ -30,12 +30,11 @@ class Mean(NamedTuple):
 
 
 class DatasetMeans:
-    """Collects metrics batch by batch and gives what papers report.
+    """Collects metrics batch by batch and computes their means as papers report them.
 
     Average Drop and Average Increase, in percent, are the means of ``confidence_drop`` and ``confidence_increase``
-    times 100; so are coherency, complexity and ADCC. Overall is the mean of insertion minus deletion, example by
-    example. The values are kept and summed exactly, so that the result does not depend on how the examples were divided
-    into batches or processes.
+    times 100. Coherency, complexity and ADCC are in percent, too. Overall is the mean of insertion minus deletion,
+    example by example. Sums are exact, so the result does not depend on the division into batches or processes.
 
     Examples::
 
@@ -73,7 +72,7 @@ class DatasetMeans:
             adcc (Tensor, optional): Shape (N,). Default: None
 
         Raises:
-            ValueError: If the metrics are not of the same examples, or if one is not finite.
+            ValueError: If the metrics have different numbers of examples, or if a value is not finite.
         """
         metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc)
         batch = dict(zip(_NAMES, metrics, strict=True))
@@ -90,7 +89,7 @@ class DatasetMeans:
             self.values["overall"] += (insertion.double() - deletion.double()).tolist()
 
     def merge(self, others: Iterable["DatasetMeans"]) -> None:
-        """Adds the examples of others, such as ``torch.distributed.all_gather_object`` brings from other processes.
+        """Adds the examples of other means, such as those that ``torch.distributed.all_gather_object`` collects.
 
         Args:
             others (iterable of DatasetMeans): The means of other examples.
@@ -100,11 +99,11 @@ class DatasetMeans:
                 self.values[name] += values
 
     def compute(self) -> dict[str, Mean]:
-        """The means with their standard errors.
+        """Computes the means with their standard errors.
 
         Returns:
             *dict* of average_drop, average_increase, coherency, complexity and adcc in percent, insertion, deletion,
-            overall and road, as far as they were given.
+            overall and road, each only if ``update`` received its metric.
         """
         return {
             _IN_PERCENT.get(name, name): mean_of([(100 if name in _IN_PERCENT else 1) * value for value in values])

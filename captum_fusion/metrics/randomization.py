@@ -1,4 +1,4 @@
-"""Whether attributions depend on what the model has learned: randomization of its weights."""
+"""Randomization of a model's weights, a test of whether attributions depend on what the model has learned."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,18 +37,19 @@ def weight_randomization(
     *,
     channel_dim: int = 1,
 ) -> dict[str, Tensor]:
-    r"""Computes how far attributions stay the same when the model's weights are replaced with random ones.
+    r"""Computes the similarity of attributions before and after the model's weights are randomized.
 
-    An attribution that shows what the model has learned has to change; one that stays shows the edges of the picture.
-    The weights are randomized module by module from the output to the input, as the modules are registered, each with
-    those before it ("cascading") or alone ("independent"). The value is Spearman's rank correlation over the pixels of
-    the saliency maps before and after, near 0 where the attribution depends on the weights.
+    An attribution that shows what the model has learned must change; one that does not change may only show the edges
+    in the image. The weights are randomized module by module, in the reverse order of registration, from the output to
+    the input: each module together with the modules before it ("cascading") or alone ("independent"). The value is
+    Spearman's rank correlation over the pixels of the saliency maps before and after. It is near 0 if the attribution
+    depends on the weights.
 
-    A module is randomized by its own ``reset_parameters``, or, where it has none that can be called without arguments,
-    by a normal distribution with the mean and the standard deviation of each parameter. So are the parameters from
-    which hooks or parametrizations make a module's weights (``weight_norm``, ``spectral_norm``, pruning). A warning
-    names the modules whose weights are as before, such as scales that still have their initial value of 1. The model's
-    parameters, buffers and the random state are as they were afterwards, also after an error.
+    A module is randomized by its own ``reset_parameters``, or, if it has none that takes no arguments, by a normal
+    distribution with the mean and the standard deviation of each parameter. The same distribution replaces parameters
+    from which hooks or parametrizations compute a module's weights (``weight_norm``, ``spectral_norm``, pruning). A
+    warning names the modules whose weights did not change, such as scales that still have their initial value of 1. The
+    model's parameters and buffers and the random state are restored, also after an error.
 
     More details can be found in the paper: https://arxiv.org/abs/1810.03292
 
@@ -60,14 +61,14 @@ def weight_randomization(
         model (torch.nn.Module, optional): The model whose weights are randomized. Default: None, which means the
             method's ``forward_func``
         randomization (str, optional): "cascading" or "independent". Default: "cascading"
-        seed (int, optional): What the random weights follow from. Default: 0
+        seed (int, optional): The seed of the random weights. Default: 0
         {sign}
         attribution_kwargs (dict, optional): Further arguments of the method's ``attribute``. Default: None
         {channel_dim}
 
     Returns:
-        *dict* of the name of each module with parameters of its own, from the output to the input, to a *Tensor* of
-        shape (N,) with values in [-1, 1]; 0 where one map is constant, 1 where both are the same constant.
+        *dict* from the name of each module with its own parameters, from the output to the input, to a *Tensor* of
+        shape (N,) with values in [-1, 1]; 0 if one map is constant, 1 if both maps are constant.
 
     Raises:
         TypeError: If the method is not an attribution, or if there is no model.
@@ -91,14 +92,14 @@ def weight_randomization(
         raise ValueError(f"randomization is {randomization!r}; expected one of {RANDOMIZATIONS}")
     explained = attribution_method.forward_func if model is None else model
     if not isinstance(explained, Module):
-        raise TypeError(f"model is {explained!r}; expected the torch.nn.Module whose weights are to be randomized")
+        raise TypeError(f"model is {explained!r}; expected the torch.nn.Module to randomize")
     modules = {
         name: part
         for name, part in explained.named_modules()
         if ".parametrizations." not in f".{name}." and _own_parameters(part)
     }
     if not modules:
-        raise ValueError(f"model is a {type(explained).__name__} without parameters; expected one with parameters")
+        raise ValueError(f"model is a {type(explained).__name__} without parameters; expected a model with parameters")
     call = ModelCall(explained, inputs, channel_dim=channel_dim)
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
@@ -136,7 +137,7 @@ def weight_randomization(
                     unchanged.append(name)
     if unchanged:
         warn(
-            f"Randomization left the weights of {', '.join(map(repr, unchanged))} as they were: it tells nothing there"
+            f"Randomization did not change the weights of {', '.join(map(repr, unchanged))}: their values test nothing"
         )
     return correlations
 

@@ -1,4 +1,4 @@
-"""The target's probability as pixels are replaced with what their neighbours tell of them: ROAD."""
+"""ROAD: the target's probability as pixels are replaced with values imputed from their neighbours."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -9,7 +9,8 @@ from torch import Tensor
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.masking import Masks, Perturbation, masked_scorer
+from captum_fusion._engine.guards import check_replace
+from captum_fusion._engine.masking import Masks, Perturbation, Replace, Replacement, masked_scorer
 from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import impute
@@ -35,14 +36,15 @@ def road(
     perturbations_per_eval: int | None = None,
     show_progress: bool = False,
     *,
+    replace: Replace | None = None,
     channel_dim: int = 1,
 ) -> Tensor:
-    r"""Computes ROAD: what is left of the target's probability when pixels are removed and debiased.
+    r"""Computes ROAD, the mean probability of the target as removed pixels are imputed from their neighbours.
 
     Removed pixels become a noisy mean of their neighbours (noisy linear imputation, see
-    ``captum_fusion.functional.impute``), so that the model sees neither a black shape nor, from the shape, the class.
-    In symbols, for the input x_q without the share q of its pixels, of which the most relevant ones go first, or the
-    least relevant ones in x_q', and the probability P of the target:
+    ``captum_fusion.functional.impute``), so that the shape of the removed region does not reveal the class. In symbols,
+    for the input x_q without the share q of its most relevant pixels, the input x_q' without the share q of its least
+    relevant pixels, and the probability P of the target:
 
     .. math::
 
@@ -58,17 +60,17 @@ def road(
         {attributions}
         {additional_forward_args}
         {target}
-        fractions (list[float], optional): The shares of the pixels to remove, each in (0, 1); among equally relevant
-            ones, the first in row order count as more relevant. Default: (0.1, 0.2, ..., 0.9)
-        order (str, optional): Which pixels are removed first: the "most" relevant (lower is better), the "least"
-            relevant (higher is better), or "combined" for half of their difference (higher is better).
-            Default: "combined"
+        fractions (list[float], optional): The shares of the pixels to remove, each in (0, 1). Among equally relevant
+            pixels, the first in row order count as more relevant. Default: (0.1, 0.2, ..., 0.9)
+        order (str, optional): The pixels to remove first: the "most" relevant (lower is better), the "least" relevant
+            (higher is better), or "combined" for half of the difference (higher is better). Default: "combined"
         noise (float, optional): The standard deviation of the noise in removed pixels, not negative. Default: 0.01
-        seed (int, optional): What the noise follows from; torch's own random state is neither used nor changed.
-            Default: 0
+        seed (int, optional): The seed of the noise; torch's global random state is neither used nor changed. Default: 0
         {activation}
         {sign}
         {progress_arguments}
+        {replace}
+            Default: None, which means noisy linear imputation; ``noise`` and ``seed`` are its alone
         {channel_dim}
 
     Returns:
@@ -82,6 +84,13 @@ def road(
         {attributions_example}
         >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5]).shape
         torch.Size([2])
+
+        With the mean colour of each image instead of imputation:
+
+        >>> def mean_colour(inputs, removed):
+        ...     return inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
+        >>> road(model, images, attributions, target=281, fractions=[0.2, 0.5], replace=mean_colour).shape
+        torch.Size([2])
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; expected one of {ORDERS}")
@@ -89,6 +98,7 @@ def road(
         raise ValueError(f"fractions is {fractions!r}; expected at least one number in (0, 1)")
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
+    check_replace(replace, None)
     call = ModelCall(
         forward_func,
         inputs,
@@ -101,7 +111,7 @@ def road(
         channel_dim=channel_dim,
     )
     orders: tuple[Order, ...] = ("most", "least") if order == "combined" else (order,)
-    means = road_of(call, saliency_maps(call, attributions, sign), orders, fractions, noise, seed)
+    means = road_of(call, saliency_maps(call, attributions, sign), orders, fractions, noise, seed, replace)
     return (means["least"] - means["most"]) / 2 if order == "combined" else means[order]
 
 
@@ -112,6 +122,7 @@ def road_of(
     fractions: Sequence[float] = _FRACTIONS,
     noise: float = 0.01,
     seed: int = 0,
+    replace: Replace | None = None,
 ) -> dict[Order, Tensor]:
     """The mean probability over the removed fractions for each order, (N,)."""
     ranked_maps = {position: ranks(saliency) for position, saliency in maps.items()}
@@ -131,8 +142,12 @@ def road_of(
         kept = torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
         return kept | left[position][examples[rows]]
 
-    with masked_scorer(call, positions=tuple(maps)) as scorer:
-        scores = scorer.scores(examples, _Imputation(call, masks, tuple(maps), noise, seed), "ROAD")
+    positions = tuple(maps)
+    filling: Perturbation = _Imputation(call, masks, positions, noise, seed)
+    if replace is not None:
+        filling = Replacement(call, positions, masks, replace)
+    with masked_scorer(call, positions=positions) as scorer:
+        scores = scorer.scores(examples, filling, "ROAD")
     means = scores.reshape(call.examples, len(orders), len(fractions)).mean(dim=2)
     return dict(zip(orders, means.unbind(dim=1), strict=True))
 

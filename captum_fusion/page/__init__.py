@@ -101,7 +101,7 @@ def serving(models: dict[str, Model], host: str, port: int | None, names: Sequen
         except OSError as error:
             where = f"{host}, port {port}" if port else host
             raise OSError(
-                f"The page cannot be served at {where}; expected an address of this machine that is free"
+                f"The page cannot be served at {where}; expected a free address and port of this machine"
             ) from error
         try:
             yield address

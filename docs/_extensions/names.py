@@ -10,11 +10,11 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 import captum_fusion
-from captum_fusion import functional, metrics, targets
+from captum_fusion import functional, metrics, regions, targets
 
 _PUBLIC = {
     name: f"{module.__name__}.{name}"
-    for module in (captum.attr, captum.metrics, functional, targets, metrics, captum_fusion)
+    for module in (captum.attr, captum.metrics, functional, targets, metrics, regions, captum_fusion)
     for name in getattr(module, "__all__", dir(module))
     if getattr(getattr(module, name), "__module__", "").partition(".")[0] in ("captum", "captum_fusion")
 }

@@ -135,7 +135,7 @@ def test_explain_never_overwrites_what_it_reads(
         assert f"{option} {written} would overwrite" in line
         assert read.read_bytes() == before
     assert run(["explain", str(photograph), *SMALL, "--output", "a.png", "--save-npz", "a.png"]) == 2
-    assert "--output a.png and --save-npz a.png are one file; expected two" in lines_of(capsys)[0]
+    assert "--output a.png and --save-npz a.png are the same file; expected two" in lines_of(capsys)[0]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_explain_never_overwrites_what_it_reads(
             ["explain", "--layer", "nope"],
             "no layer 'nope'. Its feature maps: stem (4, 12, 12), ",
         ),
-        (["explain", "--weights", "photograph.png"], "photograph.png is not a file of weights only"),
+        (["explain", "--weights", "photograph.png"], "photograph.png does not hold weights only"),
         (["explain", "--weights", "missing.pt"], "missing.pt: No such file or directory"),
         (["explain", "--colour", "red"], "--colour"),
         (
@@ -169,16 +169,17 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--classes", "labels.json"], "labels.json cannot be read as category names"),
         (["explain", "--top", "0"], "top is 0; expected at least 1"),
         (["explain", "--output", "labels.json/out"], "--output is labels.json/out, but labels.json is no folder"),
-        (["explain", "--output", "."], "--output photograph.png would overwrite the picture"),
+        (["explain", "--output", "."], "--output photograph.png would overwrite the image"),
         (["explain", "--output", "labels.json"], "labels.json already exists; choose another --output or pass --force"),
-        (["explain", "folder.png"], "folder.png is a folder without pictures"),
-        (["explain", "other.png"], "--output is out.png for 2 pictures; expected a folder"),
+        (["explain", "folder.png"], "folder.png is a folder without images"),
+        (["explain", "other.png"], "--output is out.png for 2 images; expected a folder"),
         (["explain", "https://example.org/cat.jpg"], "cat.jpg is a URL. URLs are not supported; pass a local file"),
         (["explain", "--percentile", "100"], "percentile is 100.0; expected a number in [0, 100)"),
         (["explain", "--tolerance", "1"], "tolerance is 1.0; expected a number in [0, 1)"),
         (["explain", "--weighting", "rwa"], '--weighting. Choose from: "raw", "released", "normalized"'),
         (["explain", "--alpha", "1.5"], "alpha is 1.5; expected a number in [0, 1]"),
-        (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "2 targets are given; expected one"),
+        (["explain", "--boxes", "0"], "boxes is 0.0; expected a number in (0, 1]"),
+        (["explain", "-t", "1", "-t", "2", "--save-npz", "out.npz"], "--save-npz saves the maps of one target"),
         (
             ["explain", "--model", "tests.app.test_cli:nan_net"],
             "test_cli:nan_net returns scores that are not finite",
@@ -306,7 +307,7 @@ def test_what_cannot_be_written_is_found_before_computing(
         # Without TeX.
         patch.setenv("PATH", "")
         assert run(["explain", str(photograph), "--output", str(tmp_path / "out.pgf")]) == 2
-        assert "A picture cannot be written as out.pgf: 'xelatex'" in lines_of(capsys)[0]
+        assert "An image cannot be written as out.pgf: 'xelatex'" in lines_of(capsys)[0]
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         for output in (tmp_path / "out.png", tmp_path, tmp_path / "new" / "deep"):
@@ -410,7 +411,7 @@ def test_many_pictures_are_explained_by_one_model(
     lines = capsys.readouterr().out.splitlines()
     # What is given twice is explained once; what has the same name is numbered.
     assert [line.split(": ")[0] for line in lines[:-1]] == ["a/cat.png", "b/cat.png", "a/ca t ü.png", "-odd.png"]
-    assert lines[-1] == "4 of 4 pictures explained"
+    assert lines[-1] == "4 of 4 images explained"
     names = {"-odd", "ca t ü", "cat", "cat-2"}
     assert {file.name for file in Path("seen").iterdir()} == {f"{name}.png" for name in names}
     assert {file.name for file in Path("maps").iterdir()} == {f"{name}.npz" for name in names}
@@ -440,7 +441,7 @@ def test_a_broken_picture_does_not_cost_the_others(
     for format_error, name in zip(complaints, lost, strict=True):
         assert name in format_error
     assert "no file matches c*.png" in complaints[2].lower()
-    assert captured.out.splitlines()[-1] == f"2 of 7 pictures explained; not {', '.join(lost)}"
+    assert captured.out.splitlines()[-1] == f"2 of 7 images explained; failed: {', '.join(lost)}"
     assert sorted(file.name for file in Path("explained").iterdir()) == ["a.png", "b.png"]
     built.clear()
     assert run(["explain", *lost[:3], *COUNTED]) == cli.REFUSED
@@ -475,7 +476,7 @@ def test_what_is_wrong_with_every_picture_is_said_once(
     assert run(["explain", *files, *COUNTED[:4], "--methods", "score-cam"]) == cli.FAILED
     captured = capsys.readouterr()
     assert captured.err == "captum-fusion: 1.png: score-cam fails: RuntimeError: out of memory\n"
-    assert captured.out.splitlines()[-1] == "2 of 3 pictures explained; not 1.png"
+    assert captured.out.splitlines()[-1] == "2 of 3 images explained; failed: 1.png"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -489,7 +490,7 @@ def test_nothing_is_overwritten_unasked(
     capsys.readouterr()
     different = [*COUNTED, "--target", "2", "--alpha", "0.5"]
     for arguments, message in (
-        ([*files, "--save-npz", "explained"], "explained/0.png already exists, and so do 3 more files; "),
+        ([*files, "--save-npz", "explained"], "explained/0.png already exists, as do 3 more files; "),
         (["1.png"], "explained/1.png already exists; "),
         (["0.png", "-o", "new.png", "--save-npz", "explained"], "explained/0.npz already exists; "),
     ):
@@ -512,7 +513,7 @@ def test_two_pictures_are_not_written_to_one_file(
     Path("seen").mkdir()
     Path("seen/a.png").symlink_to("b.png")
     assert run(["explain", "a.png", "b.png", *COUNTED, "--output", "seen"]) == cli.REFUSED
-    assert "--output seen/a.png and --output seen/b.png are one file; expected two" in lines_of(capsys)[0]
+    assert "--output seen/a.png and --output seen/b.png are the same file; expected two" in lines_of(capsys)[0]
     # One file by two paths is one picture.
     assert run(["explain", "a.png", str(tmp_path / "a.png"), *COUNTED, "--output", "once.png"]) == 0
 
@@ -527,7 +528,7 @@ def test_a_long_name_and_no_name(
     assert [file.name for file in Path("explained").iterdir()] == [long.name]
     capsys.readouterr()
     assert run(["explain", "", *COUNTED]) == cli.REFUSED
-    assert "'' names no file; expected a picture" in lines_of(capsys)[0]
+    assert "'' is not a file name; expected an image" in lines_of(capsys)[0]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -61,8 +61,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*model("four"), "--activation", "none"], "activation is 'none'; expected one of ('softmax', 'sigmoid')"),
         ([*model("four"), "--classes", "four.txt"], "four.txt holds no category names, or an empty one"),
         ([*model("four"), "--classes", "mine.py"], "mine.py holds no category names"),
-        ([*model("flat"), "--list-layers"], "No layer of tests.app.test_command_lines:flat gives a feature map"),
-        (["cat.png", "mine.py", *model("four"), "-o", "run.1"], "for 2 pictures; expected a folder, one that exists"),
+        ([*model("flat"), "--list-layers"], "No layer of tests.app.test_command_lines:flat returns a feature map"),
+        (["cat.png", "mine.py", *model("four"), "-o", "run.1"], "for 2 images; expected a folder, which must already"),
     ],
 )
 def test_wrong_command_lines_are_refused_in_one_line(
@@ -91,7 +91,7 @@ def test_probabilities_in_place_of_scores_are_told_once(capsys: pytest.CaptureFi
         arguments = ["explain", "cat.png", *model(name), "--methods", "score-cam", "-o", f"{name}.png"]
         assert run(arguments) == 0
         error = capsys.readouterr().err
-        assert error.count("returns probabilities, of which softmax is taken again") == warns
+        assert error.count("returns probabilities, and softmax is applied to them again") == warns
         assert len(error.splitlines()) == warns
 
 

@@ -128,9 +128,9 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "none"}, "weights is 'none' for a model that is given itself"),
-        ({"device": "cpu"}, "device is 'cpu' for a model that is given itself"),
-        ({"layer": "head"}, "'head' gives shape"),
+        ({"weights": "none"}, "weights is 'none', but a model object keeps its own weights"),
+        ({"device": "cpu"}, "device is 'cpu', but a model object stays on its own device"),
+        ({"layer": "head"}, "'head' returns shape"),
         ({"target": 3}, "target is 3; expected an index below 3"),
         ({"target": -1}, "target is -1; expected an index below 3"),
         ({"percentile": 100}, r"percentile is 100; expected a number in \[0, 100\)"),

@@ -114,7 +114,7 @@ def test_characters_that_no_font_has_are_reported(monkeypatch: pytest.MonkeyPatc
     figure.suptitle("plain and \U000f0000猫")
     with monkeypatch.context() as patch:
         patch.setattr(fontManager, "ttflist", [])
-        with pytest.warns(UserWarning, match="No font here draws .*猫"):
+        with pytest.warns(UserWarning, match="No installed font has .*猫"):
             drawing.rendered(figure, ".png")
     # Another font is asked for what the default one lacks.
     (font, *_) = [font for font in fontManager.ttflist if "STIX" in font.name]

@@ -122,7 +122,7 @@ def test_a_picture_is_prepared_as_the_processor_does(processor: Any) -> None:
     "processor", [transformers.MobileViTImageProcessor(), transformers.ViTImageProcessor(do_resize=False)]
 )
 def test_what_a_processor_does_besides_is_not_left_out(processor: Any) -> None:
-    with pytest.raises(ValueError, match="of x does more than to resize, to crop the centre and to normalize"):
+    with pytest.raises(ValueError, match="of x does more than resize, crop the centre and normalize"):
         _preprocessing("x", processor)
 
 
@@ -152,7 +152,7 @@ def test_explained(folder: Path) -> None:
     assert asked.feature_map.shape == (16, 4, 4)
     with pytest.raises(ValueError, match=r"17 tokens do not fit the grid \(5, 5\)"):
         explain(PICTURE, model=f"hf:{folder}", layer="vit.layers.0", grid=(5, 5))
-    with pytest.raises(ValueError, match=r"The grid \(4, 4\) is given without a layer"):
+    with pytest.raises(ValueError, match=r"The grid is \(4, 4\), but no layer is named"):
         explain(PICTURE, model=f"hf:{folder}", grid=(4, 4))
 
 

@@ -108,7 +108,7 @@ def test_the_pictures_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "c.png").mkdir()
     assert [file.name for file in find_photographs(tmp_path)] == ["a.png", "b.JPG"]
-    with pytest.raises(ValueError, match=r"c.png is a folder without pictures"):
+    with pytest.raises(ValueError, match=r"c.png is a folder without images"):
         find_photographs(tmp_path / "c.png")
 
 
@@ -126,7 +126,7 @@ def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"half.png cannot be read: "):
         open_photograph(tmp_path / "half.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match=r"text.png cannot be read: it is not a picture of a known kind"):
+    with pytest.raises(ValueError, match=r"text.png cannot be read: it is not an image in a supported format"):
         open_photograph(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         open_photograph(tmp_path / "missing.png")
@@ -140,7 +140,7 @@ def test_strangers_pictures_are_limited_and_named_without_their_folder(tmp_path:
     Image.new("RGB", (4, 3)).save(tmp_path / "a.eps")
     Image.new("1", (9000, 6000)).save(tmp_path / "large.png")
     for name, message in (
-        ("a.eps", "not a picture of a known kind"),
+        ("a.eps", "not an image in a supported format"),
         ("large.png", "9000 x 6000 pixels; .* 50 million"),
     ):
         with pytest.raises(ValueError, match=rf"^{name} cannot be read: .*{message}"):

@@ -84,7 +84,7 @@ def test_state_dict_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [nn.Linear(2, 2), {"epoch": 3}, []], ids=["pickled module", "numbers", "list"])
 def test_weights_that_are_no_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match=r"bad.pt (is not a file of weights only|holds)"):
+    with pytest.raises(ValueError, match=r"bad.pt (does not hold weights only|holds)"):
         load("mobilenet_v3_small", str(tmp_path / "bad.pt"))
 
 
@@ -222,8 +222,8 @@ def test_layers_that_are_no_feature_map_are_refused_with_those_that_are() -> Non
         ("nope", r"no layer 'nope'\. "),
         ("reul", r"no layer 'reul'\. Did you mean 'relu'\? "),
         # One pixel: its map would be all ones, and keep everything.
-        ("pool", r"'pool' gives shape \(2, 6, 1, 1\); expected a feature map, .* more than one pixel, "),
-        ("head", r"'head' gives shape \(2, 3\); expected a feature map"),
+        ("pool", r"'pool' returns shape \(2, 6, 1, 1\); expected a feature map .* more than one pixel, "),
+        ("head", r"'head' returns shape \(2, 3\); expected a feature map"),
         ("spare", r"'spare' does not run in a forward pass of the model\. "),
     ):
         with pytest.raises(ValueError, match=message + (".*" if "feature map" in message else "") + there_are):
@@ -307,7 +307,7 @@ def test_files_that_are_no_weights_never_run_and_no_message_says_how(
     Path("text.pt").write_text("Some notes, not weights.\n" * 30)
     Path("empty.pt").write_bytes(b"")
     for file in sorted(tmp_path.iterdir()):
-        with pytest.raises(ValueError, match=f"^{file.name} is not a file of weights only") as raised:
+        with pytest.raises(ValueError, match=f"^{file.name} does not hold weights only") as raised:
             load("squeezenet1_1", file.name)
         assert "weights_only" not in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -396,5 +396,5 @@ def test_preprocessing_that_cannot_be() -> None:
 @pytest.mark.parametrize("size", [(5000, 1), (1, 60000)])
 def test_pictures_of_which_next_to_nothing_would_be_seen(size: tuple[int, int]) -> None:
     preprocessing = Preprocessing(256, 224, (0.0,) * 3, (1.0,) * 3)
-    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels, of which the model would see less"):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels, and the model would see less"):
         preprocessing.crop(Image.new("RGB", size))

@@ -66,7 +66,7 @@ def test_names_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"For a model of Hugging Face, pass hf:google/vit-base-patch16-224\."):
         load_classifier("google/vit-base-patch16-224")
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match=r"timm cannot build test_vit with its weights: .* Give --weights FILE, or"):
+    with pytest.raises(ValueError, match=r"timm cannot build test_vit with its weights: .* Pass --weights FILE, or"):
         load_classifier("timm:test_vit")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"timm:test_vit needs the package timm: pip install '.\[timm\]'"):

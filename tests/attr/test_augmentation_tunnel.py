@@ -123,7 +123,7 @@ def test_refuses(net: SmallNet, images: Tensor) -> None:
     with pytest.raises(ValueError, match="factors is empty"):
         AugmentationTunnel(Saliency(net)).attribute(images, factors=[], target=1)
     tokens = Tokens().to(images.device)
-    with pytest.raises(ValueError, match="expected attributions with as many axes as the inputs"):
+    with pytest.raises(ValueError, match="expected attributions with as many axes as the spatial inputs"):
         AugmentationTunnel(LayerActivation(tokens, tokens.norm)).attribute(images)
     with_delta = AugmentationTunnel(IntegratedGradients(net))
     with pytest.raises(ValueError, match="expected attributions with as many axes"):

@@ -95,7 +95,7 @@ def test_the_tolerance_is_that_of_the_default_region_method(
     fusion = method(net, net.features, tolerance=0.3)
     torch.testing.assert_close(fusion.attribute(images, target=1), expected, atol=0, rtol=0)
     assert fusion.region_method.tolerance == 0.3
-    with pytest.raises(ValueError, match=r"tolerance is 0\.3, but it belongs to the default region method"):
+    with pytest.raises(ValueError, match=r"tolerance is 0\.3, but it applies to the default region method only"):
         method(net, net.features, region_method=tolerant, tolerance=0.3)
     with pytest.raises(ValueError, match=r"tolerance is 1; expected a number in \[0, 1\)"):
         method(net, net.features, tolerance=1)
@@ -404,5 +404,5 @@ def test_refuses_a_component_that_cannot_be_one(net: SmallNet, images: Tensor, r
             LayerFusionCam(net, net.features, **{role: wrap(Saliency(same))})
     fusion_cam = LayerFusionCam(net, net.features, **{role: LayerActivation(net, net.head)})
     message = r"Layer Activation gave attributions of shape \(3, 3\) for inputs of shape \(3, 3, 12, 10\)"
-    with pytest.raises(ValueError, match=message + "; expected as many examples and as many spatial axes"):
+    with pytest.raises(ValueError, match=message + "; expected the same number of examples and of spatial axes"):
         fusion_cam.attribute(images, target=0)

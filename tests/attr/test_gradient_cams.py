@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from captum_fusion import (
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
+    LayerKPCACam,
     LayerLayerCam,
+    LayerSegEigenCam,
     LayerXGradCam,
 )
 from tests import straight_line
@@ -26,6 +29,9 @@ METHODS = [
     LayerGradCamElementWise,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
+    LayerSegEigenCam,
+    LayerKPCACam,
 ]
 
 
@@ -74,6 +80,32 @@ def test_layer_cam_hi_res_cam_and_element_wise_grad_cam_worked_out_by_hand() -> 
         (LayerGradCamElementWise, [2.0, 0.0]),
     ]:
         torch.testing.assert_close(algorithm(forward, identity).attribute(x), torch.tensor([[expected]]))
+
+
+def test_fem_and_seg_eigen_cam_worked_out_by_hand() -> None:
+    # The mean of five zeros and 6 is 1 and the standard deviation sqrt(5); 0.1 everywhere marks nothing. By gradients
+    # of 2 and -2, B is [0, 0, 0, 0, 0, -12] about a mean of -2: its largest absolute value is that of the last pixel.
+    x = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 0.0, -6.0], [0.1] * 6]])
+    identity = nn.Identity()
+
+    def forward(inputs: Tensor) -> Tensor:
+        return -2 * identity(inputs)[:, 0].sum(1)
+
+    assert LayerFEM(forward, identity).attribute(-x).tolist() == [[[0, 0, 0, 0, 0, 1]]]
+    expected = torch.tensor([[[-2.0, -2.0, -2.0, -2.0, -2.0, 10.0]]])
+    torch.testing.assert_close(LayerSegEigenCam(forward, identity).attribute(x), expected)
+
+
+def test_kpca_cam_worked_out_by_hand() -> None:
+    # The centred pixels are -1, -1 and 2, the kernel's matrix tanh(1 * 1 + 1), tanh(-1 * 2 + 1) and tanh(2 * 2 + 1).
+    # v = (-1, -1, 2) / sqrt(6), and the eigenvalue is (4 tanh(2) + 8 tanh(1) + 4 tanh(5)) / 6.
+    component = np.sqrt((4 * np.tanh(2) + 8 * np.tanh(1) + 4 * np.tanh(5)) / 36)
+    identity = nn.Identity()
+    for x in (torch.tensor([[[1.0, 1.0, 4.0]]]), torch.tensor([[[1.0, 1.0, 4.0]]]).repeat(1, 2, 1)):
+        attribution = LayerKPCACam(lambda inputs: identity(inputs).sum((1, 2)), identity)
+        torch.testing.assert_close(attribution.attribute(x), component * torch.tensor([[[-1.0, -1.0, 2.0]]]))
+        shares = attribution.attribute(x, attr_dim_summation=False)
+        torch.testing.assert_close(shares.sum(dim=1), attribution.attribute(x)[:, 0])
 
 
 def test_eigen_cams_worked_out_by_hand() -> None:

@@ -14,12 +14,15 @@ from captum_fusion import (
     LayerAblationCam,
     LayerEigenCam,
     LayerEigenGradCam,
+    LayerFEM,
     LayerGradCamElementWise,
     LayerGradCamPlusPlus,
     LayerHiResCam,
     LayerISCam,
+    LayerKPCACam,
     LayerLayerCam,
     LayerScoreCam,
+    LayerSegEigenCam,
     LayerXGradCam,
 )
 from tests import straight_line
@@ -34,6 +37,9 @@ GRADIENT_CAMS = {
     LayerGradCamElementWise: straight_line.grad_cam_element_wise,
     LayerEigenCam: straight_line.eigen_cam,
     LayerEigenGradCam: straight_line.eigen_grad_cam,
+    LayerSegEigenCam: straight_line.seg_eigen_cam,
+    LayerFEM: straight_line.fem,
+    LayerKPCACam: straight_line.kpca_cam,
 }
 
 

@@ -74,7 +74,7 @@ def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, An
     options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
     options |= {"metrics": metrics, "labels_by_order": True, "target": "label"}
     folder = bench(images, tmp_path / "out", **options)
-    note = "1 of 3 pictures, such as c.jpg, show nothing that a class names; they are left out."
+    note = "1 of 3 images, such as c.jpg, show no object of the model's classes; they are left out."
     assert note in (folder / "summary.md").read_text()
     values = {(record["image"], record["requested"]): [record[name] for name in metrics] for record in records(folder)}
     # The cup is everywhere. The fork is in the middle, without an outline. The crowd of forks is no single object.
@@ -104,8 +104,8 @@ def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str,
     source = find_pictures(write(tmp_path, content))
     assert len(source.pictures) == 3
     assert source.notes == [
-        "Left out, annotated pictures that are missing: 1 (d.jpg).",
-        "Left out, annotations of pictures that are not listed: 1 (annotation 158).",
+        "Left out: annotated images that are missing (1): d.jpg.",
+        "Left out: annotations of images that are not listed (1): annotation 158.",
     ]
 
 
@@ -127,21 +127,21 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     options |= {"metrics": ["pointing_game"], "target": "best-label"}
     images = write(tmp_path, content)
     (record,) = records(bench(images, tmp_path / "out", **options))
-    assert "2 of 3 pictures, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
+    assert "2 of 3 images, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
     assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
     classifier = loading.load_classifier("any:thing")
     scores = classifier.scores(preprocessed(classifier, tmp_path / "val2017" / "a.jpg"))[0]
     assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))
     assert record["pointing_game"] == 1
     content["annotations"] = content["annotations"][1:]
-    with pytest.raises(ValueError, match="show nothing that a class names; expected pictures of what"):
+    with pytest.raises(ValueError, match="show no object of the model's classes; expected images of"):
         bench(write(tmp_path, content), tmp_path / "none", **options)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"d.jpg is neither in .*annotations nor in .*val2017"),
+        ({"images": [{"id": 3, "file_name": "d.jpg"}]}, r"No image is in .*annotations or in .*val2017; .* d.jpg"),
         (
             {"images": [{"id": 3, "file_name": "a.jpg", "width": "300", "height": 240}]},
             r"The image a.jpg: its width and height are \['300', 240\]; expected numbers",

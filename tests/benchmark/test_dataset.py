@@ -117,7 +117,7 @@ def assert_regions_follow(image: Path, orientation: int, scale: float, upright: 
 @pytest.mark.parametrize(
     ("size", "instance", "message"),
     [
-        ((30, 30), Instance(0, (0, 0, 9, 9)), "is of a picture of 30 x 30 pixels, and it has 40 x 20"),
+        ((30, 30), Instance(0, (0, 0, 9, 9)), "is for an image of 30 x 30 pixels, but the image has 40 x 20"),
         (None, Instance(0, (0, 0, 80, 40)), "a box that reaches to 80, 40 in 40 x 20 pixels"),
         (
             (40, 20),

@@ -51,7 +51,7 @@ def test_twelve_numbered_folders_are_indices_or_an_order_but_not_by_chance(tmp_p
     names = [str(number) for number in range(12)]
     pictures = class_folders(tmp_path, names)
     with pytest.raises(
-        ValueError, match=r"The folder 10 may be the model's class 10 or, in the order of the folders, 2"
+        ValueError, match=r"The folder 10 may mean the model's class 10 or, in the order of the folders, 2"
     ):
         bench(pictures, tmp_path / "out", **options("twelve"))
     assert not (tmp_path / "out").exists()
@@ -99,7 +99,7 @@ def test_more_steps_than_pixels_are_refused(pictures: Path, tmp_path: Path) -> N
 def test_labels_of_imagenet_are_none_of_another_models_classes() -> None:
     source = Source([Picture("a.jpg", Path("a.jpg"), (3,))], classes=1000)
     classifier = load_classifier("tests.benchmark.test_inputs:twelve")
-    with pytest.raises(ValueError, match="The labels are those of 1000 classes; expected a model of these, not 12"):
+    with pytest.raises(ValueError, match="The labels are for 1000 classes; expected a model with as many"):
         classes_of_labels(source, classifier, 12, False)
     assert classes_of_labels(source, classifier, 1000, False) == {3: (3,)}
 
@@ -125,7 +125,7 @@ def test_localization_without_outlines_or_without_the_class_is_no_empty_table(tm
     images = annotated(tmp_path, [[10, 10, 60, 10, 60, 60]])
     folder = bench(images, tmp_path / "out", **QUICK | more | {"metrics": ["pointing_game", "mask_pointing_game"]})
     (record,) = records(folder)
-    told = "mask pointing game has no value: no picture shows an object of the explained class."
+    told = "mask pointing game has no value: no image shows an object of the explained class."
     # The object is one of class 1.
     assert (told in (folder / "summary.md").read_text()) == (record["target"] == 0)
     assert (record["mask_pointing_game"] is None) == (record["target"] == 0)

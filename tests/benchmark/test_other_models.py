@@ -25,7 +25,7 @@ def test_tokens(pictures: Path, tmp_path: Path) -> None:
         assert record["confidence_drop"] == pytest.approx(expected, abs=1e-5)
         assert record["layer"] == "blocks.5.norm1"
     # A grid belongs to the settings of a record, also where it is the one that follows from the input.
-    with pytest.raises(ValueError, match=r"made with grid = None, not \[10, 10\]; expected the same"):
+    with pytest.raises(ValueError, match=r"holds records with grid = None, not \[10, 10\]; expected the same"):
         bench(pictures, tmp_path / "out", layers=["blocks.5.norm1"], grid=(10, 10), **options)
 
 

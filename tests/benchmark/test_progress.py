@@ -40,7 +40,7 @@ def test_it_counts_the_records_of_all_processes_and_times_this_run(
     now = [1000.0]
     own = tmp_path / "records-00000.jsonl"
     progress = Progress(tmp_path, 100, pending, done, ["confidence_drop"], own, clock=lambda: now[0])
-    assert progress.line() == "90 of 100 pictures"
+    assert progress.line() == "90 of 100 images"
 
     # In 40 seconds, this process finishes one picture, another one finishes one and half of the next.
     append(tmp_path, 1, *everything[left[1]], everything[left[2]][0])
@@ -52,7 +52,7 @@ def test_it_counts_the_records_of_all_processes_and_times_this_run(
     now[0] += 20
     progress.add(append(tmp_path, 0, everything[left[0]][1]))
     # Eight are left, at twenty seconds each: earlier runs do not count. No terminal: a line each half minute.
-    expected = "92 of 100 pictures, 0.05 per second, 0:02:40 left"
+    expected = "92 of 100 images, 0.05 per second, 0:02:40 left"
     assert capsys.readouterr().err == f"captum-fusion: {expected}\n"
     text = printed(progress)
     assert expected in text

@@ -76,7 +76,7 @@ def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) 
     wider, _ = crop_seen(Path(record["file"]), [110, 15, 401, 305])
     assert (wider[[0, -1], :, 0] > 0.9).all()
     assert (wider[:, [0, -1], 0] > 0.9).all()
-    assert crop_seen(tmp_path / "gone.png", record["frame"])[1] == "picture missing"
+    assert crop_seen(tmp_path / "gone.png", record["frame"])[1] == "image missing"
 
 
 @pytest.mark.usefixtures("charts")
@@ -112,17 +112,12 @@ def test_one_picture_that_the_model_fails_on_is_one_error(pictures: Path, tmp_pa
     Image.new("RGB", (50, 40), "white").save(pictures / "3.jpg")
     Image.new("RGB", (5000, 1)).save(pictures / "5.png")
     for kind, image, reason in (
-        (
-            "ChokingNet",
-            "1.jpg",
-            f"RuntimeError: {net('ChokingNet')} fails on inputs of shape (1, 3, 224, 224) and type torch.float32: "
-            "ArithmeticError: too dark",
-        ),
+        ("ChokingNet", "1.jpg", "ArithmeticError: too dark"),
         ("NanNet", "3.jpg", f"RuntimeError: {net('NanNet')} returns scores that are not finite"),
     ):
         folder = bench(pictures, tmp_path / kind, **QUICK | {"models": [net(kind)]}, batch_size=3)
         errors = {record["image"]: record["error"] for record in records(folder) if "error" in record}
-        thin = "The picture cannot be read: it has 5000 x 1 pixels, of which the model would see less than one in 100"
+        thin = "The image cannot be read: it has 5000 x 1 pixels, and the model would see less than one in 100 of them"
         assert errors.pop("5.png").startswith(thin)
         assert errors == {image: reason}
         assert pd.read_csv(folder / "summary.csv")["explanations"].tolist() == [4]
@@ -138,12 +133,12 @@ def test_when_all_pictures_fail_the_status_is_1_and_the_reasons_are_counted(
     (tmp_path / "pictures" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     arguments = ["--images", str(tmp_path / "pictures"), "--output", str(tmp_path / "out"), "--model", MODEL]
     assert command(["benchmark", *arguments, "--methods", "grad-cam"]) == 1
-    reason = "4 x The picture cannot be read: it is not a picture of a known kind"
+    reason = "4 x The image cannot be read: it is not an image in a supported format"
     captured = capsys.readouterr()
     assert f"Nothing could be explained: {reason}" in captured.err
     assert f"{reason} (0.png)" in captured.out
     assert (
-        "| 4 | The picture cannot be read: it is not a picture of a known kind | 0.png |"
+        "| 4 | The image cannot be read: it is not an image in a supported format | 0.png |"
         in (tmp_path / "out" / "summary.md").read_text()
     )
     with pytest.raises(NothingExplainedError):
@@ -153,7 +148,7 @@ def test_when_all_pictures_fail_the_status_is_1_and_the_reasons_are_counted(
 def test_notes_of_how_pictures_were_read(pictures: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (50, 40), (9, 9, 9, 100)).save(pictures / "transparent.png")
     folder = bench(pictures, tmp_path / "out", **QUICK)
-    assert "1 picture: transparent parts are shown on white." in (folder / "summary.md").read_text()
+    assert "1 image: transparent parts are shown on white." in (folder / "summary.md").read_text()
 
 
 def test_a_name_that_is_not_utf_8_and_hostile_texts_lose_no_report(
@@ -161,7 +156,7 @@ def test_a_name_that_is_not_utf_8_and_hostile_texts_lose_no_report(
 ) -> None:
     (pictures / os.fsdecode(b"caf\xe9.jpg")).write_text("no picture")
     folder = run(Settings(images=pictures, output=tmp_path / "out", **QUICK), show_progress=True)
-    assert "| 1 | The picture cannot be read: it is not a picture of a known kind | caf\\udce9.jpg |" in (
+    assert "| 1 | The image cannot be read: it is not an image in a supported format | caf\\udce9.jpg |" in (
         folder / "summary.md"
     ).read_text(encoding="utf-8")
     assert "(caf\\udce9.jpg)" in capsys.readouterr().out

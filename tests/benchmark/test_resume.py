@@ -79,7 +79,7 @@ def test_what_would_change_old_records_is_refused_by_name(pictures: Path, tmp_pa
         assert records(folder) == before
 
     refuses("with steps = 5, not 6", steps=6)
-    refuses("of 3 pictures that this run leaves out, such as 2.jpg; expected images, limit and seed", limit=2)
+    refuses("of 3 images that this run leaves out, such as 2.jpg; choose images, limit and seed", limit=2)
     refuses("with batch_size = 1, not 2", batch_size=2)
     refuses("with tolerance = 0.0, not 0.1", tolerance=0.1)
     refuses("with precision = 'float32', not 'bfloat16'", precision="bfloat16")
@@ -89,7 +89,7 @@ def test_what_would_change_old_records_is_refused_by_name(pictures: Path, tmp_pa
     refuses("The weights .*tuned.pt of .* have changed since")
     weights.write_bytes(content)
     same_size_and_time(pictures)
-    refuses("The picture 1.jpg has changed since")
+    refuses("The image 1.jpg has changed since")
 
 
 FACTOR = 1.0
@@ -202,7 +202,7 @@ def test_results_inside_the_picture_folder_are_no_pictures_and_no_class(pictures
     for name in ("first", "second", "first"):
         folder = bench(pictures, pictures / "results" / name, **QUICK, limit=6)
         assert {record["image"] for record in records(folder)} == {f"{index}.jpg" for index in range(5)}
-    with pytest.raises(ValueError, match="the folder of the pictures itself"):
+    with pytest.raises(ValueError, match="the folder of the images; expected"):
         bench(pictures, pictures, **QUICK)
     for index in range(3):
         save_picture(tmp_path / "classes" / str(index) / "a.jpg", index)
@@ -273,7 +273,7 @@ def test_another_run_in_the_folder_is_refused_until_it_ends(pictures: Path, tmp_
 
 def test_a_report_that_cannot_be_written_is_found_before_computing(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "summary.md").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"summary.md is a folder; the report is to be written there"):
+    with pytest.raises(ValueError, match=r"summary.md is a folder, but the report writes a file of this name"):
         bench(pictures, tmp_path / "out", **QUICK)
     assert not list((tmp_path / "out").glob("records-*"))
     (tmp_path / "file").write_text("")

@@ -101,7 +101,7 @@ def test_the_protocol_of_xplain_cam(pictures: Path, tmp_path: Path) -> None:
     drop = confidence_drop(*masked, target=target).item() * probability / (probability + 1e-8)
     assert record["confidence_drop"] == pytest.approx(drop, abs=1e-6)
     for change in ({"steps": 50}, {"size": 64}):
-        with pytest.raises(ValueError, match=r"is (50|64), and the protocol xplain-cam sets it to (112|224)"):
+        with pytest.raises(ValueError, match=r"is (50|64), but the protocol xplain-cam sets it to (112|224)"):
             bench(pictures, tmp_path / "out", **options | change)
 
 
@@ -321,8 +321,8 @@ def test_a_picture_that_cannot_be_read_is_counted(pictures: Path, tmp_path: Path
     assert summary["errors"].tolist() == [2, 2]
     errors = {record["image"]: record["error"] for record in records(tmp_path / "out") if "error" in record}
     assert errors.keys() == {"2.jpg", "3.jpg"}
-    assert all(error.startswith("The picture cannot be read") for error in errors.values())
-    with pytest.raises(ValueError, match=r"2\.jpg: The picture cannot be read"):
+    assert all(error.startswith("The image cannot be read") for error in errors.values())
+    with pytest.raises(ValueError, match=r"2\.jpg: The image cannot be read"):
         bench(pictures, tmp_path / "strict", **OPTIONS, strict=True)
 
 
@@ -433,12 +433,12 @@ def test_reduced_precision(pictures: Path, tmp_path: Path) -> None:
         ({"limit": 0}, "limit is 0; expected at least 1"),
         ({"methods": []}, "methods is empty; expected at least one"),
         ({"layers": ["relu", "stem", "relu"]}, "3 layers were given for 1 models"),
-        ({"layers": ["head"]}, r"The layer 'head' gives shape \(2, 3\); expected a feature map"),
+        ({"layers": ["head"]}, r"The layer 'head' returns shape \(2, 3\); expected a feature map"),
         ({"steps": 5.5}, "steps is 5.5; expected a whole number"),
         ({"limit": 2.0}, "limit is 2.0; expected a whole number"),
         ({"batch_size": True}, "batch_size is True; expected a whole number"),
         ({"device": "gpu"}, "device is 'gpu', which cannot be used"),
-        ({"models": [MODEL, MODEL]}, "with layer relu and weights default is given twice"),
+        ({"models": [MODEL, MODEL]}, "with layer relu and weights default is listed twice"),
         ({"metrics": ["pointing_game"]}, "The pointing games and instances_reached need boxes"),
     ],
 )
@@ -449,7 +449,7 @@ def test_refuses_before_any_record(pictures: Path, tmp_path: Path, change: dict[
 
 
 def test_refuses_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no picture; expected files ending in"):
+    with pytest.raises(ValueError, match="holds no image; expected files ending in"):
         bench(tmp_path, tmp_path / "out", **OPTIONS)
-    with pytest.raises(ValueError, match="is not a folder; expected one of pictures"):
+    with pytest.raises(ValueError, match="is not a folder; expected a folder of images"):
         bench(tmp_path / "missing", tmp_path / "out", **OPTIONS)

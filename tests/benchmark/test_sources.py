@@ -130,7 +130,7 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     source = find_pictures(str(root))
     assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
-    assert source.notes == ["Left out, files that are no pictures by their names: 2 (dog/.hidden, dog/notes.txt)."]
+    assert source.notes == ["Left out: files without an image extension (2): dog/.hidden, dog/notes.txt."]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
         find_pictures(str(root))
@@ -172,7 +172,7 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
         find_pictures(str(pictures), labels)
     labels.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="does not hold class indices by picture name"):
+    with pytest.raises(ValueError, match="does not hold class indices by image name"):
         find_pictures(str(pictures), labels)
 
 
@@ -193,7 +193,7 @@ def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no category names; .*labels_by_order"):
         classes_of_labels(source, classifier(), 2, False)
     assert classes_of_labels(source, classifier(), 2, True) == {0: (0,), 1: (1,)}
-    with pytest.raises(ValueError, match="the model has 3 classes, the pictures have 2"):
+    with pytest.raises(ValueError, match="the model has 3 classes, the images have 2"):
         classes_of_labels(source, classifier(), 3, True)
 
 

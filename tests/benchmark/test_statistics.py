@@ -128,7 +128,7 @@ def test_pairs_bold_and_about_equal_of_made_up_records(tmp_path: Path) -> None:
         assert "?" not in cells[worse]
     # What was never tested is neither worse nor equal.
     assert cells["e"].endswith(" ?")
-    assert "not all methods explained the same ones" in table
+    assert "not all methods explained the same images" in table
 
 
 def test_intervals_are_students_and_cover() -> None:

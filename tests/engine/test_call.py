@@ -40,7 +40,7 @@ def test_layer_with_several_outputs(images: Tensor) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (None, r"no target was given for an output of shape \(3, 3\)"),
+        (None, r"target None selects scores of shape \(3, 3\) from an output of shape \(3, 3\)"),
         (3, r"target 3 .*does not fit an output of shape \(3, 3\)"),
         ([0, 1], r"target \[0, 1\] .*does not fit"),
         ([0, 1, 7], r"target \[0, 1, 7\] .*does not fit"),
@@ -73,7 +73,7 @@ def test_batch_sizes_that_differ(net: SmallNet, images: Tensor) -> None:
 
 
 def test_inputs_without_the_layers_axes(net: SmallNet) -> None:
-    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* as many spatial axes"):
+    with pytest.raises(ValueError, match=r"\[\(2, 360\)\].* with the same number of spatial axes"):
         LayerScoreCam(lambda x: net(x.view(2, 3, 12, 10)), net.features).attribute(torch.rand(2, 360), target=0)
 
 

@@ -269,7 +269,7 @@ def test_a_module_that_runs_twice() -> None:
 
 def test_no_feature_map() -> None:
     dense = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
-    with pytest.raises(ValueError, match="No layer of this Sequential gives a feature map from all of which there is"):
+    with pytest.raises(ValueError, match="No single feature map of this Sequential feeds the whole output"):
         last_feature_map(dense, torch.rand(1, 3, 4, 4))
     with pytest.raises(ValueError, match=r"inputs have shapes \[\(1, 3, 8\)\]; expected an image"):
         last_feature_map(nn.Conv1d(3, 4, 3), torch.rand(1, 3, 8))

@@ -89,7 +89,7 @@ def test_nothing_is_disturbed(images: Tensor, subject: Any) -> None:
 
 def test_a_model_in_training_mode_is_warned_about_once(images: Tensor) -> None:
     model = TrainingNet().to(images.device)
-    with pytest.warns(UserWarning, match="training mode and holds BatchNorm2d, Dropout, so that") as warnings:
+    with pytest.warns(UserWarning, match="training mode and has BatchNorm2d, Dropout: its scores") as warnings:
         LayerFusionCam(model, model.features).attribute(images, target=0)
     assert len(warnings) == 1
 

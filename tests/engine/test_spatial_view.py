@@ -74,6 +74,7 @@ def test_the_network_computes_the_same_and_nothing_remains(
                 assert torch.equal(model(images), before)
             assert torch.equal(model(images), before)
     assert not any(module._forward_hooks for module in model.modules())
+    assert not nn.modules.module._has_any_global_hook()
 
 
 def test_gradients_and_activations_are_the_layers_own() -> None:
@@ -144,9 +145,9 @@ def test_the_grid_is_inferred_when_square_or_given(in_front: int) -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ((4, 4), r"11 tokens do not fit the grid \(4, 4\); expected those of the grid and fewer than 9 in front"),
-        ((1, 2), r"11 tokens do not fit the grid \(1, 2\); expected those of the grid and fewer than 9 in front"),
-        ((3, 3), "in another order"),
+        ((4, 4), r"11 tokens do not fit the grid \(4, 4\); expected the tokens of the grid and fewer than 9 in front"),
+        ((1, 2), r"11 tokens do not fit the grid \(1, 2\); expected the tokens of the grid and fewer than 9 in front"),
+        ((3, 3), "not in row order"),
     ],
 )
 def test_a_grid_that_does_not_match(grid: tuple[int, ...], message: str) -> None:
@@ -278,14 +279,14 @@ def test_a_grid_that_does_not_follow() -> None:
     with (
         spatial_view(model.layer),
         pytest.raises(
-            ValueError, match=r"The grid of 8 tokens does not follow from the input of \(8, 8\); expected the"
+            ValueError, match=r"The grid of 8 tokens cannot be inferred from the input of \(8, 8\); pass the"
         ),
     ):
         model(torch.rand(1, 3, 8, 8))
     sequence = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Identity())
     with (
         spatial_view(sequence[1]),
-        pytest.raises(ValueError, match=r"not follow from the input; .* grid=\(4,\) for a se"),
+        pytest.raises(ValueError, match=r"cannot be inferred from the input; .* grid=\(4,\) for a se"),
     ):
         sequence(torch.rand(1, 3, 8))
 
@@ -373,9 +374,12 @@ def test_bad_arguments(net: SmallNet, images: Tensor) -> None:
     for grid in ((), (0, 4), (1, 2, 3, 4)):
         with pytest.raises(ValueError, match="expected one to three positive numbers"), spatial_view(net.stem, grid):
             pass
-    with spatial_view(net.stem, grid=(3, 3)), pytest.raises(ValueError, match=r"gave a map .*; expected None"):
+    with spatial_view(net.stem, grid=(3, 3)), pytest.raises(ValueError, match=r"returned a map .*; expected None"):
         net(images)
-    with spatial_view(net.head), pytest.raises(ValueError, match=r"The viewed layer gave \(3, 3\); expected tokens"):
+    with (
+        spatial_view(net.head),
+        pytest.raises(ValueError, match=r"The viewed layer returned \(3, 3\); expected tokens"),
+    ):
         net(images)
 
 

@@ -70,7 +70,7 @@ def test_layer_resolution_is_brought_to_the_image() -> None:
         ([torch.tensor([[0, 0, 7, 4]])], r"A box of example 0 is \(0, 0, 7, 4\); expected .* 6 wide and 4 high"),
         ([torch.tensor([[-1, 0, 2, 2]])], "expected x1 < x2 and y1 < y2 inside the image"),
         ([torch.tensor([[3, 0, 3, 2]])], "expected x1 < x2"),
-        ([], "regions hold 0 examples; expected one for each of 1"),
+        ([], "regions has 0 entries; expected one for each of the 1 examples"),
         ([torch.zeros(4, 5, dtype=torch.bool)], r"has shape \(4, 5\); expected the image's, \(4, 6\)"),
         ([torch.zeros(4, 6)], "expected boxes .* or a mask of dtype bool"),
         (
@@ -129,7 +129,7 @@ def test_instances_are_counted_for_each_example_and_zeros_reach_none() -> None:
 
 def test_instances_refuse() -> None:
     maps = torch.rand(2, 1, 4, 6)
-    with pytest.raises(ValueError, match="regions hold 1 examples; expected one for each of 2"):
+    with pytest.raises(ValueError, match="regions has 1 entries; expected one for each of the 2 examples"):
         instances_reached(maps, [torch.tensor([[0, 0, 1, 1]])])
     with pytest.raises(ValueError, match="expected two spatial axes"):
         instances_reached(maps[:, :, 0], [torch.empty(0, 4)] * 2)

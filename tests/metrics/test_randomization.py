@@ -39,7 +39,7 @@ def test_equals_randomizing_by_hand(randomization: Any, images: Tensor) -> None:
 
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Scaled(), nn.Flatten(), nn.Linear(4 * 10 * 8, 3))
     method = LayerGradCam(net, net[0])
-    with pytest.warns(UserWarning, match="left the weights of '1' as they were"):
+    with pytest.warns(UserWarning, match="did not change the weights of '1'"):
         found = weight_randomization(method, images, target=1, randomization=randomization, seed=5, sign="all")
     assert list(found) == ["3", "1", "0"]
     before = method.attribute(images, target=1)

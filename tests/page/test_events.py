@@ -259,7 +259,7 @@ def test_a_picture_that_cannot_be_explained_is_a_sentence(visit: Visit, tmp_path
     settle(page)
     for name, message in (
         ("broken.png", "broken.png cannot be read"),
-        ("drawing.jpg", "it is not a picture of a known kind"),
+        ("drawing.jpg", "it is not an image in a supported format"),
         ("long.png", "long.png cannot be explained: it has 1 x 300 pixels"),
         ("![x](http:--127.0.0.2-x) <img src=x>.png", "9000 x 9000 pixels; expected at most 50 million"),
     ):

@@ -72,14 +72,14 @@ class Classifier:
                 f"expected 'index:{named[0]}' or 'index:{number}'"
             )
         if len(named) > 1:
-            raise ValueError(f"The categories {named} are all named {text!r}; expected one of these indices")
+            raise ValueError(f"The categories {named} are all named {text!r}; pass one of these indices")
         if named:
             return named[0]
         if self.categories is None:
             raise ValueError(f"target is {text!r}, but {self.name} has no category names; expected an index")
         if re.fullmatch(r"n\d{8}", text) and self.categories == imagenet_categories():
             if text not in _wordnet_indices():
-                raise ValueError(f"target is {text}, which is none of ImageNet's {classes} classes")
+                raise ValueError(f"target is {text}; expected the WordNet id of one of ImageNet's {classes} classes")
             return _wordnet_indices()[text]
         close = close_names(words(text), names) or f" Expected a category name or an index below {classes}"
         raise ValueError(f"Unknown category {text!r}.{close}")
@@ -118,7 +118,8 @@ class Classifier:
             raise RuntimeError(f"{self.name} returns scores that are not finite")
         if self.activation == "softmax" and output.min() >= 0 and (output.sum(dim=1) - 1).abs().max() < _ROUNDING:
             warnings.warn(
-                f"{self.name} returns probabilities, of which softmax is taken again; expected the scores before it",
+                f"{self.name} returns probabilities, and softmax is applied to them again; expected the scores before "
+                "softmax",
                 stacklevel=2,
             )
         return output
@@ -156,8 +157,8 @@ def read_categories(file: Path) -> tuple[str, ...]:
         raise ValueError(f"{file} cannot be read as category names: {reason(error)}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(
-            f"{file} holds no category names, or an empty one; expected a name in each line, or a JSON list of them or "
-            "object of their indices"
+            f"{file} holds no category names, or an empty one; expected a name in each line, a JSON list of names, or "
+            "a JSON object with the index of each name"
         )
     return tuple(names)
 

@@ -69,9 +69,8 @@ def _preprocessing(name: str, processor: Any) -> Preprocessing:
     preprocessing = _read(processor)
     if preprocessing is None or not _same(preprocessing, processor):
         raise ValueError(
-            f"The {type(processor).__name__} of {name} does more than to resize, to crop the centre and to normalize, "
-            "which is all that is done here. Expected one that does not; or give the model as package.module:callable, "
-            "with --size, --mean and --std."
+            f"The {type(processor).__name__} of {name} does more than resize, crop the centre and normalize; other "
+            "steps are not supported. Pass the model as package.module:callable, with --size, --mean and --std."
         )
     return preprocessing
 

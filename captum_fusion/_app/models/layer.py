@@ -26,13 +26,13 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None, grid: tuple
     """
     if name is None:
         if grid is not None:
-            raise ValueError(f"The grid {grid} is given without a layer; expected the layer whose tokens have it")
+            raise ValueError(f"The grid is {grid}, but no layer is named; name the layer whose tokens have this grid")
         chosen = last_feature_map(model, inputs[:1])
         return replace(chosen, grid=chosen.shape[1:] if chosen.form == "tokens" else None)
     modules: dict[str, nn.Module] = {layer: module for layer, module in model.named_modules() if layer}
     candidates = feature_maps(model, inputs)
     maps = [f"{layer} {each.shape}" for layer, each in candidates.items() if isinstance(each, FeatureMap)]
-    earlier = f" and {len(maps) - _MOST_NAMES} before these" if len(maps) > _MOST_NAMES else ""
+    earlier = f" and {len(maps) - _MOST_NAMES} earlier ones" if len(maps) > _MOST_NAMES else ""
     available = f"Its feature maps: {', '.join(maps[-_MOST_NAMES:])}{earlier}" if maps else "It has no feature maps"
     if name not in modules:
         raise ValueError(f"The model has no layer {name!r}.{close_names(name, modules)} {available}")
@@ -43,8 +43,8 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None, grid: tuple
         return _on_grid(model, inputs, FeatureMap(name, modules[name], (), "tokens", grid))
     if isinstance(candidate, str):
         raise ValueError(
-            f"The layer {name!r} gives {candidate}; expected a feature map, (N, C, H, W) with more than one pixel, a "
-            f"channels-last map, or tokens (N, T, C), whose grid may have to be given. {available}"
+            f"The layer {name!r} returns {candidate}; expected a feature map (N, C, H, W) with more than one pixel, a "
+            f"channels-last map, or tokens (N, T, C), which may need a grid. {available}"
         )
     return replace(candidate, grid=candidate.shape[1:] if candidate.form == "tokens" else None)
 

@@ -39,7 +39,7 @@ def load_classifier(
         raise ValueError(f"size is {size}; expected at least 1")
     if isinstance(model, nn.Module):
         if weights is not None:
-            raise ValueError(f"weights is {weights!r} for a model that is given itself; expected its own weights")
+            raise ValueError(f"weights is {weights!r}, but a model object keeps its own weights; load them yourself")
         name, loaded = type(model).__name__, _bare(model)
     else:
         name = DEFAULT_MODEL if model is None else model

@@ -47,13 +47,13 @@ class Preprocessing:
         """The part of a PIL image that the model sees, (1, 3, size, size) in [0, 1]; grey for a model of one channel.
 
         Raises:
-            ValueError: If the picture is so long that next to nothing of it would be seen.
+            ValueError: If the image is so long that the model would see almost nothing of it.
         """
         width, height = image.size
         if max(width, height) > _LONGEST * min(width, height):
             raise ValueError(
-                f"it has {width} x {height} pixels, of which the model would see less than one in {_LONGEST}; crop it "
-                "to what is to be explained"
+                f"it has {width} x {height} pixels, and the model would see less than one in {_LONGEST} of them; crop "
+                "it to the part to explain"
             )
         sides = [self.resize] * (2 if self.squash else 1)
         upright = as_rgb(image).image.convert("L" if len(self.mean) == 1 else "RGB")

@@ -32,7 +32,7 @@ def from_timm(name: str, pretrained: bool, state: State | None) -> LoadedModel:
         classes = {} if state is None else _classes(timm, name, state)
         model = timm.create_model(name, pretrained=pretrained, **classes)
     except Exception as error:  # Of its own, of the hub's and of the network's.
-        advice = " Give --weights FILE, or --weights none for random weights." if pretrained else ""
+        advice = " Pass --weights FILE, or --weights none for random weights." if pretrained else ""
         raise ValueError(
             f"timm cannot build {name}{' with its weights' if pretrained else ''}: {error}.{advice}"
         ) from error
@@ -54,7 +54,7 @@ def _preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:
     if channels != 3 or size[0] != size[1] or config["crop_mode"] not in ("center", "squash"):
         raise ValueError(
             f"timm:{name} takes inputs of {channels}x{size[0]}x{size[1]}, cropped by {config['crop_mode']!r}; expected "
-            "a square of three channels from the middle of the picture"
+            "a square of three channels from the middle of the image"
         )
     return Preprocessing(
         resize=floor(size[0] / config["crop_pct"]),

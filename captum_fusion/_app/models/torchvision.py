@@ -48,7 +48,7 @@ def from_torchvision(name: str, pretrained: bool, state: State | None) -> Loaded
             return LoadedModel(get_model(name, weights=entry), preprocessing, categories)
         except OSError as error:
             raise OSError(
-                f"The weights of {name} cannot be downloaded ({error}). Give --weights FILE, or --weights none for "
+                f"The weights of {name} cannot be downloaded ({error}). Pass --weights FILE, or --weights none for "
                 "random weights."
             ) from error
     options: dict[str, Any] = {}

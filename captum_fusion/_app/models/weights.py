@@ -36,8 +36,8 @@ def read_state_dict(file: Path) -> State:
         if foreign and foreign[1] == "argparse.Namespace":
             found = f" It holds an argparse.Namespace.{_NAMESPACE.format(file=str(file))}"
         raise ValueError(
-            f"{file} is not a file of weights only.{found} Expected what torch.save writes of a state dict: names and "
-            "tensors"
+            f"{file} does not hold weights only.{found} Expected a state dict, names and tensors, as torch.save writes "
+            "it"
         ) from error
     while entries := [
         name for name in _ENTRIES if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
