@@ -279,7 +279,7 @@ def test_a_channels_first_map_whose_channels_look_like_rows_is_refused(side: tup
     torch.manual_seed(0)
     cut = nn.Conv2d(3, channels, *(16, 16) if side[0] > 32 else (32 // channels, 32 // channels))
     model = nn.Sequential(cut, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)).eval()
-    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="channels-first map already"):
+    with spatial_view(model[1]) as view, pytest.raises(ValueError, match="already is a channels-first map"):
         LayerGradCam(model, view).attribute(torch.rand(1, 3, *side), target=1)
 
 
@@ -976,7 +976,7 @@ def test_an_image_without_a_batch_is_refused_where_it_passes_through_the_model()
         lambda: last_feature_map(net, image),
         lambda: LayerScoreCam(cube, cube[0]).attribute(volume, target=1),
     ):
-        with pytest.raises((RuntimeError, ValueError), match=r"give (image|volume)\.unsqueeze\(0\)"):
+        with pytest.raises((RuntimeError, ValueError), match=r"pass (image|volume)\.unsqueeze\(0\)"):
             call()
 
 

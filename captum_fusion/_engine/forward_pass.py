@@ -151,7 +151,7 @@ def _run(
             with second_order.running() if second_order else nullcontext():
                 result = call.run(*arguments)
             if scored:
-                scores = call.checked_scores(result)
+                scores, output = call.checked_scores(result), result.detach().clone()
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
@@ -159,8 +159,6 @@ def _run(
         finally:
             nothing_found.reset(token)
         passed = True
-        if scored:
-            output = result.detach().clone()
         return result if gradients_of is None else gradients_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.

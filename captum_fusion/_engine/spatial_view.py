@@ -192,7 +192,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
         raise ValueError(
             f"The viewed {type(layer).__name__} gives different tokens for the same image: the model draws random "
             "numbers, as one that masks or shuffles patches does, so that no token has a known place. Let forward_func "
-            "fix what is drawn, or give to_map and from_map."
+            "fix what is drawn, or pass to_map and from_map."
         )
     elif in_place(maps, cells) is False:
         _ordered[layer].remove(grid)
