@@ -21,25 +21,25 @@ def test_every_method_has_a_row() -> None:
     assert sorted(ROWS) == sorted(["LayerGradCam", *(method.__name__ for method in attr.METHODS)])
 
 
-@pytest.mark.parametrize("name", [method.__name__ for method in attr.METHODS])
-def test_the_row_is_true(name: str) -> None:
-    _, gradients, passes, baseline, resolution, compares = ROWS[name]
-    convolution = nn.Conv2d(3, CHANNELS, 3, stride=4, padding=1)
-    model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(CHANNELS * 4, 4)).eval()
-    image = torch.rand(1, 3, 8, 8)
-    counter = Counter(model)
-    arguments = {"Rise": {}, "FullGrad": {"model": model}}.get(name, {"layer": convolution})
-    method = getattr(captum_fusion, name)(counter, **arguments)
-    attributions = method.attribute(image, target=1)
-    at_most, factor, further = re.fullmatch(r"(at most )?(?:(\d*) ?C \+ )?(\d+)", passes).groups()  # type: ignore[union-attr]
-    said = (0 if factor is None else int(factor or 1) * CHANNELS) + int(further)
-    assert counter.rows <= said if at_most else counter.rows == said
-    assert attributions.shape[2:] == {"layer": (2, 2), "input": (8, 8)}[resolution]
-    assert ("baselines" in inspect.signature(method.attribute).parameters) == baseline.startswith("yes")
-    assert (getattr(method, "activation", None) == "softmax") == (compares == "probability")
-    with torch.inference_mode():
-        if gradients == "yes":
-            with pytest.raises(RuntimeError, match=f"{name} needs gradients.*inference_mode.*no_grad"):
-                method.attribute(image, target=1)
-        else:
-            assert torch.equal(method.attribute(image, target=1), attributions)
+def test_every_row_is_true() -> None:
+    for name in (method.__name__ for method in attr.METHODS):
+        _, gradients, passes, baseline, resolution, compares = ROWS[name]
+        convolution = nn.Conv2d(3, CHANNELS, 3, stride=4, padding=1)
+        model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(CHANNELS * 4, 4)).eval()
+        image = torch.rand(1, 3, 8, 8)
+        counter = Counter(model)
+        arguments = {"Rise": {}, "FullGrad": {"model": model}}.get(name, {"layer": convolution})
+        method = getattr(captum_fusion, name)(counter, **arguments)
+        attributions = method.attribute(image, target=1)
+        at_most, factor, further = re.fullmatch(r"(at most )?(?:(\d*) ?C \+ )?(\d+)", passes).groups()  # type: ignore[union-attr]
+        said = (0 if factor is None else int(factor or 1) * CHANNELS) + int(further)
+        assert counter.rows <= said if at_most else counter.rows == said, name
+        assert attributions.shape[2:] == {"layer": (2, 2), "input": (8, 8)}[resolution], name
+        assert ("baselines" in inspect.signature(method.attribute).parameters) == baseline.startswith("yes"), name
+        assert (getattr(method, "activation", None) == "softmax") == (compares == "probability"), name
+        with torch.inference_mode():
+            if gradients == "yes":
+                with pytest.raises(RuntimeError, match=f"{name} needs gradients.*inference_mode.*no_grad"):
+                    method.attribute(image, target=1)
+            else:
+                assert torch.equal(method.attribute(image, target=1), attributions), name

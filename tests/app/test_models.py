@@ -147,29 +147,30 @@ def test_classes_of_one_name_are_told_apart() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("names.txt", "\ufeffcat\ndog\n", ("cat", "dog")),
-        ("names.json", '["cat", "dog"]', ("cat", "dog")),
-        ("names.json", '{"dog": 1, "cat": 0}', ("cat", "dog")),
-        ("names.txt", "cat\n\ndog\n", "holds no category names"),
-        ("names.json", '{"dog": 1, "cat": 3}', "holds no category names"),
-        ("names.json", '{"0": "dog", "x": 1}', "cannot be read as category names"),
-        ("names.json", "{", "cannot be read as category names"),
-        ("names.txt", b"\xff\xfe", "cannot be read as category names"),
-    ],
-)
-def test_category_files(name: str, content: str | bytes, expected: tuple[str, ...] | str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    if isinstance(expected, tuple):
-        assert read_categories(tmp_path / name) == expected
-        model = SmallNet(classes=2)
-        assert load_classifier(model, classes=tmp_path / name).categories == expected
+def test_category_files(tmp_path: Path) -> None:
+    for name, content in (
+        ("names.txt", "\ufeffcat\ndog\n"),
+        ("names.json", '["cat", "dog"]'),
+        ("names.json", '{"dog": 1, "cat": 0}'),
+    ):
+        file = tmp_path / name
+        file.write_text(content, encoding="utf-8")
+        assert read_categories(file) == ("cat", "dog"), content
+        assert load_classifier(SmallNet(classes=2), classes=file).categories == ("cat", "dog")
         with pytest.raises(ValueError, match="returns 3 scores for 2 category names"):
-            load_classifier(SmallNet(), classes=tmp_path / name).scores(torch.rand(2, 3, 8, 8))
-    else:
-        with pytest.raises(ValueError, match=f"{name} {expected}"):
+            load_classifier(SmallNet(), classes=file).scores(torch.rand(2, 3, 8, 8))
+
+
+def test_files_that_hold_no_categories(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("names.txt", b"cat\n\ndog\n", "holds no category names"),
+        ("names.json", b'{"dog": 1, "cat": 3}', "holds no category names"),
+        ("names.json", b'{"0": "dog", "x": 1}', "cannot be read as category names"),
+        ("names.json", b"{", "cannot be read as category names"),
+        ("names.txt", b"\xff\xfe", "cannot be read as category names"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
             read_categories(tmp_path / name)
 
 
