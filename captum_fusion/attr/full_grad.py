@@ -134,7 +134,7 @@ def _recorded(model: Module, runs: list[tuple[Tensor, Tensor]]) -> Iterator[None
 
 
 def _bias_of(module: Any) -> Tensor | None:
-    """What a module adds to every pixel of each channel, shape (C,)."""
+    """The amount that a module adds to every pixel of each channel, shape (C,)."""
     if not isinstance(module, _BatchNorm):
         bias: Tensor | None = module.bias
         return bias

@@ -269,7 +269,7 @@ def full_grad_map(products: Tensor, size: tuple[int, ...]) -> Tensor:
 def implicit_bias(
     mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    r"""What batch normalization adds to every pixel of a channel, apart from the multiple of its input.
+    r"""The amount that batch normalization adds to every pixel of a channel, apart from the multiple of its input.
 
     In symbols, for the mean, the variance, the weight and the bias:
 

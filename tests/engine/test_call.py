@@ -1,4 +1,4 @@
-"""What is refused before any long work, through a class that masks."""
+"""Arguments that are refused before any long work, through a class that masks."""
 
 import pytest
 import torch
