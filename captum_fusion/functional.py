@@ -1158,6 +1158,118 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
     return inputs
 
 
+def le_grad_map(gradients: Tensor, values: Tensor) -> Tensor:
+    r"""The map of one attention in LeGrad (https://arxiv.org/abs/2404.03214).
+
+    An attention returns o_i, the mean of the values v_j weighted by its probabilities, in each of its heads. The
+    gradient of a score by a probability is therefore the inner product of a value and the gradient of the score by o_i.
+    In symbols, for these gradients g:
+
+    .. math::
+
+        L_j = \mathrm{mean}_{hi}(\mathrm{ReLU}(g_{hi} \cdot v_{hj}))
+
+    Args:
+        gradients (Tensor): g, shape (N, h, Q, d) for h heads and Q queries.
+        values (Tensor): v, shape (N, h, T, d).
+
+    Returns:
+        *Tensor* of shape (N, T).
+
+    Examples::
+
+        >>> gradients = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
+        >>> le_grad_map(gradients, torch.tensor([[[[3.0, 1.0], [-1.0, 2.0], [-1.0, -1.0]]]]))
+        tensor([[2.5000, 2.0000, 0.0000]])
+    """
+    with full_precision():
+        return relu(as_float(gradients) @ as_float(values).mT).mean(dim=(1, 2))
+
+
+def winsorized_weights(importances: Tensor, percentile: float) -> Tensor:
+    r"""The weights of the layers in Winsor-CAM (https://arxiv.org/abs/2507.10846).
+
+    Positive importances above their percentile tau are set to it, and then scaled linearly to [0.1, 1]; the others have
+    no weight. In symbols, for positive importances I:
+
+    .. math::
+
+        w_l = 0.1 + 0.9 \frac{\min(I_l, \tau) - \min_l I_l}{\tau - \min_l I_l}
+
+    If all positive importances are equal after the first step, all their weights are 1.
+
+    Args:
+        importances (Tensor): I, shape (N, layers).
+        percentile (float): In [0, 100].
+
+    Returns:
+        *Tensor* of shape (N, layers).
+
+    Examples::
+
+        >>> winsorized_weights(torch.tensor([[-1.0, 1.0, 2.0, 3.0, 9.0]]), 50.0)
+        tensor([[0.0000, 0.1000, 0.7000, 1.0000, 1.0000]])
+    """
+    values = as_float(importances)
+    positive = values.masked_fill(values <= 0, torch.nan)
+    highest = positive.nanquantile(percentile / 100, dim=1, keepdim=True)
+    clipped = torch.minimum(positive, highest)
+    lowest = positive.nan_to_num(inf).amin(dim=1, keepdim=True)
+    scaled = 0.1 + 0.9 * (clipped - lowest) / _or_one(highest - lowest)
+    return torch.where(highest > lowest, scaled, clipped.sign()).nan_to_num(0)
+
+
+def sess_map(maps: Tensor, weights: Tensor) -> Tensor:
+    r"""The fusion of the windows' maps in SESS (https://arxiv.org/abs/2207.01769).
+
+    At each pixel, the mean of the weighted maps that are positive there. In symbols, for maps M and weights w:
+
+    .. math::
+
+        L = \frac{\sum_k w_k M_k}{|\{k : w_k M_k > 0\}|}
+
+    Args:
+        maps (Tensor): M, shape (N, K, \*S), not negative.
+        weights (Tensor): w, shape (N, K), not negative.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S), 0 where no map is positive.
+
+    Examples::
+
+        >>> sess_map(torch.tensor([[[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]]), torch.tensor([[1.0, 0.5]]))
+        tensor([[[0.7500, 0.5000, 0.0000]]])
+    """
+    parts = weighted(as_float(maps), as_float(weights))
+    return parts.sum(dim=1, keepdim=True) / (parts > 0).sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def arcc(road: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
+    r"""ARCC (https://arxiv.org/abs/2605.14641): the harmonic mean of ROAD, coherency and 1 - complexity.
+
+    ROAD is doubled, so that its best value is 1, and negative values count as 0:
+
+    .. math::
+
+        r &= \mathrm{ReLU}(2\ \mathrm{ROAD}) \\
+        \mathrm{ARCC} &= \frac{3}{1 / r + 1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity})}
+
+    Args:
+        road (Tensor): Shape (N,), in [-0.5, 0.5]: the combined value of both orders.
+        coherency (Tensor): Shape (N,), in [0, 1].
+        complexity (Tensor): Shape (N,), in [0, 1].
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]; 0 if one of the three terms is 0.
+
+    Examples::
+
+        >>> arcc(torch.tensor([0.5, -0.1]), torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]))
+        tensor([0.7500, 0.0000])
+    """
+    return adcc(1 - (2 * as_float(road)).clamp(0, 1), coherency, complexity)
+
+
 def _or_one(values: Tensor) -> Tensor:
     """Divisors, with 1 for 0."""
     return torch.where(values == 0, 1, values)
