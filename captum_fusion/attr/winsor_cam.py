@@ -85,8 +85,8 @@ class WinsorCam(GradientAttribution):
 
         Raises:
             TypeError: If inputs are several.
-            ValueError: If no layer with a map of as many spatial axes as the input ran, or if the target does not
-                select one score per example.
+            ValueError: If no convolution, or not every listed layer, gives a map with as many spatial axes as the
+                input, or if the target does not select one score per example.
             {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
@@ -111,10 +111,11 @@ class WinsorCam(GradientAttribution):
         def explained(output: Tensor) -> Tensor:
             scores = call.explained(output)
             channels = [value for value in values if value.dim() == inputs.dim()]
-            if not channels:
+            expected = 1 if self.layers is None else max(1, len(layers), len(values))
+            if len(channels) < expected:
                 raise ValueError(
-                    f"No layer ran that gives a map of {inputs.dim() - 2} spatial axes; expected convolutions in "
-                    "forward_func, or a list of layers with such maps"
+                    f"{len(channels)} of {len(layers)} layers gave a map of {inputs.dim() - 2} spatial axes that "
+                    "gradients reach; expected convolutions in forward_func, or a list of layers that all do"
                 )
             gradients = torch.autograd.grad(scores.sum(), channels, retain_graph=True, materialize_grads=True)
             for gradient, value in zip(gradients, channels, strict=True):

@@ -54,15 +54,14 @@ def test_weights_worked_out_by_hand() -> None:
     torch.testing.assert_close(winsorized_weights(importances[3:], 50.0), torch.tensor([[0.1, 1.0, 1.0]]))
 
 
-def test_one_layer_is_grad_cam_where_its_mean_gradient_is_positive(net: SmallNet, images: Tensor) -> None:
+def test_one_layer_is_grad_cam_where_its_mean_gradient_is_positive() -> None:
+    net, images = SmallNet().eval(), torch.rand(3, 3, 12, 10)
     maps = normalize(LayerGradCam(net, net.features).attribute(images, target=1).relu())
-    expected = LayerAttribution.interpolate(maps, images.shape[2:], "bilinear").detach()
+    expected = LayerAttribution.interpolate(maps, (12, 10), "bilinear").detach()
     ours = WinsorCam(lambda x: net(x), layers=[net.features]).attribute(images, target=1)
-    for example in range(len(images)):
-        _, gradients = straight_line.activations_and_gradients(
-            net, net.features, images[example : example + 1].cpu(), 1
-        )
-        torch.testing.assert_close(ours[example], (expected[example] * (gradients.mean() > 0)).expand_as(images[0]))
+    for example, x in enumerate(images.split(1)):
+        _, gradients = straight_line.activations_and_gradients(net, net.features, x, 1)
+        torch.testing.assert_close(ours[example], (expected[example] * (gradients.mean() > 0)).expand_as(x[0]))
     assert not any(part._forward_hooks for part in net.modules())
 
 
@@ -74,5 +73,13 @@ def test_refuses(net: SmallNet, images: Tensor) -> None:
     inputs: Any = (images, images)
     with pytest.raises(TypeError, match="inputs are a tuple; expected one tensor"):
         WinsorCam(net).attribute(inputs, target=1)
-    with pytest.raises(ValueError, match="No layer ran that gives a map of 2 spatial axes"):
-        WinsorCam(net, layers=[net.head]).attribute(images, target=1)
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(360, 2)).to(images.device)
+    for model, layers, maps in [
+        (bare, None, "0 of 0"),
+        (net, [], "0 of 0"),
+        (net, [net.head], "0 of 1"),
+        (net, [net.features, net.head], "1 of 2"),
+        (net, [net.features, nn.Identity()], "1 of 2"),
+    ]:
+        with pytest.raises(ValueError, match=f"{maps} layers gave a map of 2 spatial axes"):
+            WinsorCam(model, layers=layers).attribute(images, target=1)
