@@ -49,7 +49,10 @@ MASKED = ("confidence_drop", "confidence_increase", "complexity")
 BOXES = ("pointing_game", "energy_pointing_game")
 OUTLINES = ("mask_pointing_game", "mask_energy_pointing_game", "instances_reached")
 COMPARED = (*COMPETITORS, OURS, *CONTROLS)
-FAMILY = ("x-grad-cam", "layer-cam", "hi-res-cam", "grad-cam-element-wise", "eigen-cam", "eigen-grad-cam", "finer-cam")
+FAMILY = (
+    *("x-grad-cam", "layer-cam", "hi-res-cam", "grad-cam-element-wise", "eigen-cam", "eigen-grad-cam", "finer-cam"),
+    *("seg-eigen-cam", "kpca-cam", "fem", "shapley-cam", "full-grad", "winsor-cam"),
+)
 COSTLY = ("ablation-cam", "is-cam", "ss-cam", "rise")
 OTHER_WEIGHTINGS = ("fusion-cam:normalized", "fusion-cam:released")
 NEAR = {"tolerance": 0.05}

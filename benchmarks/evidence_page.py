@@ -163,9 +163,10 @@ def runs_table(output: Path, values: pd.DataFrame) -> str:
     ]
     counts = values.groupby("run")["picture"].nunique()
     for run in sorted(counts.index):
-        lines_of = (line for file in sorted((output / run).glob("records-*.jsonl")) for line in file.open("rb"))
-        one = json.loads(next(lines_of))
+        files = sorted((output / run).glob("records-*.jsonl"))
+        one, *others = (json.loads(line) for file in files for line in file.open("rb"))
+        devices = ", ".join(sorted({each["device"] for each in (one, *others)}))
         cells = [f"`{run}`", str(counts[run]), f"{one['model'].rpartition(':')[2]}, `{one['layer']}`"]
-        cells += [f"{one['tolerance']:g}", one["target_kind"], str(one["steps"] or "-"), one["device"]]
+        cells += [f"{one['tolerance']:g}", one["target_kind"], str(one["steps"] or "-"), devices]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

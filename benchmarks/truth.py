@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import LayerGradCam
+from captum.attr import LayerAttribution, LayerGradCam
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ def check(model: nn.Module, data: Pictures) -> dict[str, float]:
 
 def explain(model: nn.Module, layer: nn.Module, data: Pictures) -> dict[str, Tensor]:
     """Computes the map of each method, (N, 1, S, S)."""
-    methods: list[type[Any]] = [LayerGradCam, *(getattr(attr, name) for name in attr.__all__ if "Layer" in name)]
+    methods: list[type[Any]] = [LayerGradCam, *(each for each in attr.METHODS if issubclass(each, LayerAttribution))]
     maps: dict[str, Tensor] = {}
     for method in methods:
         attributions = method(model, layer).attribute(data.pixels, target=data.classes)

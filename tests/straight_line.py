@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import floor
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,6 +230,71 @@ def full_grad(model: nn.Module, x: Tensor, target: int) -> tuple[Array, float]:
             total += upsample(normalize(np.abs(channel)), size)
             terms += channel.sum()
     return total, terms
+
+
+def le_grad(block: Any, head: Callable[[Tensor], Tensor], tokens: Tensor, target: int) -> tuple[Array, Tensor]:
+    """The map of a block of torchvision over all tokens, and what the block returns."""
+    attention = block.self_attention
+    projected = nn.functional.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    queries, keys, values = projected[0].chunk(3, dim=1)
+    size = queries.shape[1] // attention.num_heads
+    probabilities, heads = [], []
+    for start in range(0, queries.shape[1], size):
+        part = slice(start, start + size)
+        scores = (queries[:, part] @ keys[:, part].T / size**0.5).softmax(dim=1)
+        probabilities.append(scores.detach().requires_grad_())
+        heads.append(probabilities[-1] @ values[:, part])
+    attended = tokens + attention.out_proj(torch.cat(heads, dim=1))[None]
+    after = attended + block.mlp(block.ln_2(attended))
+    gradients = torch.autograd.grad(head(after)[0, target], probabilities)
+    total = np.zeros(len(queries))
+    for gradient in gradients:
+        for query in gradient.double().numpy():
+            total += np.maximum(query, 0)
+    return total / len(gradients) / len(queries), after.detach()
+
+
+def winsor_cam(model: nn.Module, layers: list[nn.Module], x: Tensor, target: int, percentile: float) -> Array:
+    maps, importances = [], []
+    for layer in layers:
+        activations, gradients = activations_and_gradients(model, layer, x, target)
+        maps.append(upsample(normalize(np.maximum(grad_cam(activations, gradients), 0)), tuple(x.shape[2:])))
+        importances.append(np.mean([gradient.mean() for gradient in gradients]))
+    positive = [importance for importance in importances if importance > 0]
+    total = np.zeros(tuple(x.shape[2:]))
+    if not positive:
+        return total
+    highest, lowest = np.percentile(positive, percentile), min(positive)
+    for map_, importance in zip(maps, importances, strict=True):
+        if importance > 0:
+            weight = 1.0 if highest == lowest else 0.1 + 0.9 * (min(importance, highest) - lowest) / (highest - lowest)
+            total += weight * map_
+    return total
+
+
+def sess(
+    model: nn.Module, layer: nn.Module, x: Tensor, target: int, sizes: list[tuple[int, int]], left_out: int
+) -> Array:
+    """Of Grad-CAM, before the blur; windows have the input's size, and those of the lowest scores are left out."""
+    height, width = x.shape[2:]
+    windows = []
+    for size in sizes:
+        large = torch.from_numpy(np.stack([upsample(channel, size) for channel in x[0].double().numpy()])).to(x)[None]
+        for top in sorted({min(start, size[0] - height) for start in range(0, size[0], height)}):
+            for left in sorted({min(start, size[1] - width) for start in range(0, size[1], width)}):
+                crop = large[..., top : top + height, left : left + width]
+                grad_cam_map = component(
+                    grad_cam(*activations_and_gradients(model, layer, crop, target)), (height, width)
+                )
+                canvas = np.zeros(size)
+                canvas[top : top + height, left : left + width] = grad_cam_map
+                windows.append((probability(model, target)(crop), upsample(canvas, (height, width))))
+    best = max(score for score, _ in windows)
+    total, count = np.zeros((height, width)), np.zeros((height, width))
+    for score, map_ in sorted(windows, key=lambda window: window[0])[left_out:]:
+        total += score / best * map_
+        count += map_ > 0
+    return total / np.maximum(count, 1)
 
 
 def layer_cam(activations: Array, gradients: Array) -> Array:

@@ -62,7 +62,7 @@ def mistakes(docstring: str | None, signed: Any) -> Iterator[str]:
         return
     kinds = {value.kind for value in parameters.values()}
     # A tunnel around a method passes on what that takes, as Captum's does; the means take metrics by their names.
-    takes_any = signed.__qualname__.startswith(("AugmentationTunnel", "DatasetMeans"))
+    takes_any = signed.__qualname__.startswith(("AugmentationTunnel", "SESS", "DatasetMeans"))
     if Parameter.VAR_POSITIONAL in kinds or (Parameter.VAR_KEYWORD in kinds and not takes_any):
         yield "takes arguments without names"
     for name, parameter in parameters.items():

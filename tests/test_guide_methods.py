@@ -28,7 +28,9 @@ def test_every_row_is_true() -> None:
         model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(CHANNELS * 4, 4)).eval()
         image = torch.rand(1, 3, 8, 8)
         counter = Counter(model)
-        arguments = {"Rise": {}, "FullGrad": {"model": model}}.get(name, {"layer": convolution})
+        arguments = {"Rise": {}, "FullGrad": {"model": model}, "WinsorCam": {"layers": [convolution]}}.get(
+            name, {"layer": convolution}
+        )
         method = getattr(captum_fusion, name)(counter, **arguments)
         attributions = method.attribute(image, target=1)
         at_most, factor, further = re.fullmatch(r"(at most )?(?:(\d*) ?C \+ )?(\d+)", passes).groups()  # type: ignore[union-attr]

@@ -1,8 +1,9 @@
 """The attribution classes, one file each.
 
 ``METHODS`` lists the methods; the command, the benchmark and the tests take them from there. ``GradientCam`` and
-``MaskedCam`` are bases for further methods. ``FusedAttributions`` and ``AugmentationTunnel`` wrap other attributions.
-``LayerFeatureFactorization`` finds concepts rather than the map of a target.
+``MaskedCam`` are bases for further methods. ``FusedAttributions``, ``AugmentationTunnel`` and ``SESS`` wrap other
+attributions. ``LayerLeGrad`` needs the classifier of a transformer. ``LayerFeatureFactorization`` finds concepts rather
+than the map of a target.
 """
 
 from captum.attr import Attribution
@@ -25,13 +26,16 @@ from captum_fusion.attr.hi_res_cam import LayerHiResCam
 from captum_fusion.attr.is_cam import LayerISCam
 from captum_fusion.attr.kpca_cam import LayerKPCACam
 from captum_fusion.attr.layer_cam import LayerLayerCam
+from captum_fusion.attr.le_grad import LayerLeGrad
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.rise import Rise
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.attr.seg_eigen_cam import LayerSegEigenCam
+from captum_fusion.attr.sess import SESS
 from captum_fusion.attr.shapley_cam import LayerShapleyCam
 from captum_fusion.attr.ss_cam import LayerSSCam
 from captum_fusion.attr.union_cam import LayerUnionCam
+from captum_fusion.attr.winsor_cam import WinsorCam
 from captum_fusion.attr.x_grad_cam import LayerXGradCam
 
 METHODS: tuple[type[Attribution], ...] = (
@@ -56,9 +60,11 @@ METHODS: tuple[type[Attribution], ...] = (
     LayerUnionCam,
     LayerXGradCam,
     Rise,
+    WinsorCam,
 )
 
 __all__ = [
+    "SESS",
     "AugmentationTunnel",
     "Concepts",
     "FullGrad",
@@ -79,6 +85,7 @@ __all__ = [
     "LayerISCam",
     "LayerKPCACam",
     "LayerLayerCam",
+    "LayerLeGrad",
     "LayerSSCam",
     "LayerScoreCam",
     "LayerSegEigenCam",
@@ -87,4 +94,5 @@ __all__ = [
     "LayerXGradCam",
     "MaskedCam",
     "Rise",
+    "WinsorCam",
 ]

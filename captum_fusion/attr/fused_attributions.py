@@ -28,8 +28,9 @@ class FusedAttributions(Attribution):
         L &= N(\max_k m_k) \\
         L &= N(\prod_k m_k)
 
-    The mean is the fusion of layers in pytorch-grad-cam. The maximum, a union, is that of torchcam. The product is that
-    of Refine-CAM: it keeps only regions where all maps are high: sharp early layers refine coarse late ones.
+    The mean is the fusion of layers in pytorch-grad-cam. The maximum, a union, is that of torchcam. The product is
+    RefineCAM (https://arxiv.org/abs/2605.14641): it keeps only regions where all maps are high, so that sharp early
+    layers refine coarse late ones.
 
     The attribution has the input's shape, as that of ``captum.attr.GuidedGradCam`` does. ``LayerFusionCam`` accepts a
     ``FusedAttributions`` as a component.

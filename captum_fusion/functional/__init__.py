@@ -22,6 +22,7 @@ from captum_fusion.functional.fusion import (
     denoised_gradient_map,
     fuse,
     fuse_maps,
+    sess_map,
 )
 from captum_fusion.functional.gradients import (
     element_wise_weights,
@@ -32,8 +33,10 @@ from captum_fusion.functional.gradients import (
     group_maps,
     implicit_bias,
     layer_cam_weights,
+    le_grad_map,
     rest_scores,
     shapley_gradients,
+    winsorized_weights,
     x_grad_cam_weights,
 )
 from captum_fusion.functional.maps import (
@@ -46,13 +49,14 @@ from captum_fusion.functional.maps import (
     weighted_sum,
 )
 from captum_fusion.functional.masks import ablation_weights, impute, integration_masks, random_masks
-from captum_fusion.functional.measures import adcc, correlation, rank_correlation
+from captum_fusion.functional.measures import adcc, arcc, correlation, rank_correlation
 
 __all__ = [
     "MAP_FUSIONS",
     "MapFusion",
     "ablation_weights",
     "adcc",
+    "arcc",
     "as_float",
     "combine",
     "contribution",
@@ -76,6 +80,7 @@ __all__ = [
     "integration_masks",
     "kernel_principal_component",
     "layer_cam_weights",
+    "le_grad_map",
     "non_negative_factors",
     "normalize",
     "percentile_threshold",
@@ -85,9 +90,11 @@ __all__ = [
     "rest_scores",
     "rounding",
     "seg_eigen_maps",
+    "sess_map",
     "shapley_gradients",
     "upsample",
     "weighted",
     "weighted_sum",
+    "winsorized_weights",
     "x_grad_cam_weights",
 ]

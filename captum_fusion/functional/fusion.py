@@ -8,7 +8,7 @@ from torch.nn.functional import relu
 
 from captum_fusion.arguments import Weighting
 from captum_fusion.functional._numerics import as_float, like, quotient, rounding
-from captum_fusion.functional.maps import normalize, percentile_threshold, weighted_sum
+from captum_fusion.functional.maps import normalize, percentile_threshold, weighted, weighted_sum
 
 MapFusion = Literal["mean", "maximum", "product"]
 MAP_FUSIONS: tuple[MapFusion, ...] = get_args(MapFusion)
@@ -210,3 +210,28 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
     kept = relu(torch.where(gradients >= like(threshold, gradients), gradients, 0))
     totals = like(kept.flatten(2).sum(dim=2), kept)
     return weighted_sum(activations, quotient(kept, totals, totals))
+
+
+def sess_map(maps: Tensor, weights: Tensor) -> Tensor:
+    r"""The fusion of the windows' maps in SESS (https://arxiv.org/abs/2207.01769).
+
+    At each pixel, the mean of the weighted maps that are positive there. In symbols, for maps M and weights w:
+
+    .. math::
+
+        L = \frac{\sum_k w_k M_k}{|\{k : w_k M_k > 0\}|}
+
+    Args:
+        maps (Tensor): M, shape (N, K, \*S), not negative.
+        weights (Tensor): w, shape (N, K), not negative.
+
+    Returns:
+        *Tensor* of shape (N, 1, \*S), 0 where no map is positive.
+
+    Examples::
+
+        >>> sess_map(torch.tensor([[[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]]]), torch.tensor([[1.0, 0.5]]))
+        tensor([[[0.7500, 0.5000, 0.0000]]])
+    """
+    parts = weighted(as_float(maps), as_float(weights))
+    return parts.sum(dim=1, keepdim=True) / (parts > 0).sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,10 +1,12 @@
 """The weights that the gradient methods compute from gradients and activations."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion.functional._numerics import as_float, quotient
+from captum_fusion.functional._numerics import as_float, full_precision, or_one, quotient
 from captum_fusion.functional.maps import normalize, upsample, weighted_sum
 
 
@@ -295,3 +297,64 @@ def implicit_bias(
     scaled = -as_float(mean) / (as_float(variance) + eps).sqrt()
     scaled = scaled if weight is None else scaled * weight
     return scaled if bias is None else scaled + bias
+
+
+def le_grad_map(gradients: Tensor, values: Tensor) -> Tensor:
+    r"""The map of one attention in LeGrad (https://arxiv.org/abs/2404.03214).
+
+    An attention returns o_i, the mean of the values v_j weighted by its probabilities, in each of its heads. The
+    gradient of a score by a probability is therefore the inner product of a value and the gradient of the score by o_i.
+    In symbols, for these gradients g:
+
+    .. math::
+
+        L_j = \mathrm{mean}_{hi}(\mathrm{ReLU}(g_{hi} \cdot v_{hj}))
+
+    Args:
+        gradients (Tensor): g, shape (N, h, Q, d) for h heads and Q queries.
+        values (Tensor): v, shape (N, h, T, d).
+
+    Returns:
+        *Tensor* of shape (N, T).
+
+    Examples::
+
+        >>> gradients = torch.tensor([[[[1.0, 0.0], [0.0, 2.0]]]])
+        >>> le_grad_map(gradients, torch.tensor([[[[3.0, 1.0], [-1.0, 2.0], [-1.0, -1.0]]]]))
+        tensor([[2.5000, 2.0000, 0.0000]])
+    """
+    with full_precision():
+        return relu(as_float(gradients) @ as_float(values).mT).mean(dim=(1, 2))
+
+
+def winsorized_weights(importances: Tensor, percentile: float) -> Tensor:
+    r"""The weights of the layers in Winsor-CAM (https://arxiv.org/abs/2507.10846).
+
+    Positive importances above their percentile tau are set to it, and then scaled linearly to [0.1, 1]; the others have
+    no weight. In symbols, for positive importances I:
+
+    .. math::
+
+        w_l = 0.1 + 0.9 \frac{\min(I_l, \tau) - \min_l I_l}{\tau - \min_l I_l}
+
+    If all positive importances are equal after the first step, all their weights are 1.
+
+    Args:
+        importances (Tensor): I, shape (N, layers).
+        percentile (float): In [0, 100].
+
+    Returns:
+        *Tensor* of shape (N, layers).
+
+    Examples::
+
+        >>> winsorized_weights(torch.tensor([[-1.0, 1.0, 2.0, 3.0, 9.0]]), 50.0)
+        tensor([[0.0000, 0.1000, 0.7000, 1.0000, 1.0000]])
+    """
+    values = as_float(importances)
+    positive = values.masked_fill(values <= 0, torch.nan)
+    highest = positive.nanquantile(percentile / 100, dim=1, keepdim=True)
+    clipped = torch.minimum(positive, highest)
+    lowest = positive.nan_to_num(inf).amin(dim=1, keepdim=True)
+    scaled = 0.1 + 0.9 * (clipped - lowest) / or_one(highest - lowest)
+    return torch.where(highest > lowest, scaled, clipped.sign()).nan_to_num(0)

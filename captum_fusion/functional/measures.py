@@ -80,3 +80,29 @@ def adcc(drop: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
     none = (parts <= 0).any(dim=0)
     mean: Tensor = 3 / parts.masked_fill(parts <= 0, 1).reciprocal().sum(dim=0)
     return mean.masked_fill(none, 0)
+
+
+def arcc(road: Tensor, coherency: Tensor, complexity: Tensor) -> Tensor:
+    r"""ARCC (https://arxiv.org/abs/2605.14641): the harmonic mean of ROAD, coherency and 1 - complexity.
+
+    ROAD is doubled, so that its best value is 1, and negative values count as 0:
+
+    .. math::
+
+        r &= \mathrm{ReLU}(2\ \mathrm{ROAD}) \\
+        \mathrm{ARCC} &= \frac{3}{1 / r + 1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity})}
+
+    Args:
+        road (Tensor): Shape (N,), in [-0.5, 0.5]: the combined value of both orders.
+        coherency (Tensor): Shape (N,), in [0, 1].
+        complexity (Tensor): Shape (N,), in [0, 1].
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]; 0 if one of the three terms is 0.
+
+    Examples::
+
+        >>> arcc(torch.tensor([0.5, -0.1]), torch.tensor([1.0, 1.0]), torch.tensor([0.5, 0.5]))
+        tensor([0.7500, 0.0000])
+    """
+    return adcc(1 - (2 * as_float(road)).clamp(0, 1), coherency, complexity)

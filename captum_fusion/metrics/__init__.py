@@ -1,7 +1,7 @@
 """The metrics of the class activation map papers, in the form of Captum's metrics."""
 
 from captum_fusion._engine.saliency import saliency_map
-from captum_fusion.metrics.coherency import adcc, coherency, complexity
+from captum_fusion.metrics.coherency import adcc, arcc, coherency, complexity
 from captum_fusion.metrics.confidence import confidence_drop, confidence_increase
 from captum_fusion.metrics.curves import deletion, insertion
 from captum_fusion.metrics.evaluate import evaluate
@@ -15,6 +15,7 @@ __all__ = [
     "DatasetMeans",
     "Mean",
     "adcc",
+    "arcc",
     "coherency",
     "complexity",
     "confidence_drop",

@@ -1,6 +1,6 @@
-"""Coherency, complexity and their harmonic mean with the Average Drop: ADCC."""
+"""Coherency, complexity and their harmonic means with the Average Drop, ADCC, and with ROAD, ARCC."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from captum_fusion._engine.saliency import checked_attributions, explained_pixel
 from captum_fusion._engine.state import preserved
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import adcc as harmonic_mean
+from captum_fusion.functional import arcc as harmonic_mean_with_road
 from captum_fusion.functional import correlation
 from captum_fusion.metrics.confidence import confidence_drop
+from captum_fusion.metrics.road import road
 
 Explain = Callable[..., Any]
 
@@ -200,6 +202,96 @@ def adcc(
     what = (inputs, attributions, baselines, additional_forward_args, target)
     drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval, channel_dim=channel_dim)
     coherent = coherency(explanation_func, *what, sign, explanation_kwargs, channel_dim=channel_dim)
-    maps = saliency_maps(ModelCall(forward_func, inputs, channel_dim=channel_dim), attributions, sign)
-    covered = torch.stack([explained_pixels(maps, example).mean() for example in range(len(drop))])
+    covered = _covered(inputs, attributions, sign, channel_dim)
     return harmonic_mean(drop, coherent.to(drop.device), covered.to(drop.device))
+
+
+@fill_docstring
+def arcc(
+    forward_func: ForwardFunc,
+    explanation_func: Explain | Attribution,
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor | tuple[Tensor | None, ...],
+    baselines: BaselineType = None,
+    additional_forward_args: object = None,
+    target: TargetType = None,
+    activation: Activation | None = "softmax",
+    sign: Sign = "positive",
+    perturbations_per_eval: int | None = None,
+    explanation_kwargs: Mapping[str, Any] | None = None,
+    *,
+    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    channel_dim: int = 1,
+) -> Tensor:
+    r"""Computes ARCC, the harmonic mean of ROAD, coherency and 1 - complexity.
+
+    It measures the same as ``adcc``, with imputed pixels in place of a masked image, whose sharp edges and flat regions
+    the model never saw in training. In symbols, for the combined ``road``, ``coherency`` and ``complexity``:
+
+    .. math::
+
+        r &= \mathrm{ReLU}(2\ \mathrm{ROAD}) \\
+        \mathrm{ARCC} &= \frac{3}{1 / r + 1 / \mathrm{coherency} + 1 / (1 - \mathrm{complexity})}
+
+    Higher is better.
+
+    More details can be found in the paper: https://arxiv.org/abs/2605.14641
+
+    Args:
+        {forward_func}
+        explanation_func (Attribution or Callable): The method, see ``coherency``.
+        {inputs}
+        {attributions}
+        {baselines}
+        {additional_forward_args}
+        {target}
+        {activation}
+        {sign}
+        {perturbations_per_eval}
+        explanation_kwargs (dict, optional): Further arguments of ``explanation_func``. Default: None
+        fractions (list[float], optional): The shares of the pixels to remove, see ``road``.
+            Default: (0.2, 0.4, 0.6, 0.8), as in the authors' code
+        {channel_dim}
+
+    Returns:
+        *Tensor* of shape (N,) with values in [0, 1]; 0 if one of the three has its worst value.
+
+    Raises:
+        {metric_errors}
+
+    Examples::
+
+        >>> from captum.attr import LayerGradCam
+        >>> from torchvision.models import resnet18
+        >>> model = resnet18(weights=None).eval()
+        >>> grad_cam = LayerGradCam(model, model.layer4)
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> arcc(model, grad_cam, images, grad_cam.attribute(images, target=281), target=281).shape
+        torch.Size([2])
+    """
+    removed = road(
+        forward_func,
+        inputs,
+        attributions,
+        additional_forward_args,
+        target,
+        fractions,
+        activation=activation,
+        sign=sign,
+        perturbations_per_eval=perturbations_per_eval,
+        channel_dim=channel_dim,
+    )
+    what = (inputs, attributions, baselines, additional_forward_args, target)
+    coherent = coherency(explanation_func, *what, sign, explanation_kwargs, channel_dim=channel_dim)
+    covered = _covered(inputs, attributions, sign, channel_dim)
+    return harmonic_mean_with_road(removed, coherent.to(removed.device), covered.to(removed.device))
+
+
+def _covered(
+    inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign, channel_dim: int
+) -> Tensor:
+    """The complexity of the saliency maps of all inputs together."""
+    # No model runs: only the shapes of the inputs count.
+    call = ModelCall(lambda *_: None, inputs, channel_dim=channel_dim)
+    maps = saliency_maps(call, attributions, sign)
+    return torch.stack([explained_pixels(maps, example).mean() for example in range(call.examples)])

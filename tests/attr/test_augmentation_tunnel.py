@@ -27,23 +27,23 @@ def test_worked_out_by_hand() -> None:
     torch.testing.assert_close(without, torch.tensor([[[2.0, 9.0]]]))
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_a_map_of_the_mirror_image_is_the_mirror_image_of_the_map(axes: int) -> None:
-    model = SmallNet(axes).eval()
-    images = torch.randn(2, 3, *(9, 6, 8)[:axes])
-    smooth = AugmentationTunnel(LayerGradCam(model, model.features))
-    ours = smooth.attribute(images, target=1)
-    torch.testing.assert_close(smooth.attribute(images.flip(-1), target=1).flip(-1), ours)
-    assert not torch.allclose(ours, LayerGradCam(model, model.features).attribute(images, target=1))
+def test_a_map_of_the_mirror_image_is_the_mirror_image_of_the_map() -> None:
+    for axes in [1, 2, 3]:
+        model = SmallNet(axes).eval()
+        images = torch.randn(2, 3, *(9, 6, 8)[:axes])
+        smooth = AugmentationTunnel(LayerGradCam(model, model.features))
+        ours = smooth.attribute(images, target=1)
+        torch.testing.assert_close(smooth.attribute(images.flip(-1), target=1).flip(-1), ours)
+        assert not torch.allclose(ours, LayerGradCam(model, model.features).attribute(images, target=1))
 
 
-@pytest.mark.parametrize("algorithm", KINDS)
-def test_around_a_method_of_each_kind(algorithm: type, net: SmallNet, images: Tensor) -> None:
-    method = algorithm(net, net.features)
-    plain = method.attribute(images, target=1)
-    still = AugmentationTunnel(method).attribute(images, flip=False, factors=[1.0], target=1)
-    torch.testing.assert_close(still, plain)
-    assert AugmentationTunnel(method).attribute(images, factors=[1.0], target=1).shape == plain.shape
+def test_around_a_method_of_each_kind(net: SmallNet, images: Tensor) -> None:
+    for algorithm in KINDS:
+        method = algorithm(net, net.features)
+        plain = method.attribute(images, target=1)
+        still = AugmentationTunnel(method).attribute(images, flip=False, factors=[1.0], target=1)
+        torch.testing.assert_close(still, plain)
+        assert AugmentationTunnel(method).attribute(images, factors=[1.0], target=1).shape == plain.shape
 
 
 def test_around_captums_methods_and_tunnels(net: SmallNet, images: Tensor) -> None:

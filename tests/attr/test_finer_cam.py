@@ -79,15 +79,12 @@ def test_refuses_a_single_class(net: SmallNet, images: Tensor) -> None:
             LayerFinerCam(forward, net.features).attribute(images)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_refuses(net: SmallNet) -> None:
+    for options, error, message in [
         ({"strength": -0.1}, ValueError, "strength is -0.1; expected a number that is not negative"),
         ({"references": 0}, ValueError, "references is 0; expected at least 1"),
         ({"method": LayerGradCam}, TypeError, "method is <class .*LayerGradCam'>; expected a class of captum_fusion's"),
         ({"method": "grad-cam"}, TypeError, "method is 'grad-cam'; expected a class"),
-    ],
-)
-def test_refuses(options: dict[str, Any], error: type[Exception], message: str, net: SmallNet) -> None:
-    with pytest.raises(error, match=message):
-        LayerFinerCam(net, net.features, **options)
+    ]:
+        with pytest.raises(error, match=message):
+            LayerFinerCam(net, net.features, **options)

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,27 +13,28 @@ from tests.conftest import SmallNet
 pytestmark = pytest.mark.every_device
 
 
-@pytest.mark.parametrize(
-    ("fusion", "together", "axes"),
-    [("mean", lambda maps: sum(maps) / 2, 1), ("maximum", max, 2), ("product", np.prod, 3)],
-)
-def test_equals_the_straight_line_computation(fusion: Any, together: Any, axes: int) -> None:
-    model = SmallNet(axes).eval()
-    images = torch.randn(2, 3, *(9, 6, 7)[:axes])
-    layers = [model.stem, model.features]
-    fused = FusedAttributions([LayerGradCam(model, layer) for layer in layers], fusion)
-    attributions = fused.attribute(images, target=1)
-    assert attributions.shape == images.shape
-    for attribution, x in zip(attributions, images.split(1), strict=True):
-        maps = []
-        for layer in layers:
-            grad_cam = straight_line.grad_cam(*straight_line.activations_and_gradients(model, layer, x, 1))
-            maps.append(straight_line.component(grad_cam, tuple(x.shape[2:])))
-        expected = np.empty(x.shape[2:])
-        for pixel in np.ndindex(expected.shape):
-            expected[pixel] = together([map_[pixel] for map_ in maps])
-        for channel in attribution:
-            np.testing.assert_allclose(channel, straight_line.normalize(expected), atol=1e-5)
+def test_equals_the_straight_line_computation() -> None:
+    for fusion, together, axes in [
+        ("mean", lambda maps: sum(maps) / 2, 1),
+        ("maximum", max, 2),
+        ("product", np.prod, 3),
+    ]:
+        model = SmallNet(axes).eval()
+        images = torch.randn(2, 3, *(9, 6, 7)[:axes])
+        layers = [model.stem, model.features]
+        fused = FusedAttributions([LayerGradCam(model, layer) for layer in layers], fusion)
+        attributions = fused.attribute(images, target=1)
+        assert attributions.shape == images.shape
+        for attribution, x in zip(attributions, images.split(1), strict=True):
+            maps = []
+            for layer in layers:
+                grad_cam = straight_line.grad_cam(*straight_line.activations_and_gradients(model, layer, x, 1))
+                maps.append(straight_line.component(grad_cam, tuple(x.shape[2:])))
+            expected = np.empty(x.shape[2:])
+            for pixel in np.ndindex(expected.shape):
+                expected[pixel] = together([map_[pixel] for map_ in maps])
+            for channel in attribution:
+                np.testing.assert_allclose(channel, straight_line.normalize(expected), atol=1e-5)
 
 
 def test_worked_out_by_hand() -> None:
@@ -86,20 +85,24 @@ def test_inputs_without_spatial_axes_get_zeros(net: SmallNet, images: Tensor) ->
     assert attributions[1].any()
 
 
-def test_pytorch_grad_cam_takes_the_mean_of_several_layers() -> None:
+def test_pytorch_grad_cam_takes_the_mean_or_the_product_of_several_layers() -> None:
     """But it normalizes each map before it is brought to the size of the picture, and resizes with OpenCV."""
     import pytorch_grad_cam
+    from pytorch_grad_cam.refine_cam import RefineCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     from tests.cases import TARGETS, case
 
     model, _, images, _, _ = case("resnet")
-    layers = [model.layer1, model.layer2]
-    ours = FusedAttributions([LayerGradCam(model, layer) for layer in layers]).attribute(images, target=TARGETS)
+    layers, targets = [model.layer1, model.layer2], [ClassifierOutputTarget(target) for target in TARGETS]
     with pytorch_grad_cam.GradCAM(model, layers) as cam:
-        theirs = cam(images, [ClassifierOutputTarget(target) for target in TARGETS])
-    for example in range(len(images)):
-        assert np.corrcoef(ours[example, 0].numpy().ravel(), theirs[example].ravel())[0, 1] > 0.99
+        theirs = {"mean": cam(images, targets)}
+    theirs["product"] = RefineCAM(model, layers, base_method=pytorch_grad_cam.GradCAM)(images, targets)
+    methods = [LayerGradCam(model, layer) for layer in layers]
+    for fusion in ("mean", "product"):
+        ours = FusedAttributions(methods, fusion).attribute(images, target=TARGETS)
+        for example in range(len(images)):
+            assert np.corrcoef(ours[example, 0].numpy().ravel(), theirs[fusion][example].ravel())[0, 1] > 0.99, fusion
 
 
 def test_refuses(net: SmallNet, images: Tensor) -> None:

@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,15 @@ from tests.conftest import SmallNet
 pytestmark = pytest.mark.every_device
 
 
-@pytest.mark.parametrize(("axes", "cells"), [(1, 3), (2, 1), (2, 3), (3, 3)])
-def test_masks_equal_the_straight_line_computation(axes: int, cells: int) -> None:
-    size = (11, 6, 7)[:axes]
-    grids = (torch.rand(5, 1, *(cells, 2, 3)[:axes]) < 0.5).double()
-    shifts = torch.rand(5, axes).double()
-    masks = random_masks(grids, shifts, size)
-    for mask, grid, shift in zip(masks, grids, shifts, strict=True):
-        expected = straight_line.enlarge_and_crop(grid[0].numpy(), shift.numpy(), size)
-        np.testing.assert_allclose(mask[0], expected, atol=1e-12)
+def test_masks_equal_the_straight_line_computation() -> None:
+    for axes, cells in [(1, 3), (2, 1), (2, 3), (3, 3)]:
+        size = (11, 6, 7)[:axes]
+        grids = (torch.rand(5, 1, *(cells, 2, 3)[:axes]) < 0.5).double()
+        shifts = torch.rand(5, axes).double()
+        masks = random_masks(grids, shifts, size)
+        for mask, grid, shift in zip(masks, grids, shifts, strict=True):
+            expected = straight_line.enlarge_and_crop(grid[0].numpy(), shift.numpy(), size)
+            np.testing.assert_allclose(mask[0], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -103,23 +101,18 @@ def test_several_inputs(net: SmallNet, images: Tensor) -> None:
     assert attributions[1].any()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_refuses_what_it_cannot_draw() -> None:
+    for options, message in [
         ({"samples": 0}, "samples is 0; expected at least 1"),
         ({"grid": 0}, "grid is 0; expected at least 1"),
         ({"probability": 1.0}, r"probability is 1.0; expected a number in \(0, 1\)"),
         ({"activation": "relu"}, "activation is 'relu'; expected one of"),
-    ],
-)
-def test_refuses_what_it_cannot_draw(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Rise(nn.Identity(), **options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Rise(nn.Identity(), **options)
 
 
-@pytest.mark.parametrize(
-    "inputs", [torch.rand(2, 3), torch.ones(2, 3, 4, dtype=torch.long), torch.rand(1, 1, 2, 2, 2, 2)]
-)
-def test_refuses_inputs_without_spatial_axes(inputs: Tensor) -> None:
-    with pytest.raises(ValueError, match="expected one with one to three spatial axes"):
-        Rise(lambda x: x.flatten(1).float()).attribute(inputs, target=0)
+def test_refuses_inputs_without_spatial_axes() -> None:
+    for inputs in [torch.rand(2, 3), torch.ones(2, 3, 4, dtype=torch.long), torch.rand(1, 1, 2, 2, 2, 2)]:
+        with pytest.raises(ValueError, match="expected one with one to three spatial axes"):
+            Rise(lambda x: x.flatten(1).float()).attribute(inputs, target=0)

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_fusion import LayerISCam, LayerScoreCam, LayerSSCam
@@ -75,30 +74,28 @@ def test_the_noise_follows_from_the_seed_alone(net: SmallNet, images: Tensor) ->
     assert not torch.allclose(other, first)
 
 
-@pytest.mark.parametrize("algorithm", SAMPLED)
-def test_memory_is_bounded_by_the_rows_of_one_evaluation(
-    algorithm: type[LayerScoreCam], net: SmallNet, images: Tensor
-) -> None:
-    counter = Counter(net)
-    algorithm(counter, net.features, samples=5).attribute(images, target=0, perturbations_per_eval=2)
-    assert max(counter.sizes) == 6
-    # Five live channels and the blank for each image and sample.
-    assert 3 + 3 * 6 * 5 <= counter.rows <= 3 + 3 * 6 * 5 + 6
+def test_memory_is_bounded_by_the_rows_of_one_evaluation(net: SmallNet, images: Tensor) -> None:
+    for algorithm in SAMPLED:
+        counter = Counter(net)
+        algorithm(counter, net.features, samples=5).attribute(images, target=0, perturbations_per_eval=2)
+        assert max(counter.sizes) == 6
+        # Five live channels and the blank for each image and sample.
+        assert 3 + 3 * 6 * 5 <= counter.rows <= 3 + 3 * 6 * 5 + 6
 
 
-@pytest.mark.parametrize("algorithm", SAMPLED)
-def test_within_the_tolerance_in_fewer_passes(algorithm: type[LayerScoreCam], images: Tensor) -> None:
-    torch.manual_seed(0)
-    wide = SmallNet(channels=150).eval()
-    options: dict[str, Any] = {"samples": 3} | ({"stdev": 0.3} if algorithm is LayerSSCam else {})
-    exact = algorithm(wide, wide.features, **options).attribute(images, target=1)
-    counter = Counter(wide)
-    attributions, errors = algorithm(counter, wide.features, tolerance=0.1, **options).attribute(
-        images, target=1, return_error_estimate=True
-    )
-    assert counter.rows < 3 * 3 * 120
-    assert errors.le(0.1).all()
-    assert (relu_minmax(attributions.flatten(1)) - relu_minmax(exact.flatten(1))).abs().amax(1).le(0.1).all()
+def test_within_the_tolerance_in_fewer_passes(images: Tensor) -> None:
+    for algorithm in SAMPLED:
+        torch.manual_seed(0)
+        wide = SmallNet(channels=150).eval()
+        options: dict[str, Any] = {"samples": 3} | ({"stdev": 0.3} if algorithm is LayerSSCam else {})
+        exact = algorithm(wide, wide.features, **options).attribute(images, target=1)
+        counter = Counter(wide)
+        attributions, errors = algorithm(counter, wide.features, tolerance=0.1, **options).attribute(
+            images, target=1, return_error_estimate=True
+        )
+        assert counter.rows < 3 * 3 * 120
+        assert errors.le(0.1).all()
+        assert (relu_minmax(attributions.flatten(1)) - relu_minmax(exact.flatten(1))).abs().amax(1).le(0.1).all()
 
 
 def test_the_regression_knows_the_mean_score_of_the_whole_input(
@@ -117,13 +114,13 @@ def test_the_regression_knows_the_mean_score_of_the_whole_input(
     torch.testing.assert_close(torch.cat(given), (net(images / 2) + net(images))[:, 1].detach() / 2)
 
 
-@pytest.mark.parametrize("algorithm", SAMPLED)
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"samples": 0}, "samples is 0; expected at least 1"), ({"stdev": -1.0}, "stdev is -1.0; expected a number")],
-)
-def test_refuses(algorithm: type[LayerAttribution], options: dict[str, Any], message: str, net: SmallNet) -> None:
-    if algorithm is LayerISCam and "stdev" in options:
-        options, message = {"samples": -3}, "samples is -3; expected at least 1"
-    with pytest.raises(ValueError, match=message):
-        algorithm(net, net.features, **options)
+def test_refuses(net: SmallNet) -> None:
+    for algorithm in SAMPLED:
+        for options, message in [
+            ({"samples": 0}, "samples is 0; expected at least 1"),
+            ({"stdev": -1.0}, "stdev is -1.0; expected a number"),
+        ]:
+            if algorithm is LayerISCam and "stdev" in options:
+                options, message = {"samples": -3}, "samples is -3; expected at least 1"
+            with pytest.raises(ValueError, match=message):
+                algorithm(net, net.features, **options)

@@ -41,15 +41,15 @@ def test_worked_out_by_hand() -> None:
     torch.testing.assert_close(attributions, torch.tensor([[[1 + 1.5, 3 + 0.75]]]))
 
 
-@pytest.mark.parametrize("utility", ["rest", "score"])
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_equals_the_straight_line_computation(axes: int, utility: str) -> None:
-    model = CurvedNet(axes).eval().double()
-    images = 3 * torch.randn(2, 3, *(6, 5, 4)[:axes]).double()
-    attributions = LayerShapleyCam(model, model.features, utility=utility).attribute(images, target=[0, 2])
-    for x, target, attribution in zip(images.split(1), [0, 2], attributions, strict=True):
-        expected = straight_line.shapley_cam(model, model.features, x, target, utility)
-        np.testing.assert_allclose(attribution[0].detach(), expected, atol=1e-7 * np.abs(expected).max())
+def test_equals_the_straight_line_computation() -> None:
+    for utility in ["rest", "score"]:
+        for axes in [1, 2, 3]:
+            model = CurvedNet(axes).eval().double()
+            images = 3 * torch.randn(2, 3, *(6, 5, 4)[:axes]).double()
+            attributions = LayerShapleyCam(model, model.features, utility=utility).attribute(images, target=[0, 2])
+            for x, target, attribution in zip(images.split(1), [0, 2], attributions, strict=True):
+                expected = straight_line.shapley_cam(model, model.features, x, target, utility)
+                np.testing.assert_allclose(attribution[0].detach(), expected, atol=1e-7 * np.abs(expected).max())
 
 
 def test_a_score_that_is_linear_in_the_layer_gives_grad_cam(images: Tensor) -> None:
@@ -62,14 +62,14 @@ def test_a_score_that_is_linear_in_the_layer_gives_grad_cam(images: Tensor) -> N
         assert not torch.allclose(LayerShapleyCam(model, convolution).attribute(images, target=1), ours)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_has_second_derivatives_too(dtype: torch.dtype, images: Tensor) -> None:
-    model = CurvedNet().eval().to(images.device)
-    exact = LayerShapleyCam(model, model.features, utility="score").attribute(images, target=1)
-    model.to(dtype)
-    ours = LayerShapleyCam(model, model.features, utility="score").attribute(images.to(dtype), target=1)
-    torch.testing.assert_close(ours, exact, atol=0.05 * float(exact.detach().abs().max()), rtol=0)
-    assert ours.dtype == torch.float32
+def test_half_precision_has_second_derivatives_too(images: Tensor) -> None:
+    for dtype in [torch.bfloat16, torch.float16]:
+        model = CurvedNet().eval().to(images.device)
+        exact = LayerShapleyCam(model, model.features, utility="score").attribute(images, target=1)
+        model.to(dtype)
+        ours = LayerShapleyCam(model, model.features, utility="score").attribute(images.to(dtype), target=1)
+        torch.testing.assert_close(ours, exact, atol=0.05 * float(exact.detach().abs().max()), rtol=0)
+        assert ours.dtype == torch.float32
 
 
 def test_the_layers_input_and_its_last_run(images: Tensor) -> None:

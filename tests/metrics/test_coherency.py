@@ -8,7 +8,7 @@ from torch import Tensor
 
 from captum_fusion import LayerFusionCam
 from captum_fusion.functional import correlation
-from captum_fusion.metrics import adcc, coherency, complexity, confidence_drop, saliency_map
+from captum_fusion.metrics import adcc, arcc, coherency, complexity, confidence_drop, road, saliency_map
 from tests.conftest import SmallNet
 
 
@@ -57,6 +57,8 @@ def test_equals_the_computation_in_single_steps(layers: bool, net: SmallNet, ima
     covered = complexity(attributions, (12, 10))
     drop = confidence_drop(net, images, attributions, target=[0, 1, 2])
     together = adcc(net, method, images, attributions, target=[0, 1, 2])
+    removed = road(net, images, attributions, target=[0, 1, 2], fractions=[0.2, 0.4, 0.6, 0.8])
+    imputed = arcc(net, method, images, attributions, target=[0, 1, 2])
     for example in range(3):
         x = images[example : example + 1]
         mask = saliency_map(attributions[example : example + 1], (12, 10))
@@ -67,6 +69,9 @@ def test_equals_the_computation_in_single_steps(layers: bool, net: SmallNet, ima
         parts = [1 - drop[example].item(), coherent[example].item(), 1 - covered[example].item()]
         expected = 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0
         assert together[example].item() == pytest.approx(expected, abs=1e-5)
+        parts[0] = min(max(2 * removed[example].item(), 0), 1)
+        expected = 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0
+        assert imputed[example].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_every_kind_of_explanation_is_taken(net: SmallNet, images: Tensor) -> None:
