@@ -124,7 +124,7 @@ class WinsorCam(GradientAttribution):
                 importances.append(weights.mean(dim=1))
             return scores
 
-        with forward_pass(call, gradients_of=explained):
+        with forward_pass(call, differentiation=Differentiation(explained)):
             weights = winsorized_weights(torch.stack(importances, dim=1), self.percentile)
             total = weighted_sum(torch.cat(maps, dim=1), weights)
         return total.expand(inputs.shape).contiguous()
