@@ -183,10 +183,6 @@ def _launch(
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_warn, set())
-            # The command never names a run, and of runs that differ the last one is the layer's.
-            warnings.filterwarnings(
-                "ignore", r"The layer ran \d+ times in the forward pass; its last run is explained\."
-            )
             # Said of the model already, without an argument that the command lacks.
             warnings.filterwarnings("ignore", "forward_func returned rows that are not negative and sum to 1")
             warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")

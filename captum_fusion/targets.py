@@ -71,7 +71,7 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
             given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
                 f"forward_func returned {given} for a region of shape {tuple(region.shape)}; expected scores of each "
-                "pixel, (N, K, *S)"
+                "pixel, (N, K, *S), and a region of shape S, such as region[0] without the axis of a batch or a channel"
             )
         if scores.shape[2:] != region.shape:
             mode = ("linear", "bilinear", "trilinear")[region.dim() - 1]

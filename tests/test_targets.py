@@ -13,7 +13,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.models.video import r3d_18
 
-from captum_fusion import LayerFusionCam, LayerGroupCam, last_feature_map
+from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, last_feature_map
 from captum_fusion.targets import box_score, region_scores
 
 
@@ -60,6 +60,10 @@ def test_a_region_that_does_not_fit() -> None:
         region_scores(nn.Identity(), torch.zeros(4, 4))
     with pytest.raises(ValueError, match=r"returned \(1, 3\) for a region of shape \(4, 4\); expected scores of each"):
         region_scores(nn.Flatten(), torch.ones(4, 4))(torch.rand(1, 3))
+    with pytest.raises(ValueError, match=r"such as region\[0\]"):
+        region_scores(nn.Identity(), torch.ones(1, 4, 4))(torch.rand(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"or captum_fusion\.targets\.region_scores for scores of"):
+        LayerScoreCam(nn.Sequential(layer := nn.Conv2d(3, 2, 1)), layer).attribute(torch.rand(1, 3, 4, 4), target=1)
 
 
 @pytest.fixture

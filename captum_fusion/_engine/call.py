@@ -263,6 +263,7 @@ class ModelCall:
             raise ValueError(
                 f"target {self.target!r} selects scores of shape {tuple(scores.shape)} from an output of shape "
                 f"{shape}; expected a target that selects one score per example"
+                + (", or captum_fusion.targets.region_scores for scores of each pixel" if output.dim() > 2 else "")
             )
         finite = scores.isfinite()
         if not finite.all():

@@ -1,7 +1,7 @@
 """Finds the layer to explain: the last feature map of a network that all of the image reaches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import log, prod
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import eager
-from captum_fusion._engine.guards import batch_hint, check_not_scripted
+from captum_fusion._engine.guards import batch_hint, check_not_scripted, last_run_chosen
 from captum_fusion._engine.outputs import scores_in
 from captum_fusion._engine.spatial_view import attach_view, unwrap
 from captum_fusion._engine.state import preserved
@@ -46,11 +46,13 @@ class FeatureMap:
     @contextmanager
     def view(self) -> Iterator[Module]:
         """Provides, inside a ``with`` block, the module to pass as ``layer``: the layer, or its ``spatial_view``."""
-        if self.form == "channels first":
-            yield self.layer
-        else:
-            with attach_view(self.layer, self.grid) as view:
-                yield view.module
+        with ExitStack() as stack:
+            layer = self.layer
+            if self.form != "channels first":
+                layer = stack.enter_context(attach_view(self.layer, self.grid)).module
+            last_run_chosen.add(layer)
+            stack.callback(last_run_chosen.discard, layer)
+            yield layer
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape[1:]))
@@ -113,7 +115,12 @@ def last_feature_map(
         copies[position] = image.clone()
         with eager(), state.tracking(forward_func or model):
             size = tuple(channels_first(image, channel_axis(image.shape)).shape[2:])
-            runs, output = _run(model, forward_func or model, copies, size)
+            try:
+                runs, output = _run(model, forward_func or model, copies, size)
+            except (RuntimeError, ValueError, IndexError) as error:
+                if hint := batch_hint(tensors):
+                    raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
+                raise
         scores = _scores(output)
         if not scores:
             raise ValueError(f"The model returned {type(output).__name__}; expected scores that depend on the inputs")

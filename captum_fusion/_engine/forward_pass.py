@@ -201,7 +201,7 @@ def _run(
                     raise
                 raise not_run(call.layer, call) from None
             check_map(values[0], call)
-            check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
+            check_runs(call.layer, len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
     value, gradient, product = (
         as_float(part[0]).to(call.device) if part else torch.empty(0) for part in (values, gradients, products)

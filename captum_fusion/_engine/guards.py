@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextvars import ContextVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ def check_interpolate_mode(interpolate_mode: object) -> None:
 def check_layer(layer: object) -> Module:
     """Refuses anything but a module, such as the None of a class whose layer is not set yet."""
     if not isinstance(layer, Module):
-        raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
+        viewed = hasattr(layer, "view") or hasattr(layer, "__enter__")
+        advice = ", as `with feature_map.view() as layer:` gives it" if viewed else ""
+        raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module{advice}")
     check_not_scripted(layer)
     return layer
 
@@ -194,13 +197,17 @@ def check_rows_inside(value: object, name: str, examples: int) -> None:
         )
 
 
-def check_runs(runs: int, shapes: list[tuple[int, ...]]) -> None:
+last_run_chosen: WeakSet[Module] = WeakSet()
+"""The layers whose last run ``last_feature_map`` has chosen."""
+
+
+def check_runs(layer: Module, runs: int, shapes: list[tuple[int, ...]]) -> None:
     """Warns of a layer that ran several times: the hooks keep its last run only.
 
     In a Siamese network that is the second image's, whose map would mask both.
     """
-    if runs > 1:
-        alike = len(shapes) == runs and len(set(shapes)) == 1
+    alike = len(shapes) == runs and len(set(shapes)) == 1
+    if runs > 1 and (alike or layer not in last_run_chosen):
         warn(
             f"The layer ran {runs} times in the forward pass; its last run is explained"
             + (", which may be that of the last input, for all inputs of that shape. " if alike else ". ")

@@ -173,6 +173,7 @@ def test_an_image_without_a_batch_is_refused_where_it_passes_through_the_model()
         lambda: insertion(net, image, torch.rand(1, 16, 16), target=1),
         lambda: last_feature_map(net, image),
         lambda: LayerScoreCam(cube, cube[0]).attribute(volume, target=1),
+        lambda: last_feature_map(cube, volume),
     ):
         with pytest.raises((RuntimeError, ValueError), match=r"pass (image|volume)\.unsqueeze\(0\)"):
             call()

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captum_fusion import (
+    FeatureMap,
     LayerFusionCam,
     LayerGradCamPlusPlus,
     LayerHiResCam,
     LayerScoreCam,
+    last_feature_map,
     layer_run,
 )
 from tests.assumptions.networks import cnn
@@ -104,6 +106,23 @@ def test_a_run_can_be_named_and_the_last_one_is_warned_of() -> None:
         LayerGradCamPlusPlus(model, model.encoder).attribute((a, b), target=1)
     with pytest.raises(RuntimeError, match="ran 2 times; expected 3 runs in each"), layer_run(model.encoder, 0, of=3):
         model(a, b)
+
+
+def test_a_choice_of_the_last_run_needs_no_warning_unless_each_input_has_a_run() -> None:
+    convolution, act, head = nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU(), nn.Linear(3, 4)
+    model = nn.Sequential(convolution, act, convolution, act, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+    image = torch.rand(1, 3, 16, 16)
+    with last_feature_map(model, image).view() as layer, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layer is act
+        LayerGradCamPlusPlus(model, layer).attribute(image, target=1)
+    with pytest.warns(UserWarning, match="ran 2 times"):
+        LayerGradCamPlusPlus(model, act).attribute(image, target=1)
+
+    pair = Twice().eval()
+    encoder = FeatureMap("encoder", pair.encoder, (8, 16, 16), "channels first")
+    with encoder.view() as layer, pytest.warns(UserWarning, match="ran 2 times"):
+        LayerGradCamPlusPlus(pair, layer).attribute((image, image), target=1)
 
 
 def test_a_checkpointed_layer_runs_once_in_the_forward_pass() -> None:
