@@ -12,7 +12,7 @@ from torch.nn import Conv1d, Conv2d, Conv3d, Identity, Module
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.forward_pass import Differentiation, forward_pass
 from captum_fusion._engine.guards import check_forward_func, check_gradients_allowed, check_layer
 from captum_fusion.functional import as_float, grad_cam_weights, normalize, upsample, weighted_sum, winsorized_weights
 
@@ -124,7 +124,7 @@ class WinsorCam(GradientAttribution):
                 importances.append(weights.mean(dim=1))
             return scores
 
-        with forward_pass(call, gradients_of=explained):
+        with forward_pass(call, differentiation=Differentiation(explained)):
             weights = winsorized_weights(torch.stack(importances, dim=1), self.percentile)
             total = weighted_sum(torch.cat(maps, dim=1), weights)
         return total.expand(inputs.shape).contiguous()
