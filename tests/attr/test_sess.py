@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_fusion import SESS, LayerScoreCam
 from tests import straight_line
-from tests.conftest import SmallNet
+from tests.conftest import Counter, SmallNet
 
 pytestmark = pytest.mark.every_device
 
@@ -71,6 +71,10 @@ def test_around_methods_of_each_kind(net: SmallNet, images: Tensor) -> None:
         assert attributions.ge(0).all()
         assert attributions.le(1).all()
     assert torch.equal(images, before)
+    # Of the default scales, 122 windows: a pass for the score of each, and one for its map.
+    counter = Counter(net)
+    SESS(Saliency(counter)).attribute(before[:1, :, :7, :7], target=1)
+    assert counter.rows == 2 * 122
 
 
 def test_refuses(net: SmallNet, images: Tensor) -> None:
