@@ -1,9 +1,8 @@
 """Times Score-CAM in bfloat16 and compiled against Score-CAM in float32, on this machine, in one run.
 
-The modes take turns. Each scores the same 31 channels of a layer, those that vary most: with the unmasked input among
-them these are 32 rows, which fill passes of any power of two. Networks with trained weights are also explained within a
-tolerance, and compared with the exact map in float32. The time excludes compilation. Results go to the terminal and to
-benchmarks/results/.
+The modes take turns. For networks with trained weights each computes the exact map and the map within a tolerance. The
+others score the 31 channels of their layer that vary most: with the unmasked input among them these are 32 rows, which
+fill passes of any power of two. The time excludes compilation. Results go to the terminal and to benchmarks/results/.
 
     python -m benchmarks.precision --weights FOLDER
 
@@ -75,7 +74,7 @@ def measure(name: str, weights: Path, turns: int) -> list[dict[str, Any]]:
     setattr(model, MODELS[name], nn.Sequential(layer, probe))
     compiled: Any = torch.compile(model, options={"freezing": True})
 
-    def explain(mode: str, explained: nn.Module, tolerance: float) -> tuple[Tensor, float, float]:
+    def explain(mode: str, tolerance: float) -> tuple[Tensor, float, float]:
         explainer = LayerScoreCam(compiled if "compiled" in mode else model, explained, tolerance=tolerance)
         with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in mode):
             start = time.perf_counter()
@@ -83,18 +82,18 @@ def measure(name: str, weights: Path, turns: int) -> list[dict[str, Any]]:
             seconds = time.perf_counter() - start
         return saliency_map(attributions, tuple(image.shape[2:])), float(errors), seconds
 
-    works: dict[str, tuple[nn.Module, float]] = {f"{CHANNELS + 1} passes": (probe.layer, 0.0)}
-    if name in score_cam.TRAINED:
-        works[f"within {TOLERANCE}"] = layer, TOLERANCE
+    trained = name in score_cam.TRAINED
+    explained = layer if trained else probe.layer
+    works = {"exact": 0.0, f"within {TOLERANCE}": TOLERANCE} if trained else {f"{CHANNELS + 1} passes": 0.0}
     rows = []
-    for work, (explained, tolerance) in works.items():
-        exact, _, _ = explain("float32", explained, 0.0)
+    exact, _, _ = explain("float32", 0.0)
+    for work, tolerance in works.items():
         taken: dict[str, list[float]] = {mode: [] for mode in MODES}
         results: dict[str, dict[str, Any]] = {}
         # The first turn compiles.
         for turn in range(turns + 1):
             for mode in MODES:
-                maps, estimate, seconds = explain(mode, explained, tolerance)
+                maps, estimate, seconds = explain(mode, tolerance)
                 taken[mode] += [seconds] if turn else []
                 error = float((maps - exact).abs().max())
                 results[mode] = {"error": error, "estimate": estimate if tolerance else None}
@@ -127,7 +126,7 @@ def main() -> None:
         "autocast; compiled is `torch.compile` with frozen weights, whose compilation is not in the seconds. The speed "
         "is the time in float32 divided by the time, median and range of the turns. The error is the largest "
         "difference from the exact final map in float32 (after ReLU and min-max), the estimate is that of Score-CAM, "
-        f'and "within" compares the error with {TOLERANCE}.',
+        f'and "within" compares the error with {TOLERANCE}. Networks with random weights score {CHANNELS} channels.',
         "",
         "| model | weights | work | mode | seconds | speed (range) | error | estimate | within |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |",

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from cyclopts import Parameter
 
 from captum_fusion._app.messages import close_names
-from captum_fusion._app.options import DEFAULT_ALPHA, DEFAULT_WEIGHTING, IntOption, ListOption, ModelSelection, Precision
+from captum_fusion._app.options import (
+    DEFAULT_ALPHA,
+    DEFAULT_WEIGHTING,
+    IntOption,
+    ListOption,
+    ModelSelection,
+    Precision,
+)
 from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance
 
 if TYPE_CHECKING:
