@@ -49,8 +49,8 @@ def explain(
         tolerance (float, optional): The largest estimated error of Score-CAM's map, alone or in a fusion, in [0, 1),
             see ``LayerScoreCam``. Default: 0.0, which is exact
         show_progress (bool, optional): Whether to show progress. Default: False
-        **options: The options of the model, see ``ModelOptions``: weights, layer, grid, size, mean, std, activation and
-            device
+        **options: The options of the model, see ``ModelOptions``: weights, layer, grid, size, mean, std, activation,
+            classes, device and precision
 
     Returns:
         *Explanation* with the maps at the input's resolution, on the CPU. A model object is left unchanged.

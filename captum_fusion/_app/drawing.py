@@ -59,7 +59,9 @@ def drawn(
         _draw_block(block, explanation, alpha, boxes)
     colours = ScalarMappable(cmap=_on_grey(alpha))
     figure.colorbar(colours, ax=axes, fraction=0.03, pad=0.01, aspect=16 * lines, ticks=(0, 0.5, 1), label="map")
-    figure.supxlabel(_wrapped(f"{explanations[0].model}; {_CAPTION}", columns * _LETTERS), size="small")
+    first = explanations[0]
+    model = first.model if first.precision == "float32" else f"{first.model} in {first.precision}"
+    figure.supxlabel(_wrapped(f"{model}; {_CAPTION}", columns * _LETTERS), size="small")
     content = rendered(figure, suffix)
     return _palettized(content) if suffix.lower() == ".png" else content
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from PIL import Image
@@ -18,8 +18,8 @@ from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_pho
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
 from captum_fusion._app.models.layer import choose_layer
-from captum_fusion._app.models.loading import find_device, load_classifier, return_scores
-from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions
+from captum_fusion._app.models.loading import autocast, find_device, load_classifier, return_scores
+from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions, Precision
 from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance, check_weighting
 from captum_fusion.metrics import deletion, insertion, saliency_map
 
@@ -60,7 +60,11 @@ class Explainer:
         check_activation(options.get("activation"))
         self.weights = options.get("weights") or "default"
         loading: dict[str, Any] = {**options}
-        device, self._layer, self._grid = (loading.pop(name, None) for name in ("device", "layer", "grid"))
+        popped = (loading.pop(name, None) for name in ("device", "layer", "grid", "precision"))
+        device, self._layer, self._grid, precision = popped
+        self.precision = precision or "float32"
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision is {self.precision!r}; expected one of {get_args(Precision)}")
         self.classifier = load_classifier(model, **loading)
         network = self.classifier.model
         if isinstance(model, nn.Module):
@@ -94,17 +98,21 @@ class Explainer:
             # Two rows, so that a model that returns one row for any batch is found.
             scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
             feature_map = choose_layer(classifier.model, inputs, self._layer, self._grid)
+        notes = [f"{photograph.name}: {photograph.note}"] if photograph.note else []
+        if self.precision != "float32":
+            notes.append(f"The forward passes ran in {self.precision}")
         prediction = Prediction(
             image=photograph.name,
             model=classifier.name,
             weights=self.weights,
+            precision=self.precision,
             layer=feature_map.name,
             feature_map=feature_map,
             categories=classifier.categories,
             probabilities=classifier.probabilities(scores)[0].cpu(),
             pixels=pixels,
             frame=classifier.preprocessing.frame(*photograph.image.size),
-            notes=(f"{photograph.name}: {photograph.note}",) if photograph.note else (),
+            notes=tuple(notes),
         )
         return ClassifiedImage(self, prediction, inputs)
 
@@ -128,9 +136,12 @@ class Explainer:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """This thread's turn with the model: in evaluation mode, returning its scores alone, restored afterwards."""
+        """This thread's turn with the model: in evaluation mode, returning its scores alone, restored afterwards.
+
+        Everything that runs the model runs in here, so in the explainer's precision.
+        """
         network = self.classifier.model
-        with self._turn:
+        with self._turn, autocast(self.device, self.precision):
             training = [module for module in network.modules() if module.training]
             network.eval()
             hook = return_scores(network)

@@ -22,6 +22,8 @@ class Prediction:
     """The name of the model."""
     weights: str
     """The source of its weights: "default", "none" for random weights, or a file."""
+    precision: str
+    """The precision of the forward passes: "float32", "bfloat16" or "float16"."""
     layer: str
     """The dotted name of the explained layer."""
     feature_map: FeatureMap

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from captum_fusion.arguments import Activation, Weighting, check_activation
 
@@ -13,6 +13,9 @@ else:
         from cyclopts import Parameter
     except ModuleNotFoundError:  # Python alone needs no command line.
         Parameter = dict
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""The precision of the forward passes; all but float32 is by autocast."""
 
 DEFAULT_MODEL = "efficientnet-lite0"
 """The network whose ImageNet weights the demo extra brings."""
@@ -61,6 +64,8 @@ class ModelOptions(TypedDict, total=False):
         classes: A file with one class name per line, or a JSON file with a list of the names or an object with the
             index of each name. Without it, the names that come with the model.
         device: The device to compute on. Without it, cuda if available, else cpu.
+        precision: bfloat16 or float16 for autocast, which changes maps a little and is faster on hardware that supports
+            it. Without it, float32.
     """
 
     weights: str | None
@@ -72,6 +77,7 @@ class ModelOptions(TypedDict, total=False):
     activation: ActivationOption | None
     classes: str | None
     device: str | None
+    precision: Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,8 @@ class ModelSelection:
             classifiers. Without it, the activation that a Hugging Face model declares, or softmax.
         classes: A file with the names of the classes, in a format that explain accepts.
         device: The device to compute on. Without it, cuda if available, else cpu.
+        precision: bfloat16 or float16 for autocast, which changes maps a little and is faster on hardware that supports
+            it. Without it, float32.
     """
 
     models: Annotated[Sequence[str], ListOption, Parameter(name="--model", alias="-m")] = (DEFAULT_MODEL,)
@@ -105,10 +113,11 @@ class ModelSelection:
     activation: ActivationOption | None = None
     classes: str | None = None
     device: str | None = None
+    precision: Precision = "float32"
 
     def each(self) -> list[dict[str, Any]]:
         """The arguments of ``Explainer`` for each model."""
-        names = ("grid", "size", "mean", "std", "activation", "classes", "device")
+        names = ("grid", "size", "mean", "std", "activation", "classes", "device", "precision")
         shared = {name: getattr(self, name) for name in names}
         subjects = zip(self.models, self._per_model("weights"), self._per_model("layers"), strict=True)
         return [{"model": model, "weights": weights, "layer": layer, **shared} for model, weights, layer in subjects]

@@ -87,7 +87,7 @@ def plan_outputs(
 
 def archive(explanation: Explanation) -> bytes:
     """The maps and their metadata, as the content of a .npz file."""
-    subject = ("image", "model", "weights", "layer", "target", "category")
+    subject = ("image", "model", "weights", "precision", "layer", "target", "category")
     settings = ("percentile", "weighting", "tolerance", "probability")
     metadata = {
         **{name: getattr(explanation, name) for name in (*subject, *settings)},

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from cyclopts import Parameter
 
 from captum_fusion._app.messages import close_names
-from captum_fusion._app.options import DEFAULT_ALPHA, DEFAULT_WEIGHTING, IntOption, ListOption, ModelSelection
+from captum_fusion._app.options import (
+    DEFAULT_ALPHA,
+    DEFAULT_WEIGHTING,
+    IntOption,
+    ListOption,
+    ModelSelection,
+    Precision,
+)
 from captum_fusion.arguments import Weighting, check_activation, check_percentile, check_tolerance
 
 if TYPE_CHECKING:
     from captum_fusion._app.methods import Method
 
 Target = Literal["predicted", "label", "best-label"]
-Precision = Literal["float32", "bfloat16", "float16"]
 Protocol = Literal["xplain-cam"]
 # Xplain-CAM removes 448 of 224 x 224 pixels a step.
 _PROTOCOL_SIZE, _PROTOCOL_STEPS = 224, 112
@@ -151,7 +157,6 @@ class Settings(ModelSelection):
         protocol: xplain-cam is the protocol of the figures in Xplain-CAM's README: images squashed to 224, the last
             convolution unless --layer names another layer, insertion from a Gaussian blur (kernel 51, sigma 50),
             deletion to 0, both in 112 steps, and a drop of max(0, Y - O) / (Y + 1e-8). It sets size and steps.
-        precision: float32, or bfloat16 or float16 for autocast.
         batch_size: The number of images in one batch.
         compile: Run the masked inputs through torch.compile, which pays off for many images.
         strict: Stop at an image that cannot be read or a method that fails, instead of recording the error.
@@ -171,7 +176,6 @@ class Settings(ModelSelection):
     seed: IntOption | None = None
     steps: IntOption = 100
     protocol: Protocol | None = None
-    precision: Precision = "float32"
     batch_size: IntOption = 1
     compile: bool = False
     strict: bool = False

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -17,6 +16,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from captum_fusion import LayerFusionCam
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
+from captum_fusion._app.models.loading import autocast
 from captum_fusion._app.settings import LOCALIZATION, Settings
 from captum_fusion.benchmark._plan import STAGES, Plan, PreprocessedImage, Variant, WorkItem, provenance, variants_of
 from captum_fusion.benchmark._records import CURVES, Key, Record
@@ -197,7 +197,7 @@ class Evaluator:
     def _predict(self, batch: Batch) -> Batch:
         """The batch with its targets and their probabilities."""
         classifier = batch.plan.classifier
-        with self._autocast(batch.plan.device):
+        with autocast(batch.plan.device, self.settings.precision):
             scores = classifier.scores(batch.inputs)
         targets = [
             max(row.item.classes, key=values.tolist().__getitem__) if row.item.classes else int(values.argmax())
@@ -263,7 +263,7 @@ class Evaluator:
             options |= {"weighting": method.weighting, "return_stages": True}
         if "internal_batch_size" in signature(attribution.attribute).parameters:
             options["internal_batch_size"] = max(_GRADIENT_ROWS, len(inputs))
-        with self._autocast(plan.device):
+        with autocast(plan.device, self.settings.precision):
             result: Any = attribution.attribute(inputs, target=batch.targets, **options)
         if not isinstance(attribution, LayerFusionCam):
             return [result]
@@ -281,7 +281,7 @@ class Evaluator:
             how["target"] = batch.targets
             shared = [name for name in masking if name != "insertion"] if self.settings.protocol else masking
             masked, results = (plan.masked_model, batch.inputs, attributions), {}
-            with self._autocast(plan.device):
+            with autocast(plan.device, self.settings.precision):
                 if shared:
                     results = evaluate(*masked, shared, **how)
                 if shared != masking:
@@ -321,11 +321,6 @@ class Evaluator:
         key: Any = plan.key(item, variant, part)._asdict() | {"file": str(item.picture.file.absolute())}
         record: Record = key | provenance(self.settings, plan, item, variant.method)
         return record
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16 if self.settings.precision == "bfloat16" else torch.float16)
 
 
 def _batch(plan: Plan, layer: Module, rows: Sequence[Row]) -> Batch:

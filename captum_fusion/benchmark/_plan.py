@@ -161,7 +161,7 @@ def make_plan(
         ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
     """
     layer, weights = arguments["layer"], arguments["weights"]
-    loading = {name: value for name, value in arguments.items() if name not in ("layer", "grid", "device")}
+    loading = {name: value for name, value in arguments.items() if name not in ("layer", "grid", "device", "precision")}
     classifier = load_classifier(**loading)
     classifier.model.to(device)
     size = classifier.preprocessing.size

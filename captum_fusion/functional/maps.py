@@ -1,6 +1,6 @@
 """Normalization, resolution, thresholds and weighted sums of maps."""
 
-from math import ceil, floor
+from math import ceil, floor, inf
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ def normalize(maps: Tensor) -> Tensor:
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
-    # No difference, since -0 less 0 is -0.
-    shifted = maps / 2 + like(0 - lowest / 2, maps)
-    return torch.where(like(span > noise, maps), shifted / like(span, maps), 0)
+    # No difference, since -0 less 0 is -0. Masks are made by this: two operations on whole maps, not four.
+    shifted = torch.add(like(0 - lowest / 2, maps), maps, alpha=0.5)
+    return shifted / like(span.masked_fill(~(span > noise), inf), maps)
 
 
 def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilinear") -> Tensor:

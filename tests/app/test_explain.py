@@ -1,5 +1,7 @@
 """Pictures explained from Python."""
 
+import io
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 import captum_fusion.explain
 from captum_fusion import LayerFusionCam, LayerUnionCam, Progress, Stopped, progress_to
+from captum_fusion._app.options import ModelSelection
+from captum_fusion._app.output_files import archive
 from captum_fusion.explain import ClassifiedImage, Explainer, explain
 from captum_fusion.metrics import saliency_map
 from tests.conftest import Counter, SmallNet
@@ -246,6 +250,32 @@ def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) 
     assert heard[-1].done == heard[-1].total > 500
     fresh = explain(photograph, model=model, layer="features", size=24, target=1, methods=["fusion-cam"])
     assert torch.equal(explanation.maps["fusion-cam"], fresh.maps["fusion-cam"])
+
+
+def test_the_precision_of_every_pass_is_the_option_and_is_recorded(photograph: Image.Image) -> None:
+    # Score-CAM first: the weights that autocast has converted without gradients must not cost Grad-CAM its own.
+    methods = ["score-cam", "grad-cam", "fusion(score-cam,grad-cam)"]
+    exact = explain(photograph, model="tests.conftest:SmallNet", target=2, methods=methods, size=24)
+    assert (exact.precision, exact.notes) == ("float32", ())
+    # As the page has it.
+    (options,) = ModelSelection(models=["tests.conftest:SmallNet"], size=24, precision="bfloat16").each()
+    explainer = Explainer(**options)
+    types = set()
+    explainer.classifier.model.relu.register_forward_hook(lambda _, __, output: types.add(output.dtype))
+    image = explainer.open(photograph)
+    explanation = image.explain(2, methods)
+    image.curves(explanation, "score-cam", steps=4)
+    assert types == {torch.bfloat16}
+    assert (explanation.precision, explanation.notes) == ("bfloat16", ("The forward passes ran in bfloat16",))
+    with np.load(io.BytesIO(archive(explanation))) as saved:
+        assert json.loads(str(saved["metadata"]))["precision"] == "bfloat16"
+    for name in methods:
+        difference = (explanation.maps[name] - exact.maps[name]).abs().max()
+        assert 0 < difference < 0.1, name
+    # A caller's autocast would make the record wrong.
+    with torch.autocast("cpu", torch.bfloat16):
+        again = explain(photograph, model="tests.conftest:SmallNet", target=2, methods=methods, size=24)
+    assert all(torch.equal(again.maps[name], exact.maps[name]) for name in methods)
 
 
 def test_threads_take_turns(photograph: Image.Image) -> None:

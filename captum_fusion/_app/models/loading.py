@@ -74,6 +74,12 @@ def return_scores(network: nn.Module) -> RemovableHandle:
     return network.register_forward_hook(scores)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Runs what is inside in this precision, whatever the caller's autocast."""
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def find_device(name: str | None) -> torch.device:
     """The device of this name; without one, cuda if there is one, else cpu.
 
