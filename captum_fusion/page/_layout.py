@@ -76,9 +76,9 @@ class Layout:
         self.sample = gr.HTML(panels.pictures(samples), **buttons)
         self.upload = gr.File(file_types=["image"], show_label=False, height=124, elem_id="upload")
         self.model = gr.Dropdown(list(models), label="Model", visible=len(models) > 1)
-        gr.Markdown("**2. Class**: one of the most probable; + adds a second one", elem_classes="step")
+        gr.Markdown("**2. Class**: click one; + adds a second one", elem_classes="step")
         self.bars = gr.HTML(panels.NO_CLASSES, **buttons)
-        gr.Markdown("**3. Methods** to compare, and any other class", elem_classes="step")
+        gr.Markdown("**3. Methods** to compare, or any other class", elem_classes="step")
         with gr.Column(elem_id="request"):
             self.classes = gr.Dropdown(
                 [], multiselect=True, max_choices=MOST_CLASSES, label="Classes", info="One, or two side by side"
