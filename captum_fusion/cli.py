@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from traceback import format_exception
@@ -118,11 +119,12 @@ def page(
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"port is {port}; expected a number from 1 to 65535")
     arguments = selection.each()
-    try:
-        from captum_fusion._app.console import Output
-        from captum_fusion.page import load_models, serving
-    except ModuleNotFoundError as error:
-        raise ValueError(f"The page needs the package {error.name}: {install_hint('page')}") from error
+    missing = [name for name in ("gradio", "skimage") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"The page needs the package {missing[0]}: {install_hint('page')}")
+    from captum_fusion._app.console import Output
+    from captum_fusion.page import load_models, serving
+
     with serving(load_models(arguments), host, port, names) as address:
         Output(soft_wrap=True).print(f"The page is at {address} until Ctrl+C.")
         # A process that is terminated, or loses its terminal, keeps no uploads of browsers either.

@@ -132,7 +132,9 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
     measure = next(name for name in ("overall", "average_drop", *measures) if name in measures)
     column, higher = MEASURES[measure].column, MEASURES[measure].higher
     judged = records.dropna(subset=[column, "map"])
-    ranked = judged.sort_values(column, ascending=not higher, kind="stable")
+    # By chance, a control's map may be the best of a picture; it explains nothing.
+    explained = judged[~judged["label"].isin(CONTROLS)]
+    ranked = (explained if len(explained) else judged).sort_values(column, ascending=not higher, kind="stable")
     # Each picture once: by its best and by its worst explanation.
     most, least = ranked.drop_duplicates("image"), ranked[::-1].drop_duplicates("image")
     count = max(1, min(_EXAMPLES, ceil(len(most) / 2)))

@@ -15,8 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from captum_fusion.explain import Explainer
 from captum_fusion.page._browser import Model
-from captum_fusion.page._events import Page
-from captum_fusion.page._layout import asset, theme
 
 _LARGEST_FILE = "50mb"
 
@@ -75,6 +73,10 @@ def serving(models: dict[str, Model], host: str, port: int | None, names: Sequen
     Raises:
         OSError: If the port is taken.
     """
+    # These import Gradio, which takes seconds: a model that cannot be loaded is refused before.
+    from captum_fusion.page._events import Page
+    from captum_fusion.page._layout import asset, theme
+
     hosts = ["localhost", "127.0.0.1", "[::1]", host, *names]
     with TemporaryDirectory(prefix="captum-fusion-") as folder:
         # Gradio stores uploaded files here.

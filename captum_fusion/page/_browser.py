@@ -13,6 +13,7 @@ from captum_fusion.explain import ClassifiedImage, Explainer, Explanation
 
 # A run that waits for an older one to end checks this often whether a newer one has begun.
 _PATIENCE_SECONDS = 0.05
+NO_PANEL = (-inf, "")
 # A reload closes a tab and opens it again within this time.
 _RELOAD_SECONDS = 20.0
 
@@ -49,6 +50,10 @@ class Tab:
         """The values of the controls at the latest action."""
         self.view: View | None = None
         """The view on display; None while something runs, and after a stop."""
+        self.judged: View | None = None
+        """The view whose curves are on display."""
+        self.open_panel = NO_PANEL
+        """The panel that was opened last, after the number of that action."""
         self.listed: ClassifiedImage | None = None
         """The picture whose classes the tab offers."""
         self._photograph: Photograph | None = None

@@ -17,8 +17,8 @@ from captum_fusion._app.methods import parse_method
 from captum_fusion.explain import Explanation
 from captum_fusion.page import _downloads as downloads
 from captum_fusion.page import _panels as panels
-from captum_fusion.page._browser import Model, Run, Tab, Tabs, View
-from captum_fusion.page._layout import MOST_CLASSES, Layout
+from captum_fusion.page._browser import NO_PANEL, Model, Run, Tab, Tabs, View
+from captum_fusion.page._layout import CURVES, MOST_CLASSES, Layout
 from captum_fusion.page._samples import samples
 
 _KNOWN = (OSError, RuntimeError, TypeError, ValueError)
@@ -88,7 +88,7 @@ class Page:
             setting.input(self._runs(self._explain), **explains)
         # Gradio reports typed text as a change, not as an input.
         on.methods.change(self._runs(self._explain), **explains)
-        on.draw.click(self._runs(self._judge), **explains)
+        on.tabs.select(self._runs(self._explain, self._turn), **explains)
         on.stop.click(self._stop, **handled | at_once, outputs=[on.status, on.stages, on.agreement, on.code])
         on.overlay.input(None, [on.overlay], js=_OVERLAY_MOVED)
         on.overlay.change(self._write, **handled | at_once, outputs=[on.code])
@@ -123,18 +123,19 @@ class Page:
                 values[on.methods] = list(dict.fromkeys(parse_method(name).name for name in values[on.methods]))
                 if take != self._open or tab.is_empty:
                     tab.set(action, values)
-                if take is not None:
-                    take(tab, values, event)
-                # What a run shows is shown before the next one begins to.
-                with suppress(Stopped), tab.run(action, listener) as started:
-                    yield {on.status: ""}
-                    try:
-                        for shown in work(started):
+                with suppress(Stopped):
+                    if take is not None:
+                        take(tab, values, event)
+                    # What a run shows is shown before the next one begins to.
+                    with tab.run(action, listener) as started:
+                        yield {on.status: ""}
+                        try:
+                            for shown in work(started):
+                                yield shown
+                        except Exception as error:
+                            # Nothing stays that may be of other settings.
+                            shown = self._nothing(self._results) | {on.status: _sentence(error)}
                             yield shown
-                    except Exception as error:
-                        # Nothing stays that may be of other settings.
-                        shown = self._nothing(self._results) | {on.status: _sentence(error)}
-                        yield shown
             except Exception as error:
                 yield {on.status: _sentence(error)}
             curves = {curve: shown[curve] for curve in (on.insertion, on.deletion) if curve in shown}
@@ -169,6 +170,12 @@ class Page:
         with self._reading:
             tab.look_at(open_photograph(file, stranger=True), [repr(file.name)])
 
+    def _turn(self, tab: Tab, values: Values, event: gr.EventData) -> None:
+        """Begins a run for the curves alone, unless they are shown, or a run is on its way that will show them."""
+        tab.open_panel = max(tab.open_panel, (float(values[self._layout.action].partition(" ")[0]), event.value))
+        if tab.open_panel[1] != CURVES or tab.view is None or tab.view is tab.judged:
+            raise Stopped
+
     def _choose(self, tab: Tab, values: Values, event: gr.EventData) -> None:
         tab.choose(values[self._layout.model], [event.index])
 
@@ -182,8 +189,8 @@ class Page:
         tab.choose(values[self._layout.model], values[self._layout.classes])
 
     def _show(self, run: Run) -> Iterator[Values]:
-        # After a reload the controls show their defaults, and the list of classes is empty.
-        run.tab.listed = None
+        # After a reload the controls show their defaults, the first panel is open, and the list of classes is empty.
+        run.tab.listed, run.tab.open_panel = None, NO_PANEL
         yield {setting: run.tab.settings[setting] for setting in self._settings}
         yield from self._explain(run)
 
@@ -232,12 +239,11 @@ class Page:
             # The overlay is no business of runs, and may have been moved meanwhile.
             on.code: downloads.recipe(shown, tab.settings[on.overlay]),
         }
+        if tab.open_panel[1] == CURVES:
+            yield from self._judge(run, shown)
 
-    def _judge(self, run: Run) -> Iterator[Values]:
-        # Ends what was running for the maps, so that this finishes it.
-        yield from self._explain(run)
-        on, start, shown = self._layout, perf_counter(), run.tab.view
-        assert shown is not None
+    def _judge(self, run: Run, shown: View) -> Iterator[Values]:
+        on, start = self._layout, perf_counter()
         insertions, deletions = [], []
         yield {on.status: ""}
         for explanation in shown.explanations:
@@ -247,6 +253,7 @@ class Page:
                 label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(panels.curve(label, curves.insertion))
                 deletions.append(panels.curve(label, curves.deletion))
+        run.tab.judged = shown
         # All at once: a plot that is drawn takes no notice of further curves.
         yield {
             on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s",

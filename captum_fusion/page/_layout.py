@@ -1,6 +1,7 @@
 """Layout of the page."""
 
 from collections.abc import Sequence
+from importlib.metadata import metadata
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +14,8 @@ from captum_fusion.page import _panels as panels
 from captum_fusion.page._samples import Sample
 
 MOST_CLASSES = 2
+CURVES = "Curves"
+"""The name of the tab whose content is computed only while it is open."""
 _TOLERANCE = 0.05
 _METHODS = ["grad-cam", "score-cam", "fusion-cam"]
 
@@ -48,9 +51,11 @@ class Layout:
     def __init__(self, models: Sequence[str], samples: Sequence[Sample]) -> None:
         # The first component, since Gradio hands the values to scripts in the order of the components.
         self.action = gr.Textbox(visible=False)
+        # The paper, and what else the project declares as its addresses, such as its guide.
+        addresses = [each.split(", ", 1) for each in metadata("captum-fusion").get_all("Project-URL") or ()]
         gr.Markdown(
-            "# captum-fusion\nChoose a photograph: the maps show which of its regions support a class. "
-            "[The Fusion-CAM paper](https://arxiv.org/abs/2603.05386)",
+            "# captum-fusion\nThe maps show which regions of a photograph support a class: red supports it most. "
+            + " · ".join(f"[{name}]({address})" for name, address in addresses),
             elem_id="title",
         )
         with gr.Row(elem_id="columns"):
@@ -67,10 +72,13 @@ class Layout:
             "js_on_load": asset("choice.js"),
             "apply_default_css": False,
         }
+        gr.Markdown("**1. Photograph**: one of these, or your own", elem_classes="step")
         self.sample = gr.HTML(panels.pictures(samples), **buttons)
         self.upload = gr.File(file_types=["image"], show_label=False, height=124, elem_id="upload")
         self.model = gr.Dropdown(list(models), label="Model", visible=len(models) > 1)
+        gr.Markdown("**2. Class**: click one; + adds a second one", elem_classes="step")
         self.bars = gr.HTML(panels.NO_CLASSES, **buttons)
+        gr.Markdown("**3. Methods** to compare, or any other class", elem_classes="step")
         with gr.Column(elem_id="request"):
             self.classes = gr.Dropdown(
                 [], multiselect=True, max_choices=MOST_CLASSES, label="Classes", info="One, or two side by side"
@@ -96,15 +104,14 @@ class Layout:
             "js_on_load": f"const palette = {panels.palette()}, firstOverlay = {DEFAULT_ALPHA};\n{asset('maps.js')}",
             "apply_default_css": False,
         }
-        with gr.Tabs():
+        with gr.Tabs() as self.tabs:
             with gr.Tab("Maps"):
                 self.maps = gr.HTML(**viewer)
             with gr.Tab("Stages"):
                 self.stages = gr.HTML(**viewer)
             with gr.Tab("Agreement"):
                 self.agreement = gr.HTML(**viewer)
-            with gr.Tab("Curves"):
-                self.draw = gr.Button("Draw the curves", size="sm")
+            with gr.Tab(CURVES):
                 # One above the other, since a legend is cut off at a plot's width; pointing tells what is not there.
                 self.insertion, self.deletion = (
                     gr.LinePlot(x="share of the pixels", y="P", color="map", y_lim=[0, 1], title=title, tooltip="all")

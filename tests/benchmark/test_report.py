@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from captum_fusion.benchmark import NothingExplainedError, Settings, report, run
-from captum_fusion.benchmark._charts import crop_seen
+from captum_fusion.benchmark._charts import crop_seen, explanations_chart
 from captum_fusion.benchmark._report import write_report
 from captum_fusion.cli import run as command
 from tests.benchmark.conftest import MODEL, QUICK, bench, made_up, records, write_records
@@ -77,6 +77,13 @@ def test_charts_show_the_part_of_the_picture_that_the_model_saw(tmp_path: Path) 
     assert (wider[[0, -1], :, 0] > 0.9).all()
     assert (wider[:, [0, -1], 0] > 0.9).all()
     assert crop_seen(tmp_path / "gone.png", record["frame"])[1] == "image missing"
+    # The most faithful explanation is not a control's.
+    rows = [
+        made_up(method, "a.png", label=method, subject="net", overall=value)
+        for method, value in (("grad-cam", 0.1), ("random-map", 0.9), ("centred-gaussian", 0.0))
+    ]
+    for line in explanations_chart(pd.DataFrame(rows), ["overall"]).axes:
+        assert "overall 0.10\ngrad-cam" in line.get_title()
 
 
 @pytest.mark.usefixtures("charts")

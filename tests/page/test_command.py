@@ -66,10 +66,17 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"The page cannot be served at 127.0.0.1, port {port}" in capsys.readouterr().err
 
 
-def test_as_many_weights_as_models(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["page", "--model", "resnet18", "resnet34", "resnet50", "--weights", "none", "a.pt"]
-    assert cli.run(arguments) == cli.REFUSED
-    assert "2 weights were given for 3 models" in capsys.readouterr().err
+def test_wrong_models_are_refused_before_gradio_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_events", "_layout"):
+        monkeypatch.setitem(sys.modules, f"captum_fusion.page.{name}", None)
+    for arguments, message in (
+        (["resnet18", "resnet34", "resnet50", "--weights", "none", "a.pt"], "2 weights were given for 3 models"),
+        (["resnet81"], "Unknown torchvision classifier 'resnet81'"),
+    ):
+        assert cli.run(["page", "--model", *arguments]) == cli.REFUSED
+        assert message in capsys.readouterr().err
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

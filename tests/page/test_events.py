@@ -214,7 +214,6 @@ def test_stages_agreement_and_curves(visit: Visit) -> None:
     page.locator(".maps:visible canvas").first.hover()
     assert "|" in page.locator(".value:visible").last.text_content()
     page.get_by_role("tab", name="Curves").click()
-    page.get_by_role("button", name="Draw the curves").click()
     expect(page.locator(".vega-embed:visible")).to_have_count(2)
     settle(page)
     page.get_by_role("tab", name="Maps").click()
@@ -242,12 +241,21 @@ def test_the_curves_of_all_maps_are_drawn_however_long_they_take(visit: Visit, g
     page = visit_gated(visit)
     gated.seconds = 0.1
     page.get_by_role("tab", name="Curves").click()
-    page.get_by_role("button", name="Draw the curves").click()
     expect(status(page)).to_contain_text("3 maps judged")
     expect(page.locator(".vega-embed:visible")).to_have_count(2)
     for plot in page.locator(".vega-embed:visible").all():
         for name in ("grad-cam", "score-cam", "fusion-cam"):
             expect(plot).to_contain_text(f"{name}: 0.")
+    # They follow a setting while their tab is open, and stay while another one is.
+    gated.seconds = 0
+    page.get_by_label("number input for Percentile").fill("80")
+    expect(status(page)).to_be_empty()
+    expect(status(page)).to_contain_text("3 maps judged")
+    gated.rows = 0
+    page.get_by_role("tab", name="Python").click()
+    page.get_by_role("tab", name="Curves").click()
+    expect(page.locator(".vega-embed:visible")).to_have_count(2)
+    assert gated.rows == 0
 
 
 def test_a_picture_that_cannot_be_explained_is_a_sentence(visit: Visit, tmp_path: Path) -> None:
