@@ -63,7 +63,7 @@ Panel = tuple[str, Tensor, Tensor | None]
 def photograph(name: str, height: int = 224, width: int = 224) -> Tensor:
     """The middle of a photograph, (3, height, width), in [0, 1]."""
     pixels = to_pixels(PHOTOGRAPHS[name]())
-    scale = max(height / pixels.shape[1], width / pixels.shape[2]) * 1.05
+    scale = 256 / 224 * max(height / pixels.shape[1], width / pixels.shape[2])
     size = [round(scale * side) for side in pixels.shape[1:]]
     return v2.functional.center_crop(v2.functional.resize(pixels, size), [height, width])
 
@@ -363,8 +363,9 @@ def detection() -> None:
     def detector(x: Tensor) -> list[dict[str, Tensor]]:
         scores = network(x).softmax(dim=1)
         height, width = scores.shape[2:]
-        y, x = torch.meshgrid(32.0 * torch.arange(height) + 16, 32.0 * torch.arange(width) + 16, indexing="ij")
-        centres = torch.stack([x, y, torch.full_like(x, 160), torch.full_like(x, 160)], dim=-1).reshape(-1, 4)
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        side = torch.full((rows.numel(),), 160.0)
+        centres = torch.stack([32 * columns.flatten() + 16, 32 * rows.flatten() + 16, side, side], dim=1)
         best = scores.flatten(2).max(dim=1)
         boxes = box_convert(centres, "cxcywh", "xyxy")
         return [{"boxes": boxes, "scores": s, "labels": k} for s, k in zip(best.values, best.indices, strict=True)]
@@ -544,20 +545,17 @@ def regression() -> None:
     torch.manual_seed(0)
     coins, mask = coins_with_mask()
     side = 128
+    corner = torch.tensor([303 - side, 250 - side])
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             # The right third of the photograph is for the picture.
-            corners = [(int(torch.randint(303 - side, ())), int(torch.randint(250 - side, ()))) for _ in range(16)]
-            pixels = torch.stack([coins[y : y + side, x : x + side] for y, x in corners])[:, None]
-            covered = torch.stack([mask[y : y + side, x : x + side].mean() for y, x in corners])[:, None]
-            # Some coins are removed, so that the share varies.
-            hole = torch.rand(16, 1, 4, 4).gt(0.5).float()
-            hole = interpolate(hole, size=(side, side))
-            covered = torch.stack(
-                [(mask[y : y + side, x : x + side] * hole[i, 0]).mean() for i, (y, x) in enumerate(corners)]
-            )[:, None]
-            yield pixels * hole + 0.2 * (1 - hole), covered
+            both = torch.stack([coins, mask])
+            windows = [v2.functional.crop(both, int(y), int(x), side, side) for y, x in torch.rand(16, 2) * corner]
+            # Parts are removed, so that the share varies.
+            rest = interpolate(torch.rand(16, 1, 4, 4).gt(0.5).float(), size=(side, side))
+            pixels, covered = (torch.stack(windows) * rest).split(1, dim=1)
+            yield pixels + 0.2 * (1 - rest), covered.mean(dim=(2, 3))
 
     model = train(small_cnn(2, 1), batches(), mse_loss, 200)
     held_out, held_mask = coins[80 : 80 + side, 384 - side :], mask[80 : 80 + side, 384 - side :]
@@ -641,11 +639,11 @@ def audio() -> None:
     inputs = spectrograms[example : example + 1]
     attributions = LayerFusionCam(model, model[0]).attribute(inputs, target=1)[0, 0]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
-    first = float(starts[example]) / 128
+    first = float(starts[example]) / 4000
     extent = (0, 2, 0, 2)
     for axis, title in zip(axes, ("spectrogram", "map of “a rising call”"), strict=True):
         axis.imshow(inputs[0, 0], origin="lower", cmap="gray", extent=extent, aspect="auto")
-        frame(axis, (first * 0.032, 0.7, first * 0.032 + 0.4, 1.5), style="--")
+        frame(axis, (first, 0.7, first + 0.4, 1.5), style="--")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("seconds")
     axes[0].set_ylabel("kHz")
