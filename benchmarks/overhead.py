@@ -6,7 +6,7 @@ A machine's speed drifts by more than the overhead. So each task takes turns wit
 size and memory format, for a few seconds each. The figure is the time per evaluated input over that of the fastest way
 to run the model alone, turn by turn. Results go to the terminal and to benchmarks/results/.
 
-    python -m benchmarks.overhead
+    python -m benchmarks.overhead --weights FOLDER
 """
 
 import argparse
@@ -47,9 +47,9 @@ def score_channels(model: nn.Module, layer: nn.Module, inputs: Tensor, target: i
     return work
 
 
-def overheads(name: str, turns: int) -> dict[str, list[float]]:
+def overheads(name: str, weights: Path, turns: int) -> dict[str, list[float]]:
     """Computes for each task its seconds per input over those of a forward pass alone, turn by turn."""
-    model, layer, image = load(name)
+    model, layer, image = load(name, weights)
     with torch.no_grad():
         target = int(model(image).argmax())
     attributions = LayerGradCam(model, layer).attribute(image, target)
@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--weights", type=Path, default=Path(), help="the folder of the weights (default: this one)")
     arguments = parser.parse_args()
     lines = [
         "# Overhead of masked passes",
@@ -110,7 +111,7 @@ def main() -> None:
         "| --- | --- | ---: |",
     ]
     for name in arguments.models:
-        for work, ratios in overheads(name, arguments.turns).items():
+        for work, ratios in overheads(name, arguments.weights, arguments.turns).items():
             low, high = min(ratios), max(ratios)
             lines.append(f"| {name} | {work} | {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |")
             sys.stdout.write(f"{lines[-1]}\n")

@@ -5,7 +5,9 @@ implementations take turns, repeat by repeat, so that a machine whose speed drif
 time of one picture after a warm-up, the memory that it took, and the map. Results go to the terminal and to
 benchmarks/results/.
 
-    python -m benchmarks.score_cam --repeats 3
+    python -m benchmarks.score_cam --repeats 3 --weights FOLDER
+
+FOLDER holds the weights that benchmarks.networks names.
 """
 
 import argparse
@@ -29,18 +31,20 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.models import get_model
 
-from benchmarks.networks import lite, preprocess
+from benchmarks.networks import IMAGENET_MEAN, IMAGENET_STD, lite, mobilenet_v2, preprocess, squeezenet
 from captum_fusion import LayerScoreCam
 
 RESULTS = Path(__file__).parent / "results"
+# Each network's layer: the last convolutional map, after its activation.
 MODELS = {
     "efficientnet-lite0": "features",
-    "mobilenet_v2": "features",
-    "resnet50": "layer4",
+    "mobilenet_v2": "bn2",
+    "squeezenet1_0": "features",
     "vgg16": "features",
+    "resnet50": "layer4",
 }
 # The other networks have seeded random weights, and their input is noise.
-TRAINED = ("efficientnet-lite0",)
+TRAINED = ("efficientnet-lite0", "mobilenet_v2", "squeezenet1_0")
 OURS = "captum-fusion"
 CLASSES = 5
 Explainer = Callable[[nn.Module, nn.Module, Tensor, int], Tensor]
@@ -58,16 +62,23 @@ class Features(nn.Module):
         return features
 
 
-def load(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+def load(name: str, weights: Path) -> tuple[nn.Module, nn.Module, Tensor]:
     """Builds the model, its layer and an input: a photograph for trained weights, noise for random ones."""
-    if name == "efficientnet-lite0":
+    if name in TRAINED:
         from PIL import Image
         from skimage.data import coffee
 
+        photograph = Image.fromarray(coffee())
+    if name == "efficientnet-lite0":
         network: Any = lite()
         parts = {"features": Features(network), "pool": network._avg_pooling, "flatten": nn.Flatten()}
         model: nn.Module = nn.Sequential(OrderedDict(parts | {"head": network._fc})).eval()
-        image = preprocess(Image.fromarray(coffee()), 224)
+        image = preprocess(photograph, 224)
+    elif name in TRAINED:
+        model = {"mobilenet_v2": mobilenet_v2, "squeezenet1_0": squeezenet}[name]()
+        model.load_state_dict(torch.load(weights / f"{name}.pt", weights_only=True))
+        model.eval()
+        image = preprocess(photograph, 224, IMAGENET_MEAN, IMAGENET_STD)
     else:
         torch.manual_seed(0)
         model = get_model(name, weights=None).eval()
@@ -145,9 +156,9 @@ IMPLEMENTATIONS: dict[str, Explainer] = {
 }
 
 
-def measure(name: str, implementation: str, file: Path) -> None:
+def measure(name: str, implementation: str, file: Path, weights: Path) -> None:
     """Explains one picture in its own process and saves the figures."""
-    model, layer, image = load(name)
+    model, layer, image = load(name, weights)
     rows = 0
 
     def count(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -169,14 +180,15 @@ def measure(name: str, implementation: str, file: Path) -> None:
     np.savez(file, map=maps[0, 0].numpy(), **figures)
 
 
-def run(name: str, implementations: list[str], repeats: int) -> dict[str, Any]:
+def run(name: str, implementations: list[str], repeats: int, weights: Path) -> dict[str, Any]:
     """Measures the implementations on one model."""
     records: dict[str, list[dict[str, float]]] = {implementation: [] for implementation in implementations}
     maps: dict[str, np.ndarray[Any, Any]] = {}
     for repeat in range(repeats):
         for implementation in implementations:
             file = RESULTS / "measurement.npz"
-            command = [sys.executable, "-m", "benchmarks.score_cam", "--measure", name, implementation, str(file)]
+            command = [sys.executable, "-m", "benchmarks.score_cam", "--weights", str(weights)]
+            command += ["--measure", name, implementation, str(file)]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             with np.load(file) as saved:
                 maps[implementation] = saved["map"]
@@ -232,11 +244,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=list(IMPLEMENTATIONS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--weights", type=Path, default=Path(), help="the folder of the weights (default: this one)")
     parser.add_argument("--measure", nargs=3, metavar=("MODEL", "IMPLEMENTATION", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         name, implementation, file = arguments.measure
-        measure(name, implementation, Path(file))
+        measure(name, implementation, Path(file), arguments.weights)
         return
     if OURS not in arguments.implementations:
         parser.error(f"--implementations lacks {OURS!r}, the reference of the others")
@@ -252,7 +265,7 @@ def main() -> None:
         **{package: version(package) for package in ("torch", "captum", "torchvision", "grad-cam", "torchcam")},
     }
     for name in arguments.models:
-        models[name] = run(name, arguments.implementations, arguments.repeats)
+        models[name] = run(name, arguments.implementations, arguments.repeats, arguments.weights)
         models[name]["environment"] = environment | {"repeats": arguments.repeats}
         results_file.write_text(json.dumps({"models": models}, indent=2) + "\n")
         (RESULTS / "score_cam.md").write_text(markdown(models))
