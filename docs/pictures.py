@@ -28,9 +28,15 @@ from skimage import data
 from skimage.filters import sobel
 from skimage.segmentation import watershed
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, mse_loss, one_hot
+from torch.nn.functional import (
+    avg_pool2d,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    interpolate,
+    mse_loss,
+    one_hot,
+)
 from torch.nn.functional import normalize as unit_vectors
-from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
 from captum_fusion import (
@@ -62,10 +68,10 @@ Panel = tuple[str, Tensor, Tensor | None]
 
 def photograph(name: str, height: int = 224, width: int = 224) -> Tensor:
     """The middle of a photograph, (3, height, width), in [0, 1]."""
-    pixels = to_pixels(PHOTOGRAPHS[name]())
+    pixels = v2.functional.to_image(PHOTOGRAPHS[name]())
     scale = 256 / 224 * max(height / pixels.shape[1], width / pixels.shape[2])
     size = [round(scale * side) for side in pixels.shape[1:]]
-    return v2.functional.center_crop(v2.functional.resize(pixels, size), [height, width])
+    return to_pixels(v2.functional.center_crop(v2.functional.resize(pixels, size), [height, width]))
 
 
 def beside(*images: Tensor) -> Tensor:
@@ -346,45 +352,45 @@ def segmentation() -> None:
     inputs = normalize(pixels)[None]
     with torch.no_grad():
         labels = interpolate(model(inputs), size=pixels.shape[1:], mode="bilinear").argmax(dim=1)[0]
-    row: list[Panel] = [("image", pixels, None)]
+    rows: list[list[Panel]] = []
     # ImageNet has five kinds of cat, an espresso and a cup.
     for title, target, classes in (("cat", CAT, range(281, 286)), ("espresso", CUP, (967, 968))):
         region = torch.isin(labels, torch.tensor(list(classes)))
-        row.append((f"region: {title}", pixels, region.float()))
-        row.append((f"map: {title}", pixels, fusion_map(model, region_scores(model, region), inputs, target)))
-    save(panels([row]), "segmentation")
+        values = fusion_map(model, region_scores(model, region), inputs, target)
+        rows.append([(f"region: {title}", pixels, region.float()), (f"map: {title}", pixels, values)])
+    save(panels(rows, inches=7.5), "segmentation")
 
 
 def detection() -> None:
-    """Explains two boxes of a detector: EfficientNet-Lite0's scores at each cell of a grid, with a box around it."""
-    network, pixels = FullyConvolutional(), beside(photograph("cat", 192, 192), photograph("cup", 192, 192))
+    """Explains two boxes of a detector: EfficientNet-Lite0's classifier on the mean features of each window."""
+    network, pixels = efficientnet(), beside(photograph("cat", 192, 192), photograph("cup", 192, 192))
     inputs = normalize(pixels)[None]
 
     def detector(x: Tensor) -> list[dict[str, Tensor]]:
-        scores = network(x).softmax(dim=1)
-        height, width = scores.shape[2:]
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        side = torch.full((rows.numel(),), 160.0)
-        centres = torch.stack([32 * columns.flatten() + 16, 32 * rows.flatten() + 16, side, side], dim=1)
-        best = scores.flatten(2).max(dim=1)
-        boxes = box_convert(centres, "cxcywh", "xyxy")
-        return [{"boxes": boxes, "scores": s, "labels": k} for s, k in zip(best.values, best.indices, strict=True)]
+        features = avg_pool2d(network.extract_features(x), kernel_size=5, stride=1)
+        scores = network._fc(features.movedim(1, -1)).softmax(dim=-1).flatten(1, 2).max(dim=2)
+        rows, columns = torch.meshgrid(*map(torch.arange, features.shape[2:]), indexing="ij")
+        corners = 32.0 * torch.stack([columns, rows], dim=-1).flatten(0, 1)
+        boxes = torch.cat([corners, corners + 160], dim=1)
+        return [{"boxes": boxes, "scores": s, "labels": k} for s, k in zip(scores.values, scores.indices, strict=True)]
 
     with torch.no_grad():
         (found,) = detector(inputs)
-    rows: list[Panel] = [("image", pixels, None)]
+    row: list[Panel] = [("image", pixels, None)]
     boxes = []
-    for title, labels in (("cat", range(281, 286)), ("espresso", (967,))):
+    for title, labels in (("cat", range(281, 286)), ("espresso", (CUP,))):
         fitting = torch.isin(found["labels"], torch.tensor(list(labels)))
         best = int((found["scores"] * fitting).argmax())
-        box, label, score = found["boxes"][best], int(found["labels"][best]), float(found["scores"][best])
-        forward_func = box_score(detector, box, label)
-        boxes.append(box.tolist())
-        rows.append((f"{title}, {score:.2f}", pixels, fusion_map(network, forward_func, inputs, None, activation=None)))
-    figure = panels([rows])
-    for axis, shown in zip(figure.axes, (boxes, boxes[:1], boxes[1:]), strict=True):
-        for x1, y1, x2, y2 in shown:
-            frame(axis, (max(x1, 1), max(y1, 1), min(x2, 382), min(y2, 190)))
+        boxes.append(found["boxes"][best].tolist())
+        forward_func = box_score(detector, boxes[-1], int(found["labels"][best]))
+        with last_feature_map(network, inputs).view() as layer:
+            fusion_cam = LayerFusionCam(forward_func, layer, activation=None, tolerance=0.1)
+            values = fusion_cam.attribute(inputs)[0, 0]
+        row.append((f"{title}, {float(found['scores'][best]):.2f}", pixels, values))
+    figure = panels([row])
+    for axis, framed in zip(figure.axes, (boxes, boxes[:1], boxes[1:]), strict=True):
+        for x1, y1, x2, y2 in framed:
+            frame(axis, (x1 + 1, y1 + 1, x2 - 2, y2 - 2))
     save(figure, "detection")
 
 
@@ -423,11 +429,12 @@ def multi_label() -> None:
     model, pixels = multi_label_network(), beside(photograph("cat", 224, 192), photograph("cup", 224, 192))
     inputs = normalize(pixels)[None]
     row: list[Panel] = [("image", pixels, None)]
-    for target, name in enumerate(PHOTOGRAPHS):
-        probability = float(model(inputs)[0, target].sigmoid())
-        if name != "rocket":
-            values = fusion_map(model, model, inputs, target, activation="sigmoid")
-            row.append((f"{name}, P = {probability:.2f}", pixels, values))
+    with torch.no_grad():
+        probabilities = model(inputs)[0].sigmoid().tolist()
+    for name in ("astronaut", "cat", "cup"):
+        target = list(PHOTOGRAPHS).index(name)
+        values = fusion_map(model, model, inputs, target, activation="sigmoid")
+        row.append((f"{name}, P = {probabilities[target]:.2f}", pixels, values))
     save(panels([row]), "multi_label")
 
 
@@ -489,21 +496,19 @@ def disagreement() -> None:
     """Draws the espresso at the last feature map and at block 10, with the contribution of each map."""
     model, pixels = efficientnet(), photograph("cup")
     inputs = normalize(pixels)[None]
+    with torch.no_grad():
+        whole = float(model(inputs).softmax(dim=1)[0, CUP])
     rows: list[list[Panel]] = []
     layers = {"last feature map": last_feature_map(model, inputs).layer, "block 10": model._blocks[10]}
     for title, layer in layers.items():
         fusion_cam = LayerFusionCam(model, layer, tolerance=0.05)
         _, stages = fusion_cam.attribute(inputs, target=CUP, return_stages=True)
-        with torch.no_grad():
-            probability = float(model(inputs).softmax(dim=1)[0, CUP])
-            fused = float(model(inputs * stages.fused).softmax(dim=1)[0, CUP])
-        maps = {
-            "Grad-CAM": (stages.denoised, float(stages.gradient_contribution)),
-            "Score-CAM": (stages.region, float(stages.region_contribution)),
-            "Fusion-CAM": (stages.fused, fused),
-        }
-        rows.append([(f"{title}\nP = {probability:.2f}", pixels, None)])
-        rows[-1] += [(f"{name}\nP = {value:.2f}", pixels, values[0, 0]) for name, (values, value) in maps.items()]
+        rows.append([(f"{title}\nP = {whole:.2f}", pixels, None)])
+        maps = {"Grad-CAM": stages.denoised, "Score-CAM": stages.region, "Fusion-CAM": stages.fused}
+        for name, values in maps.items():
+            with torch.no_grad():
+                probability = float(model(inputs * values).softmax(dim=1)[0, CUP])
+            rows[-1].append((f"{name}\nP = {probability:.2f}", pixels, values[0, 0]))
     save(panels(rows, top=0.5), "disagreement")
 
 
