@@ -151,11 +151,13 @@ def train(
 ) -> nn.Module:
     """Trains a network on batches of its inputs and targets."""
     optimizer = torch.optim.AdamW(model.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
     model.train()
     for _, (inputs, target) in zip(range(steps), batches, strict=False):
         optimizer.zero_grad()
         loss(model(inputs), target).backward()
         optimizer.step()
+        schedule.step()
     return model.eval()
 
 
@@ -550,11 +552,11 @@ def regression() -> None:
     torch.manual_seed(0)
     coins, mask = coins_with_mask()
     side = 128
-    corner = torch.tensor([303 - side, 250 - side])
+    corner = torch.tensor([303 - 2 * side, 384 - side])
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            # The right third of the photograph is for the picture.
+            # The bottom of the photograph is for the picture.
             both = torch.stack([coins, mask])
             windows = [v2.functional.crop(both, int(y), int(x), side, side) for y, x in torch.rand(16, 2) * corner]
             # Parts are removed, so that the share varies.
@@ -563,10 +565,10 @@ def regression() -> None:
             yield pixels + 0.2 * (1 - rest), covered.mean(dim=(2, 3))
 
     model = train(small_cnn(2, 1), batches(), mse_loss, 200)
-    held_out, held_mask = coins[80 : 80 + side, 384 - side :], mask[80 : 80 + side, 384 - side :]
+    held_out, held_mask = coins[-side:, 128 : 128 + side], mask[-side:, 128 : 128 + side]
     pixels, inputs = held_out.expand(3, -1, -1), held_out[None, None]
     attributions = LayerFusionCam(model, model[0], activation=None).attribute(inputs, target=0)
-    estimate = float(model(inputs))
+    estimate = float(model(inputs).detach())
     row: list[Panel] = [
         ("image", pixels, None),
         (f"on coins: {float(held_mask.mean()):.2f}", pixels, held_mask),
@@ -658,16 +660,16 @@ def audio() -> None:
 
 
 def scans(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Synthetic head scans of 40x40x40 voxels, whether each has a lesion, and the centre of the lesion."""
-    axis = torch.linspace(-1, 1, 40)
+    """Synthetic head scans of 32x32x32 voxels, whether each has a lesion, and the centre of the lesion."""
+    axis = torch.linspace(-1, 1, 32)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     radius = ((z / 0.85) ** 2 + (y / 0.95) ** 2 + (x / 0.75) ** 2).sqrt()
-    head = 0.35 * (radius < 0.9) + 0.9 * ((radius >= 0.9) & (radius < 1))
+    head = 0.35 * (radius < 0.88) + 0.6 * ((radius >= 0.88) & (radius < 1))
     head = head - 0.2 * (((x.abs() - 0.18) / 0.1) ** 2 + (y / 0.3) ** 2 + (z / 0.3) ** 2 < 1)
     centres, has = 0.7 * torch.rand(count, 3) - 0.35, torch.rand(count) < 0.5
-    distance = ((torch.stack([z, y, x]) - centres[:, :, None, None, None]) / 0.16).square().sum(dim=1)
-    lesions = 0.3 * torch.exp(-distance.square()) * has[:, None, None, None]
-    return (head + lesions + 0.06 * torch.randn(count, 40, 40, 40))[:, None], has.long(), 19.5 * (centres + 1)
+    distance = ((torch.stack([z, y, x]) - centres[:, :, None, None, None]) / 0.26).square().sum(dim=1)
+    lesions = 0.8 * torch.exp(-distance.square()) * has[:, None, None, None]
+    return (head + lesions + 0.06 * torch.randn(count, 32, 32, 32))[:, None], has.long(), 15.5 * (centres + 1)
 
 
 def volumes() -> None:
@@ -676,14 +678,15 @@ def volumes() -> None:
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            volumes, labels, _ = scans(12)
+            volumes, labels, _ = scans(8)
             yield volumes, labels
 
-    model = train(small_cnn(3, 2, width=12, kernel=3, strides=(2, 1, 1)), batches(), cross_entropy, 120, 5e-3)
+    model = train(small_cnn(3, 2, width=8, kernel=3, strides=(2, 1, 1)), batches(), cross_entropy, 250, 1e-2)
     volumes, labels, centres = scans(8)
     example = int(labels.nonzero()[0])
     inputs = volumes[example : example + 1]
-    attributions = LayerFusionCam(model, model[0]).attribute(inputs, target=1)[0, 0]
+    # Masked voxels become healthy tissue.
+    attributions = LayerFusionCam(model, model[0]).attribute(inputs, target=1, baselines=0.35)[0, 0]
     rows: list[list[Panel]] = [[], []]
     for axis, plane in enumerate(("axial", "coronal", "sagittal")):
         index = round(float(centres[example, axis]))
@@ -693,7 +696,7 @@ def volumes() -> None:
     figure = panels(rows, inches=7.5)
     for position, axes in enumerate(figure.axes):
         kept = [float(centre) for axis, centre in enumerate(centres[example]) if axis != position % 3]
-        frame(axes, (kept[1] - 4, kept[0] - 4, kept[1] + 4, kept[0] + 4), style="--")
+        frame(axes, (kept[1] - 5, kept[0] - 5, kept[1] + 5, kept[0] + 5), style="--")
     save(figure, "volumes")
 
 
