@@ -193,50 +193,63 @@ def from_captum() -> None:
     save(figure, "from_captum")
 
 
-def draw_comparison(name: str, library: str, pixels: Tensor, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+class Classifier(nn.Module):
+    """EfficientNet-Lite0 with its last feature map as the output of one module, ``features``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = efficientnet()
+        self.features = nn.Identity()
+        self.extract, self.head = network.extract_features, network._fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores (N, 1000)."""
+        scores: Tensor = self.head(self.features(self.extract(x)).mean(dim=(2, 3)))
+        return scores
+
+
+COMPARED = (("Grad-CAM++", LayerGradCamPlusPlus), ("XGrad-CAM", LayerXGradCam), ("Layer-CAM", LayerLayerCam))
+
+
+def draw_comparison(name: str, library: str, their_map: Callable[[Classifier, Tensor, int], Tensor]) -> None:
     """Draws the maps of another library above those of this package, with their largest difference."""
+    model, pixels = Classifier().eval(), beside(photograph("cup", 192, 160), photograph("cat", 192, 160))
+    inputs, size = normalize(pixels)[None], tuple(pixels.shape[1:])
     rows: list[list[Panel]] = [[(library, pixels, None)], [("captum-fusion", pixels, None)]]
-    for title, (theirs, ours) in pairs.items():
+    for position, (title, method) in enumerate(COMPARED):
+        theirs = their_map(model, inputs, position)
+        ours = method(model, model.features).attribute(inputs, target=CAT)
+        # At the resolution of the other library's map; then both are enlarged.
+        ours, theirs = (
+            interpolate(each, size, mode="bilinear")[0, 0]
+            for each in (saliency_map(ours, tuple(theirs.shape[2:])), theirs)
+        )
         rows[0].append((title, pixels, theirs))
-        difference = float((theirs - ours).abs().max())
-        rows[1].append((f"{title}: largest difference {difference:.2f}", pixels, ours))
+        rows[1].append((f"largest difference: {float((theirs - ours).abs().max()):.3f}", pixels, ours))
     save(panels(rows), name)
 
 
 def from_pytorch_grad_cam() -> None:
     """Draws the maps of pytorch-grad-cam and of this package."""
-    model, pixels = efficientnet(), photograph("cat")
-    inputs = normalize(pixels)[None]
-    pairs = {}
-    layer = model._blocks[14]
-    for title, peer, method in (
-        ("Grad-CAM++", "GradCAMPlusPlus", LayerGradCamPlusPlus),
-        ("Layer-CAM", "LayerCAM", LayerLayerCam),
-        ("Score-CAM", "ScoreCAM", LayerScoreCam),
-    ):
-        with getattr(pytorch_grad_cam, peer)(model, [layer]) as cam:
-            theirs = torch.from_numpy(cam(inputs, [ClassifierOutputTarget(CAT)]))[0]
-        ours = method(model, layer).attribute(inputs, target=CAT)
-        pairs[title] = theirs, saliency_map(ours, (224, 224))[0, 0]
-    draw_comparison("from_pytorch_grad_cam", "pytorch-grad-cam", pixels, pairs)
+
+    def their_map(model: Classifier, inputs: Tensor, position: int) -> Tensor:
+        peer = getattr(pytorch_grad_cam, ("GradCAMPlusPlus", "XGradCAM", "LayerCAM")[position])
+        with peer(model, [model.features]) as cam:
+            return torch.from_numpy(cam(inputs, [ClassifierOutputTarget(CAT)]))[None]
+
+    draw_comparison("from_pytorch_grad_cam", "pytorch-grad-cam", their_map)
 
 
 def from_torchcam() -> None:
     """Draws the maps of torchcam and of this package."""
-    model, pixels = efficientnet(), photograph("cup")
-    inputs = normalize(pixels)[None]
-    pairs = {}
-    for title, peer, method in (
-        ("Grad-CAM++", "GradCAMpp", LayerGradCamPlusPlus),
-        ("Layer-CAM", "LayerCAM", LayerLayerCam),
-        ("Score-CAM", "ScoreCAM", LayerScoreCam),
-    ):
-        with getattr(torchcam.methods, peer)(model, "_blocks.14") as extractor:
-            (theirs,) = extractor(CUP, model(inputs))
-        enlarged = interpolate(theirs[None].detach(), (224, 224), mode="bilinear")[0, 0]
-        ours = method(model, model._blocks[14]).attribute(inputs, target=CUP)
-        pairs[title] = enlarged, saliency_map(ours, (224, 224))[0, 0]
-    draw_comparison("from_torchcam", "torchcam", pixels, pairs)
+
+    def their_map(model: Classifier, inputs: Tensor, position: int) -> Tensor:
+        peer = getattr(torchcam.methods, ("GradCAMpp", "XGradCAM", "LayerCAM")[position])
+        with peer(model, "features") as extractor:
+            (values,) = extractor(CAT, model(inputs))
+        return values.detach()[None]
+
+    draw_comparison("from_torchcam", "torchcam", their_map)
 
 
 # Photographs
