@@ -60,7 +60,7 @@ napoleon_numpy_docstring = False
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!captum_fusion).*")]
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 # The page of the results links its tables, which are in no table of contents.
 suppress_warnings = ["myst.header", "toc.not_included"]
