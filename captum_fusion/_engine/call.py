@@ -258,7 +258,11 @@ class ModelCall:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"target {self.target!r} does not fit an output of shape {shape}: {error}") from error
+            several = isinstance(self.target, list) and self.examples == 1
+            raise ValueError(
+                f"target {self.target!r} does not fit an output of shape {shape}: {str(error).rstrip('.')}."
+                + (" For several classes of one image, pass inputs.expand(len(target), -1, -1, -1)." if several else "")
+            ) from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(
                 f"target {self.target!r} selects scores of shape {tuple(scores.shape)} from an output of shape "

@@ -256,6 +256,17 @@ def warn_of_nothing_found(examples: set[int]) -> None:
         warn(f"The examples {sorted(examples)} have no detection of the label: their maps are zeros")
 
 
+def warn_of_empty_components(gradient: Iterable[Tensor], region: Iterable[Tensor]) -> None:
+    """Warns of component maps without a positive value: the fusion follows the other map alone there."""
+    for name, maps in (("gradient", gradient), ("region", region)):
+        filled = torch.stack([own.flatten(1).any(dim=1) for own in maps]).any(dim=0)
+        if not filled.all():
+            warn(
+                f"The {name} map has no positive value for {int((~filled).sum())} of {len(filled)} examples, so "
+                "Fusion-CAM follows the other map alone there. Try another layer, such as one after a ReLU."
+            )
+
+
 def explain_missing_graph(error: RuntimeError) -> None:
     """Says why scores have no gradients at the layer, because torch's message names an argument of its own."""
     if any(part in str(error) for part in ("allow_unused", "does not require grad", "used in the graph")):

@@ -92,8 +92,8 @@ def not_run(layer: Module, call: ModelCall) -> ValueError:
     return ValueError(
         f"The layer {type(layer).__name__} "
         + ("did not run in the forward pass" if known else "is not a module of forward_func")
-        + "; expected a module that forward_func calls. A traced, exported or otherwise converted copy of a model does "
-        "not call the original's modules."
+        + "; expected a module that forward_func calls. A view runs only inside its with block. A traced, exported or "
+        "otherwise converted copy of a model does not call the original's modules."
     )
 
 

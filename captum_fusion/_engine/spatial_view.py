@@ -120,7 +120,10 @@ def attach_view(
 ) -> Iterator[ViewHook]:
     """As ``spatial_view``, for a layer that need not run."""
     if (to_map is None) != (from_map is None):
-        raise ValueError("One of to_map and from_map was given; expected both or neither")
+        raise ValueError(
+            "One of to_map and from_map was given; expected both, to_map(output) and from_map(map, output), or "
+            "neither: tokens (N, T, C) and channels-last maps need none"
+        )
     if grid is not None and (to_map is not None or not 1 <= len(grid) <= 3 or min(grid) < 1):
         raise ValueError(
             f"grid is {grid}; expected one to three positive numbers for a layer of tokens, and none beside to_map"

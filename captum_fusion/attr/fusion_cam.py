@@ -12,7 +12,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import BaselineType, ForwardFunc, TargetType, TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.component import check_component, check_region_tolerance, component_maps
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import check_gradients_allowed
+from captum_fusion._engine.guards import check_gradients_allowed, warn_of_empty_components
 from captum_fusion._engine.masking import masked_scorer
 from captum_fusion._engine.saliency import region_map
 from captum_fusion.arguments import Activation, InterpolateMode, Weighting, check_percentile, check_weighting
@@ -234,7 +234,6 @@ class LayerFusionCam(MaskedCam):
                     scorer, "region_method", self.region_method, region_kwargs, region_attributions, to_map=region_map
                 ),
             )
-
             denoised = {i: denoise(own, percentile) for i, own in gradient.items()}
 
             # P of the baseline alone, and of the input masked by each map.
@@ -253,6 +252,7 @@ class LayerFusionCam(MaskedCam):
             )
             fused = {i: fuse(combined[i], own, combined_weight, region_weight) for i, own in region.items()}
 
+        warn_of_empty_components(gradient.values(), region.values())
         result = cast(TensorOrTupleOfTensorsGeneric, scorer.as_attributions(fused))
         if not return_stages:
             return result

@@ -95,7 +95,7 @@ def road(
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; expected one of {ORDERS}")
     if not len(fractions) or not all(0 < fraction < 1 for fraction in fractions):
-        raise ValueError(f"fractions is {fractions!r}; expected at least one number in (0, 1)")
+        raise ValueError(f"fractions is {fractions!r}; expected at least one number, each in (0, 1)")
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise is {noise}; expected a number that is not negative")
     check_replace(replace, None)

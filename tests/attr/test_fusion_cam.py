@@ -69,6 +69,15 @@ def test_equals_the_straight_line_computation(name: str, weighting: str, percent
         np.testing.assert_allclose(attributions[example], np.stack([expected["fused"]] * 3), atol=1e-5)
 
 
+def test_an_empty_component_is_told(net: SmallNet, images: Tensor) -> None:
+    fusion_cam = LayerFusionCam(net, net.features)
+    empty = torch.zeros(len(images), 1, *images.shape[2:])
+    empty[0, 0, 2:5, 3:6] = 1
+    for name in ("gradient", "region"):
+        with pytest.warns(UserWarning, match=f"The {name} map has no positive value for 2 of 3 examples"):
+            fusion_cam.attribute(images, target=0, **{f"{name}_attributions": empty})
+
+
 def test_the_region_map_is_interpolated_before_its_relu(net: SmallNet, images: Tensor) -> None:
     signed = torch.tensor([[-4.0, 1.0], [2.0, -3.0]]).expand(3, 1, 2, 2)
     _, stages = LayerFusionCam(net, net.features).attribute(
