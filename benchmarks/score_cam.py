@@ -220,19 +220,20 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "# Score-CAM and its peers",
         "",
-        '"Times captum-fusion" is the time divided by the time of captum-fusion. The correlation is with the map of '
-        "captum-fusion.",
+        'Every row explains one picture. "Times captum-fusion" is the time divided by the time of captum-fusion in the '
+        "same repeat, its median and range. The correlation is with the map of captum-fusion.",
         "",
-        "| model | weights | implementation | seconds | times captum-fusion (range) | forward passes | extra MB "
-        "| correlation |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| model | weights | repeats | implementation | seconds | times captum-fusion (range) | forward passes "
+        "| extra MB | correlation |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, summary in results.items():
         for implementation in [implementation for implementation in IMPLEMENTATIONS if implementation in summary]:
             row = summary[implementation]
             low, high = row["times_ours_range"]
             lines.append(
-                f"| {name} | {'trained' if name in TRAINED else 'random'} | {implementation} | {row['seconds']:.1f}"
+                f"| {name} | {'trained' if name in TRAINED else 'random'} | {summary['environment']['repeats']}"
+                f" | {implementation} | {row['seconds']:.1f}"
                 f" | {row['times_ours']:.2f} ({low:.2f} to {high:.2f})"
                 f" | {row['forward_passes']:.0f} | {row['megabytes']:.0f} | {row['correlation']:.4f} |"
             )

@@ -52,7 +52,7 @@ autodoc_default_options = {
 }
 # One page for each class and function, listed with the first line of its docstring.
 autosummary_generate = True
-autosummary_imported_members = False
+autosummary_ignore_module_all = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

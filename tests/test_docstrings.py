@@ -14,9 +14,9 @@ PUBLIC = [
     *((attr.__name__, name, getattr(attr, name)) for name in attr.__all__),
     *((metrics.__name__, name, getattr(metrics, name)) for name in metrics.__all__),
     *(
-        (functional.__name__, name, value)
-        for name, value in vars(functional).items()
-        if inspect.isfunction(value) and value.__module__ == functional.__name__ and not name.startswith("_")
+        (functional.__name__, name, getattr(functional, name))
+        for name in functional.__all__
+        if inspect.isfunction(getattr(functional, name))
     ),
 ]
 

@@ -74,7 +74,7 @@ class Job:
         return len(self.outputs) == 1
 
     def _is_readable(self, output: OutputFiles) -> bool:
-        """Whether a picture's file exists and begins as a picture does."""
+        """Tells whether a picture's file exists and begins as a picture does."""
         try:
             if output.image is not None:
                 check_photograph(output.image)

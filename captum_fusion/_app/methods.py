@@ -123,12 +123,12 @@ class Method:
 
     @property
     def has_percentile(self) -> bool:
-        """Whether the method denoises by a percentile."""
+        """Tells whether the method denoises by a percentile."""
         return self.components is not None or self.name == "union-cam"
 
     @property
     def has_tolerance(self) -> bool:
-        """Whether the method, or one that it takes, infers the scores of channels."""
+        """Tells whether the method, or a component of it, infers the scores of channels."""
         names = self.components or (self.name, *self.parts)
         return any("tolerance" in signature(_CLASSES[name]).parameters for name in names)
 

@@ -234,5 +234,5 @@ class Settings(ModelSelection):
 
     @property
     def localized(self) -> bool:
-        """Whether a metric needs the regions of objects."""
+        """Tells whether a metric needs the regions of objects."""
         return any(metric in LOCALIZATION for metric in self.metrics)

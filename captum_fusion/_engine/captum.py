@@ -82,7 +82,7 @@ def eager() -> Iterator[None]:
 
 
 def is_compiled(forward_func: object) -> bool:
-    """Whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
+    """Tells whether ``torch.compile`` gave this model or function, or ``Module.compile`` has compiled it in place."""
     in_place = getattr(forward_func, "_compiled_call_impl", None) is not None
     return in_place or hasattr(forward_func, "_orig_mod") or hasattr(forward_func, "_torchdynamo_orig_callable")
 

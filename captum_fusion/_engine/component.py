@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc, eager
-from captum_fusion._engine.forward_pass import isolated, sole_user
+from captum_fusion._engine.forward_pass import isolated
 from captum_fusion._engine.guards import explain_missing_graph
+from captum_fusion._engine.layer_hooks import sole_user
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.arguments import check_tolerance

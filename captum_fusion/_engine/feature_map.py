@@ -1,4 +1,4 @@
-"""The layer to explain: the last place in a network where all of the image still matters."""
+"""Finds the layer to explain: the last feature map of a network that all of the image reaches."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,7 +146,7 @@ _Key = tuple[Node, int]
 
 @dataclass(frozen=True)
 class _Run:
-    """A run of a module, and how its output is a feature map."""
+    """A run of a module, and the layout of its output as a feature map."""
 
     name: str
     module: Module
@@ -167,16 +167,16 @@ class _Run:
         return FeatureMap(self.name, self.module, (self.output[self._channels], *self.grid), self.form)
 
     def cells(self, entries: Tensor) -> Tensor:
-        """Which cells of the grid have any of these entries of the output."""
+        """The cells of the grid that have any of these entries of the output."""
         return entries.any(dim=self._channels).flatten(1)[:, -prod(self.grid) :]
 
     def channels(self, entries: Tensor) -> Tensor:
-        """Which channels have any of these entries of the output."""
+        """The channels that have any of these entries of the output."""
         return entries.movedim(self._channels, 0).flatten(1).any(dim=1)
 
 
 def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], size: Grid) -> tuple[list[_Run], Any]:
-    """Runs the model, and lists what its modules gave, in order."""
+    """Runs the model, and lists the runs of its modules in order."""
     runs: list[_Run] = []
     tracker = TokenGridTracker()
 
@@ -208,7 +208,7 @@ def _run(model: Module, forward_func: Callable[..., Any], inputs: list[Tensor], 
 
 
 def _last_runs(runs: list[_Run]) -> list[_Run]:
-    """The last run of each module, in order: hooks on a module tell of that one alone."""
+    """The last run of each module, in order. Captum attributes that run alone."""
     last = {run.module: index for index, run in enumerate(runs)}
     return [runs[index] for index in sorted(last.values())]
 
@@ -221,7 +221,7 @@ def candidates(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
         if key is None or isinstance(run.module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _DropoutNd)):
             continue
         if key in maps:
-            # Of the modules that give the same tensor, the outermost around the first one that gives it as it is.
+            # Several modules may return the same tensor: the outermost container around the first of them is taken.
             if run.form is not None and not run.wrapped and maps[key].name.startswith(f"{run.name}."):
                 maps[key] = run
         elif run.form is not None and prod(run.grid) > 1 and run.output[0] == rows:
@@ -230,12 +230,12 @@ def candidates(runs: list[_Run], rows: int) -> dict[_Key, _Run]:
 
 
 def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) -> tuple[Form, Grid] | None:
-    """Infers how an output is a feature map of an image of this size, and the map's grid."""
+    """Infers the layout and the grid of an output as a feature map of an image of this size."""
     if not 3 <= len(shape) <= 5:
         return None
     if len(shape) == 3:
         tokens, channels = shape[1:]
-        # A map that was flattened, (N, C, T), or pooled, is none of tokens.
+        # A flattened or pooled map, (N, C, T), holds no tokens.
         if channels == 1 or (tracker.convolved(channels) and not tracker.convolved(tokens)):
             return None
         grids = tracker.grids(tokens, channels)
@@ -251,13 +251,13 @@ def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) 
         key=lambda each: stretch(each[1]),
         default=None,
     )
-    # Scores that were scaled up are no feature map. They are left out only here: read the other way, those of a cube
-    # have a coarser grid, of one side and the classes.
+    # Upsampled scores are no feature map. They are left out only here, because the scores of a cube, read with the
+    # other layout, have a coarser grid of one side and the classes.
     return None if layout is None or tracker.is_fine(layout[1]) else layout
 
 
 def _scores(output: Any) -> list[Tensor]:
-    """The scores in what a model returns; all tensors of it where they are not known."""
+    """The scores in a model's output; all of its tensors if the output's form is not known."""
     scores = scores_in(output)
     if isinstance(scores, Tensor):
         return [scores] if scores.requires_grad else []
@@ -266,7 +266,7 @@ def _scores(output: Any) -> list[Tensor]:
 
 
 def last_whole_map(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> _Run | None:
-    """The last map of which most reaches the scores, and beside which no other such map lies."""
+    """The last map that reaches the scores by most of its cells and has no parallel map that does."""
     entries = reachable(maps, scores, image)
     whole = [
         key
@@ -284,9 +284,9 @@ def last_whole_map(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) 
 
 
 def reachable(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> dict[_Key, Tensor]:
-    """Which entries of each map have a way to the scores.
+    """Finds the entries of each map that the scores depend on.
 
-    Gradients that are not numbers spread wherever there is a way, also through weights that are zero.
+    NaN gradients follow every path back from the scores, even through weights that are zero.
     """
     entries: dict[_Key, Tensor] = {}
 
@@ -311,7 +311,7 @@ def reachable(maps: dict[_Key, _Run], scores: list[Tensor], image: Tensor) -> di
 
 
 def _is_scores(run: _Run, key: _Key, scores: list[Tensor]) -> bool:
-    """Whether each channel is a map of one of the scores."""
+    """Tells whether each channel is a map of one of the scores."""
     if len(scores) > 1 or scores[0].dim() < 2 or scores[0].shape[1] != run.feature_map.shape[0]:
         return False
     one = torch.zeros_like(scores[0])
@@ -322,7 +322,7 @@ def _is_scores(run: _Run, key: _Key, scores: list[Tensor]) -> bool:
 
 
 def _upstream(node: Node) -> set[Node]:
-    """The nodes of the autograd graph from which a node comes."""
+    """The nodes of the autograd graph that a node depends on, with itself."""
     nodes = {node}
     stack = [node]
     while stack:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from captum_fusion._engine.call import ModelCall
@@ -26,10 +25,23 @@ from captum_fusion._engine.guards import (
     nothing_found,
     warn_of_nothing_found,
 )
+from captum_fusion._engine.layer_hooks import check_map, checked_values, not_run, sole_user
+from captum_fusion._engine.second_order import SecondOrder
 from captum_fusion._engine.spatial_view import PackedError, unpacked
 from captum_fusion._engine.state import StateGuard, preserved
-from captum_fusion._engine.token_grid import tensors_in
 from captum_fusion.functional import as_float
+
+
+@dataclass(frozen=True)
+class Differentiation:
+    """The scores to differentiate at the layer."""
+
+    of: Callable[[Tensor], Tensor]
+    """The scores to differentiate, from the output of ``forward_func``."""
+    grad_kwargs: Mapping[str, Any] | None = None
+    """Further arguments of ``torch.autograd.grad``."""
+    hessian: bool = False
+    """Whether to differentiate once more, along the layer's value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +102,31 @@ def isolated() -> Iterator[None]:
 def forward_pass(
     call: ModelCall,
     *,
-    gradients_of: Callable[[Tensor], Tensor] | None = None,
-    grad_kwargs: Mapping[str, Any] | None = None,
+    differentiation: Differentiation | None = None,
     with_graph: bool = False,
-    with_hessian: bool = False,
     measure_memory: bool = False,
     scored: bool = True,
 ) -> Iterator[ForwardPass]:
-    """Runs the model once as it is, and takes the gradients of scores of its output; on leaving, all is as it was.
+    """Runs the model once on the unmasked inputs; on leaving, everything is as it was.
 
-    Without gradients, the layer's value may still keep its graph, ``with_graph``. With them, the scores may be
-    differentiated once more, ``with_hessian``. Where no target is explained, not ``scored``, the output may be
-    anything.
-
-    A method inside another one, such as a component of a fusion, shares the outer forward pass if its own would be the
-    same.
+    Without gradients, the layer's value may still keep its graph, ``with_graph``. Unless it is ``scored``, no target is
+    explained, and the output may be anything. A method inside another one, such as a component of a fusion, shares the
+    outer forward pass if its own would be the same.
     """
     with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
-        if outer is not None and gradients_of is None and not with_graph and scored and outer.matches(call):
+        if outer is not None and differentiation is None and not with_graph and scored and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
             # A hook on every module is what a single pass of a tiny network does not need.
             with _memory(call.tensors) if measure_memory else nullcontext() as memory:
                 try:
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
+                    unmasked = _run(call, state, differentiation, with_graph, scored)
                 except PackedError:
                     packed = check_layer(call.layer)
                     module = stack.enter_context(unpacked(packed, call.attribute_to_layer_input))
                     call = replace(call, layer=module, attribute_to_layer_input=False)
-                    unmasked = _run(call, state, gradients_of, grad_kwargs, with_graph, with_hessian, scored)
+                    unmasked = _run(call, state, differentiation, with_graph, scored)
                     unmasked = replace(unmasked, packed_layer=packed)
             if memory:
                 unmasked = replace(unmasked, live_bytes=memory.most)
@@ -131,18 +138,13 @@ def forward_pass(
 
 
 def _run(
-    call: ModelCall,
-    state: StateGuard,
-    gradients_of: Callable[[Tensor], Tensor] | None,
-    grad_kwargs: Mapping[str, Any] | None,
-    with_graph: bool,
-    with_hessian: bool,
-    scored: bool,
+    call: ModelCall, state: StateGuard, differentiation: Differentiation | None, with_graph: bool, scored: bool
 ) -> ForwardPass:
     output = scores = torch.empty(0)
     passed = False
     empty: set[int] = set()
-    second_order = _SecondOrder(call, grad_kwargs) if with_hessian else None
+    grad_kwargs = dict((differentiation and differentiation.grad_kwargs) or {})
+    second_order = SecondOrder(call, grad_kwargs) if differentiation and differentiation.hessian else None
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
@@ -159,7 +161,7 @@ def _run(
         finally:
             nothing_found.reset(token)
         passed = True
-        return result if gradients_of is None else gradients_of(result)
+        return result if differentiation is None else differentiation.of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
     inputs = tuple(tensor.clone() for tensor in call.tensors)
@@ -176,8 +178,8 @@ def _run(
             devices = call.device_ids or getattr(call.forward_func, "device_ids", None)
             side = call.attribute_to_layer_input
             try:
-                with sole_user(call.layer), _checked(call.layer, side, runs):
-                    if gradients_of is not None:
+                with sole_user(call.layer), checked_values(call.layer, side, runs):
+                    if differentiation is not None:
                         gradients, values = layer_gradients(
                             observed,
                             call.layer,
@@ -185,7 +187,7 @@ def _run(
                             additional_forward_args=arguments,
                             device_ids=devices,
                             attribute_to_layer_input=side,
-                            grad_kwargs=second_order.grad_kwargs if second_order else dict(grad_kwargs or {}),
+                            grad_kwargs=second_order.grad_kwargs if second_order else grad_kwargs,
                         )
                         if second_order:
                             gradients, products = second_order.gradients_and_products(gradients, values)
@@ -197,8 +199,8 @@ def _run(
             except AssertionError:
                 if not passed or runs:
                     raise
-                raise _not_run(call.layer, call) from None
-            _check_map(values[0], call, _side(side))
+                raise not_run(call.layer, call) from None
+            check_map(values[0], call)
             check_runs(len(runs), [tuple(tensor.shape) for tensor in call.tensors])
     state.warn_of_chance()
     value, gradient, product = (
@@ -222,170 +224,6 @@ def _run(
         layer_runs=len(runs),
         state=state,
     )
-
-
-class _SecondOrder:
-    """Differentiates the gradients of a layer once more, along its value."""
-
-    def __init__(self, call: ModelCall, grad_kwargs: Mapping[str, Any] | None) -> None:
-        self.call = call
-        self.keeps_graph = bool((grad_kwargs or {}).get("create_graph"))
-        self.grad_kwargs = {**(grad_kwargs or {}), "create_graph": True}
-        self.values: dict[torch.device, Tensor] = {}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Keeps the value that the scores follow from: Captum gives a copy of it, which they do not."""
-
-        def keep(_: Module, *values: Any) -> Any:
-            value = values[0] if self.call.attribute_to_layer_input else values[-1]
-            parts = value if isinstance(value, tuple) else (value,)
-            if len(parts) != 1 or not isinstance(parts[0], Tensor):
-                return None
-            self.values[parts[0].device] = parts[0]
-            # The next module may work in place.
-            return (parts[0].clone(),) if isinstance(value, tuple) else parts[0].clone()
-
-        layer = check_layer(self.call.layer)
-        side = self.call.attribute_to_layer_input
-        hook = layer.register_forward_pre_hook(keep) if side else layer.register_forward_hook(keep)
-        try:
-            # Fused attention has no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            hook.remove()
-
-    def gradients_and_products(
-        self, gradients: tuple[Tensor, ...], values: tuple[Tensor, ...]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The gradients, and the Hessian times the layer's value."""
-        if not gradients[0].requires_grad:
-            return gradients, (torch.zeros_like(gradients[0]),)
-        # In the order in which Captum concatenates the parts of a DataParallel model.
-        ids = self.call.device_ids or getattr(self.call.forward_func, "device_ids", None) or []
-        devices = sorted(self.values, key=lambda device: ids.index(device.index) if len(self.values) > 1 else 0)
-        parts = torch.autograd.grad(
-            gradients[0],
-            [self.values[device] for device in devices],
-            values[0].detach(),
-            retain_graph=True,
-            create_graph=self.keeps_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        product = torch.cat([part.to(gradients[0].device) for part in parts])
-        return gradients if self.keeps_graph else (gradients[0].detach(),), (product,)
-
-
-_EXPECTED = r"expected a single tensor (N, C, *s) with one to three spatial axes"
-VIEW_HINT = (
-    "For a layer of tokens or channels-last maps, pass its captum_fusion.spatial_view, with a grid for the tokens of "
-    "sequences and volumes."
-)
-
-
-def _side(attribute_to_layer_input: bool) -> str:
-    return "input" if attribute_to_layer_input else "output"
-
-
-@contextmanager
-def _checked(layer: Module, attribute_to_layer_input: bool, runs: list[None]) -> Iterator[None]:
-    """Refuses a layer that gives something else than tensors of real numbers, before Captum's hooks see it."""
-    side = _side(attribute_to_layer_input)
-
-    def check(_: Module, *values: Any) -> None:
-        # A backward pass runs checkpointed segments again.
-        if torch._C._current_graph_task_id() == -1:
-            runs.append(None)
-        value: Any = values[0] if attribute_to_layer_input else values[-1]
-        # Captum's hooks see a tensor as it is, or as the only entry of a tuple.
-        only = value[0] if type(value) is tuple and len(value) == 1 else value
-        everything = values if attribute_to_layer_input else value
-        if not isinstance(only, Tensor) and len(tensors_in(everything)) == 1:
-            raise PackedError
-        if attribute_to_layer_input and not value:
-            raise ValueError(
-                f"The layer takes {len(tensors_in(everything))} tensors by keyword; {_EXPECTED}, as its input. Name a "
-                "layer that takes one, or the output of the one before it."
-            )
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            if not isinstance(part, Tensor):
-                raise ValueError(f"The layer's {side} holds a {type(part).__name__}; {_EXPECTED}")
-            if part.is_quantized or part.is_complex():
-                raise ValueError(
-                    f"The layer's {side} holds {part.dtype} values; {_EXPECTED} that holds real numbers. Choose "
-                    "another layer, or, for a quantized model, explain the model before quantization."
-                )
-        if isinstance(value, (tuple, list)) and len(value) > 1:
-            raise ValueError(f"The layer's {side} has {len(value)} values; {_EXPECTED}")
-
-    hook = (
-        layer.register_forward_pre_hook(check, with_kwargs=True)
-        if attribute_to_layer_input
-        else layer.register_forward_hook(check)
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _check_map(value: Tensor, call: ModelCall, side: str) -> None:
-    shape = tuple(value.shape)
-    if not 3 <= value.dim() <= 5:
-        raise ValueError(f"The layer's {side} has shape {shape}; {_EXPECTED}. {VIEW_HINT}")
-    if value.dim() == 3 and all(tensor.dim() > 3 for tensor in call.tensors):
-        shapes = [tuple(tensor.shape) for tensor in call.tensors]
-        raise ValueError(
-            f"The layer's {side} has shape {shape}, and the inputs have shapes {shapes}; expected the same number of "
-            f"spatial axes. {VIEW_HINT}"
-        )
-    if len(value) != call.examples:
-        raise ValueError(
-            f"The layer's {side} has {len(value)} rows for {call.examples} examples; expected one for each example. "
-            "If the model takes several crops or images for each example, explain one of them at a time."
-            f"{batch_hint(call.tensors)}"
-        )
-
-
-def _not_run(layer: Module, call: ModelCall) -> ValueError:
-    known = not isinstance(call.forward_func, Module) or layer in set(call.forward_func.modules())
-    return ValueError(
-        f"The layer {type(layer).__name__} "
-        + ("did not run in the forward pass" if known else "is not a module of forward_func")
-        + "; expected a module that forward_func calls. A traced, exported or otherwise converted copy of a model does "
-        "not call the original's modules."
-    )
-
-
-@contextmanager
-def sole_user(layer: Module) -> Iterator[None]:
-    """Refuses that another thread runs a layer while hooks record what it gives."""
-    thread = threading.get_ident()
-    others: list[int] = []
-
-    def note(module: Module, _: object) -> None:
-        # The replicas of DataParallel run in other threads, but are other modules; a backward pass may run checkpointed
-        # segments again in a thread of its own.
-        if module is layer and threading.get_ident() != thread and torch._C._current_graph_task_id() == -1:
-            others.append(threading.get_ident())
-
-    hook = layer.register_forward_pre_hook(note)
-    failure: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    finally:
-        hook.remove()
-    if others:
-        raise RuntimeError(
-            f"Another thread ran the layer {type(layer).__name__} while its values were recorded, and the values of "
-            "both threads are mixed. Give each thread its own copy of the model, or let the threads take turns."
-        ) from failure
-    if failure is not None:
-        raise failure
 
 
 class _Memory:

@@ -26,13 +26,13 @@ def check_forward_func(forward_func: object) -> None:
 
 
 def check_interpolate_mode(interpolate_mode: object) -> None:
-    """Refuses an unknown way to bring maps to the input's size, and an argument that is there by position."""
+    """Refuses an unknown interpolation, such as another argument passed by position."""
     if interpolate_mode not in INTERPOLATE_MODES:
         raise ValueError(f"interpolate_mode is {interpolate_mode!r}; expected one of {INTERPOLATE_MODES}")
 
 
 def check_layer(layer: object) -> Module:
-    """Refuses what is no layer, such as the None of a class whose layer is still to be set."""
+    """Refuses anything but a module, such as the None of a class whose layer is not set yet."""
     if not isinstance(layer, Module):
         raise TypeError(f"layer is {layer!r}; expected a torch.nn.Module")
     check_not_scripted(layer)
@@ -70,7 +70,7 @@ def check_gradients_allowed(name: str) -> None:
 
 
 def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None = None) -> None:
-    """Refuses integers, at these positions or in every input: between a pixel value and its baseline there are none."""
+    """Refuses inputs of integers, at these positions or all: no value lies between a pixel and its baseline."""
     maskable = [tensor.is_floating_point() for tensor in inputs]
     if not (any(maskable) if positions is None else all(maskable[position] for position in positions)):
         raise TypeError(
@@ -81,14 +81,14 @@ def check_maskable(inputs: tuple[Tensor, ...], positions: Iterable[int] | None =
 
 
 def check_replacement(replaced: object, shape: tuple[int, ...]) -> None:
-    """Refuses what ``replace`` returns where it is no tensor of the inputs' shape: it would be broadcast unnoticed."""
+    """Refuses a result of ``replace`` that is no tensor of the inputs' shape: it would be broadcast unnoticed."""
     if not isinstance(replaced, Tensor) or tuple(replaced.shape) != shape:
         described = f"shape {tuple(replaced.shape)}" if isinstance(replaced, Tensor) else type(replaced).__name__
         raise ValueError(f"replace returned {described}; expected a tensor of the shape of its inputs, {shape}")
 
 
 def check_replace(replace: object, baselines: object) -> None:
-    """Refuses two descriptions of what takes the place of removed pixels, and one that cannot be called."""
+    """Refuses ``replace`` beside ``baselines``, and one that cannot be called."""
     if replace is not None and not callable(replace):
         raise TypeError(f"replace is {replace!r}; expected a function of inputs and removed pixels, or None")
     if replace is not None and baselines is not None:
@@ -98,8 +98,7 @@ def check_replace(replace: object, baselines: object) -> None:
 def batch_hint(tensors: tuple[Tensor, ...]) -> str:
     """Advises ``unsqueeze(0)`` for an example without a batch dimension, (C, H, W), as ``transform(image)`` returns it.
 
-    A sequence (N, C, L) has as many axes, and a volume (1, D, H, W) those of images, so that this is only said where
-    something has failed.
+    A sequence (N, C, L) or a batch (1, C, H, W) has as many axes, so the advice only follows a failure.
     """
     for shape in (tuple(tensor.shape) for tensor in tensors):
         if len(shape) == 3 and shape[0] in (1, 3, 4):
@@ -112,9 +111,8 @@ def batch_hint(tensors: tuple[Tensor, ...]) -> str:
 def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
     """Warns where a softmax would be taken of probabilities, and refuses an output whose class axis is not known.
 
-    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that. The axes of
-    scores of each pixel are those of an input, of which ``sizes`` holds the spatial shapes; what a target's indices
-    stand for, nothing shows.
+    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that. An output
+    with scores for each pixel has the spatial axes of an input, whose sizes are ``sizes``.
     """
     first, last = (
         max((grid == size) + _is_scaled(grid, size) for size in sizes)
@@ -136,9 +134,9 @@ def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
 
 
 def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether a grid has the sides of an image divided by one number, or each less by the same number of pixels.
+    """Tells whether a grid has the sides of an image divided by one number, or each less by the same number of pixels.
 
-    A sequence has one side, of which every length is a share: only the input's own length says anything.
+    Any length is a fraction of a sequence's only side, so a sequence needs the input's own length.
     """
     if len(grid) != len(size) or len(grid) < 2:
         return grid == size
@@ -186,7 +184,7 @@ def check_dense(value: Tensor, name: str) -> None:
 
 
 def check_rows_inside(value: object, name: str, examples: int) -> None:
-    """Refuses a container with one row for each example, which is given on as it is, whichever example is masked."""
+    """Refuses a container of tensors with a row for each example: every masked row would get all of it."""
     shapes = [tuple(part.shape) for part in tensors_in(value) if part.dim() and len(part) == examples]
     if shapes and examples > 1 and not isinstance(value, Tensor):
         raise ValueError(
@@ -197,7 +195,7 @@ def check_rows_inside(value: object, name: str, examples: int) -> None:
 
 
 def check_runs(runs: int, shapes: list[tuple[int, ...]]) -> None:
-    """Warns of a layer that ran several times: hooks tell of the last run alone.
+    """Warns of a layer that ran several times: the hooks keep its last run only.
 
     In a Siamese network that is the second image's, whose map would mask both.
     """
@@ -242,7 +240,7 @@ def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
 
 
 nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)
-"""Inside the unmasked pass, the examples of which a forward function found nothing to explain."""
+"""Inside the unmasked pass, the examples in which a forward function found nothing to explain."""
 
 
 def warn_of_nothing_found(examples: set[int]) -> None:
@@ -252,7 +250,7 @@ def warn_of_nothing_found(examples: set[int]) -> None:
 
 
 def explain_missing_graph(error: RuntimeError) -> None:
-    """Says why scores have no gradients at the layer, where torch's message names an argument that nobody gave."""
+    """Says why scores have no gradients at the layer, because torch's message names an argument of its own."""
     if any(part in str(error) for part in ("allow_unused", "does not require grad", "used in the graph")):
         raise RuntimeError(
             "The scores have no gradients at the layer: the model detaches them or runs without gradients, the layer "

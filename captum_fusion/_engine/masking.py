@@ -11,8 +11,9 @@ from torch import Tensor
 
 from captum_fusion._engine.call import ModelCall, checked_inputs
 from captum_fusion._engine.captum import ProgressBar, is_compiled, progress_bar, run_forward
-from captum_fusion._engine.forward_pass import VIEW_HINT, ForwardPass, forward_pass
+from captum_fusion._engine.forward_pass import Differentiation, ForwardPass, forward_pass
 from captum_fusion._engine.guards import check_channels_first, check_maskable, check_replacement
+from captum_fusion._engine.layer_hooks import VIEW_HINT
 from captum_fusion._engine.state import warn
 from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.functional import upsample
@@ -331,8 +332,8 @@ def masked_scorer(
     """The scorer of a call: everything is checked, and the model has run once."""
     call.check_rows()
     check_maskable(call.tensors, positions)
-    gradients_of = call.explained if with_gradients else None
-    with forward_pass(call, gradients_of=gradients_of, measure_memory=True) as unmasked:
+    differentiation = Differentiation(call.explained) if with_gradients else None
+    with forward_pass(call, differentiation=differentiation, measure_memory=True) as unmasked:
         yield MaskedScorer(unmasked, positions)
 
 

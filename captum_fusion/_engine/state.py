@@ -150,7 +150,7 @@ class StateGuard:
 
 
 def _is_plain(buffer: Tensor) -> bool:
-    """Whether a buffer can be compared and copied; sparse, quantized, nested and uninitialized ones are left alone."""
+    """Tells whether a buffer can be compared and copied, which sparse, quantized, nested and lazy ones cannot."""
     strided = buffer.layout == torch.strided and not (buffer.is_quantized or buffer.is_nested or buffer.is_meta)
     return strided and not is_lazy(buffer)
 

@@ -27,7 +27,7 @@ _LEAST_IN_PLACE = 0.8
 
 
 class _Shapes:
-    """The shapes from which the grid of tokens follows: the images' and those of convolutions' outputs."""
+    """The shapes of images and of convolutions' outputs, from which the grid of tokens follows."""
 
     def __init__(self) -> None:
         self.images: dict[int, set[Grid]] = {}
@@ -35,10 +35,10 @@ class _Shapes:
         self.sequences: set[tuple[int, ...]] = set()
 
     def grids(self, tokens: int, channels: int) -> set[Grid]:
-        """Each grid that so many tokens may have, with others in front.
+        """The grids that this number of tokens may have, with further tokens in front.
 
-        That of a convolution, which is how most networks cut patches, is exact whatever its stride and padding.
-        Otherwise a whole number divides the image, or divides it with rounding and without any token in front.
+        Most networks cut patches by a convolution, whose output is the grid whatever its stride and padding. Without
+        one, a grid is the image's size divided by a whole number, either exactly, or rounded with no token in front.
         """
         if (tokens, channels) in self.sequences:  # (N, C, T)
             return set()
@@ -50,17 +50,17 @@ class _Shapes:
         return rounded if any(prod(grid) == tokens for grid in rounded) else set()
 
     def has_map(self, grid: Grid) -> bool:
-        """Whether a feature map of the image may have this grid, as far as its height and width tell."""
+        """Tells whether a feature map of the image may have this grid, judged by its height and width."""
         return grid in self.convolved or any(grid[-2:] == divided[-2:] for divided in self._divided())
 
     def likeness(self, grid: Grid) -> tuple[bool, bool, float]:
-        """How much a grid is like that of a feature map: that of a convolution, or of the image's aspect ratio."""
+        """Rates how much a grid looks like a feature map's: given by a convolution, and of the image's aspect ratio."""
         sizes = [size for sizes in self.images.values() for size in sizes]
         stretch = min((abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2]))) for size in sizes), default=0.0)
         return grid in self.convolved, self.has_map(grid), -stretch
 
     def is_fine(self, grid: Grid) -> bool:
-        """Whether a grid is finer than all that convolutions gave, as scores that were scaled up are."""
+        """Tells whether a grid is finer than every convolution's output, as upsampled scores are."""
         return prod(grid) > max(map(prod, self.convolved), default=prod(grid))
 
     def _divided(self, exactly: bool = False) -> set[Grid]:
@@ -117,28 +117,28 @@ class TokenGridTracker(threading.local):
                 getattr(module_hooks, "_global_forward_hooks_with_kwargs", {}).pop(hook.id, None)
 
     def grids(self, tokens: int, channels: int) -> set[Grid]:
-        """Each grid that so many tokens of a layer that runs now may have."""
+        """The grids that this number of tokens may have, for a layer that runs now."""
         self._done = True
         return self._call.grids(tokens, channels) or self._calls.grids(tokens, channels)
 
     def convolved(self, tokens: int) -> bool:
-        """Whether a convolution of this pass gave so many tokens, but for some in front."""
+        """Tells whether a convolution of this pass gave this number of tokens, apart from some in front."""
         return any(fits(tokens, grid, REGISTERS) for grid in self._call.convolved)
 
     def has_map(self, grid: Grid) -> bool:
-        """Whether a feature map of this pass may have this grid."""
+        """Tells whether a feature map of this pass may have this grid."""
         return self._call.has_map(grid)
 
     def likeness(self, grid: Grid) -> tuple[bool, bool, float]:
-        """How much a grid is like that of a feature map of this pass."""
+        """Rates how much a grid looks like that of a feature map of this pass."""
         return self._call.likeness(grid)
 
     def is_fine(self, grid: Grid) -> bool:
-        """Whether the grid is finer than all that convolutions of this pass gave."""
+        """Tells whether the grid is finer than every convolution's output in this pass."""
         return self._call.is_fine(grid)
 
     def grid(self, tokens: int, channels: int) -> Grid:
-        """The one grid of so many tokens."""
+        """The only grid that this number of tokens may have."""
         grids = self.grids(tokens, channels)
         if len(grids) == 1:
             return grids.pop()
@@ -183,12 +183,12 @@ def _any_of(shapes: Iterable[Grid]) -> str:
 
 
 def fits(tokens: int, grid: Grid, in_front: int = 0) -> bool:
-    """Whether so many tokens hold a grid and fewer others in front than its longest side has, or than allowed."""
+    """Tells whether tokens are a grid with few others in front: fewer than ``in_front`` or than its longest side."""
     return min(grid) > 0 and 0 <= tokens - prod(grid) < max(in_front, *grid)
 
 
 def channel_axis(shape: tuple[int, ...]) -> int:
-    """The axis of an image's channels as far as its shape tells: 1, or the only other one that is 1 or 3 long."""
+    """Guesses the axis of an image's channels from its shape: 1, or the only other axis of length 1 or 3."""
     if len(shape) == 5 and shape[1] in (2, 4) and shape[2] == 3:
         # A video of few frames rather than a volume of three slices.
         return 2
@@ -207,7 +207,7 @@ def channels_back(tensor: Tensor, channel_dim: int) -> Tensor:
 
 
 def has_channels(tensor: Tensor, channel_dim: int) -> bool:
-    """Whether a tensor has spatial axes, and this axis of channels beside them."""
+    """Tells whether a tensor has spatial axes and this axis of channels."""
     return tensor.dim() > 2 and channel_dim != 0 and -tensor.dim() < channel_dim < tensor.dim()
 
 
@@ -220,7 +220,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def repeat_first_row(value: Any, rows: int, count: int) -> Any:
-    """The value with ``count`` copies of the first row in each tensor of so many rows, in nested containers too."""
+    """Repeats the first row ``count`` times in each tensor of ``rows`` rows, in nested containers too."""
     if isinstance(value, Tensor):
         return value[:1].repeat(count, *(1,) * (value.dim() - 1)) if value.dim() and len(value) == rows else value
     if isinstance(value, Mapping):
@@ -232,7 +232,7 @@ def repeat_first_row(value: Any, rows: int, count: int) -> Any:
 
 
 def probe_cells(grid: Grid) -> list[Grid]:
-    """The cells to perturb: of a few rows, the first and the last one."""
+    """The cells to perturb: the first and the last cell of a few rows."""
     rows = sorted({round(i * (grid[-2] - 1) / (_PROBED_ROWS - 1)) for i in range(_PROBED_ROWS)}) if grid[1:] else []
     depths = [range(0, side, max(1, ceil(side / 2))) for side in grid[:-2]]
     columns = sorted({0, grid[-1] - 1}) if rows else sorted({i * (grid[-1] - 1) // 7 for i in range(8)})
@@ -240,7 +240,7 @@ def probe_cells(grid: Grid) -> list[Grid]:
 
 
 def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
-    """Inverts, in place, the pixels of one cell of the grid in each image; none in the last one."""
+    """Inverts, in place, the pixels of one cell of the grid in each image but the last."""
     for image, cell in zip(images, cells, strict=False):
         place = (
             slice(None),
@@ -253,10 +253,10 @@ def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
 
 
 def in_place(maps: Tensor, cells: list[Grid]) -> bool | None:
-    r"""Whether a layer's map changes where the image was changed, from the maps of perturbed images and the image.
+    r"""Tells whether a layer's map changes where the image was perturbed.
 
     Args:
-        maps (Tensor): The maps of ``perturb``'s images, (P + 2, C, \*s), the last two of which are of the same image.
+        maps (Tensor): The maps of ``perturb``'s images, (P + 2, C, \*s); the last two are of the same image.
         cells (list[tuple[int, ...]]): The cell that was perturbed in each of the others.
 
     Returns:
@@ -287,6 +287,6 @@ def in_place(maps: Tensor, cells: list[Grid]) -> bool | None:
 
 
 def by_chance(maps: Tensor) -> bool:
-    """Whether two maps of the same image, the last ones, differ as if another patch had been perturbed."""
+    """Tells whether the last two maps, which are of the same image, differ as if a patch had been perturbed."""
     changes = (maps[:-1] - maps[-1:]).double().square().flatten(1).sum(dim=1)
     return bool(changes[-1] > changes[:-1].mean() / 10)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.forward_pass import Differentiation, forward_pass
 from captum_fusion._engine.guards import check_forward_func, check_gradients_allowed
 from captum_fusion.functional import as_float, full_grad_map, implicit_bias
 
@@ -107,7 +107,7 @@ class FullGrad(GradientAttribution):
                 total = total + full_grad_map(products, size)
             return scores
 
-        with forward_pass(call, gradients_of=explained) as unmasked:
+        with forward_pass(call, differentiation=Differentiation(explained)) as unmasked:
             total = total + full_grad_map(unmasked.layer_gradients * unmasked.layer_value, size)
         return total.detach().expand(inputs.shape).contiguous()
 
@@ -134,7 +134,7 @@ def _recorded(model: Module, runs: list[tuple[Tensor, Tensor]]) -> Iterator[None
 
 
 def _bias_of(module: Any) -> Tensor | None:
-    """What a module adds to every pixel of each channel, shape (C,)."""
+    """The amount that a module adds to every pixel of each channel, shape (C,)."""
     if not isinstance(module, _BatchNorm):
         bias: Tensor | None = module.bias
         return bias

@@ -10,7 +10,7 @@ from torch.nn import Module
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged, select_targets
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.forward_pass import Differentiation, forward_pass
 from captum_fusion._engine.guards import check_gradients_allowed
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import weighted
@@ -116,14 +116,10 @@ class GradientCam(LayerAttribution, GradientAttribution):
         def explained(output: Tensor) -> Tensor:
             return self.explained_scores(output, call.targets)
 
-        gradients_of = explained if self.uses_gradients else None
-        with forward_pass(
-            call,
-            gradients_of=gradients_of,
-            grad_kwargs=grad_kwargs,
-            with_graph=True,
-            with_hessian=self.uses_hessian,
-        ) as unmasked:
+        differentiation = (
+            Differentiation(explained, grad_kwargs, hessian=self.uses_hessian) if self.uses_gradients else None
+        )
+        with forward_pass(call, differentiation=differentiation, with_graph=True) as unmasked:
             gradients = unmasked.layer_gradients
             if self.uses_hessian:
                 gradients = self.second_order_gradients(gradients, unmasked.hessian_products)

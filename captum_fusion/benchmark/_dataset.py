@@ -41,7 +41,7 @@ class Outline:
     """The height and width of the picture whose pixels the runs count."""
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        """Whether each of some points (K, 2) lies inside."""
+        """Tells whether each of some points (K, 2) lies inside."""
         if self.polygons:
             # A centre on an edge belongs to one side, as for pycocotools.
             inside = [Polygon(np.reshape(p, (-1, 2))).contains_points(points + 1e-6) for p in self.polygons]

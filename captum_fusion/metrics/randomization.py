@@ -206,7 +206,7 @@ def _randomize(module: Module, seed: int) -> None:
 
 
 def _resets(module: Module) -> bool:
-    """Whether a module has a ``reset_parameters`` that needs no arguments."""
+    """Tells whether a module has a ``reset_parameters`` that needs no arguments."""
     try:
         signature(cast(Any, module).reset_parameters).bind()
     except (AttributeError, TypeError, ValueError):

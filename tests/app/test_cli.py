@@ -35,7 +35,7 @@ def save_picture(file: Path, seed: int = 0) -> Path:
 
 
 def inputs_of(saved: np.lib.npyio.NpzFile) -> Tensor:
-    """What the model was given: the saved pixels, normalized as for ImageNet."""
+    """The model's input: the saved pixels, normalized as for ImageNet."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return ((torch.from_numpy(saved["pixels"]) - mean) / std)[None]
 
@@ -109,7 +109,7 @@ def nan_net() -> SmallNet:
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was said on standard error; nothing was printed."""
+    """The text on standard error; standard output must be empty."""
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err.splitlines()

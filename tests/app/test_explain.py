@@ -125,9 +125,8 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
     assert from_file.model == "tests.app.test_cli:small_net"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_what_cannot_be(net: SmallNet, photograph: Image.Image) -> None:
+    for options, message in [
         ({"weights": "none"}, "weights is 'none', but a model object keeps its own weights"),
         ({"device": "cpu"}, "device is 'cpu', but a model object stays on its own device"),
         ({"layer": "head"}, "'head' returns shape"),
@@ -137,11 +136,9 @@ def test_it_takes_files_and_names(photograph: Image.Image, tmp_path: Path) -> No
         ({"weighting": "row"}, "weighting is 'row'; expected one of"),
         ({"activation": "tanh"}, "activation is 'tanh'; expected one of"),
         ({"methods": ["gradcom"]}, "Unknown method 'gradcom'. Did you mean 'grad-cam'"),
-    ],
-)
-def test_what_cannot_be(net: SmallNet, photograph: Image.Image, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        explain(photograph, model=net, **{"size": 24, **options})
+    ]:
+        with pytest.raises(ValueError, match=message):
+            explain(photograph, model=net, **{"size": 24, **options})
 
 
 def test_unknown_options(net: SmallNet, photograph: Image.Image) -> None:

@@ -105,28 +105,23 @@ def classifier_of(*categories: str) -> Classifier:
     return Classifier("birds", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
 
 
-@pytest.mark.parametrize(
-    ("target", "index"), [("1", 1), (1, 1), ("index:1", 1), ("egyptian cat", 2), ("Egyptian_cat", 2), ("2024", 4)]
-)
-def test_targets(target: int | str, index: int) -> None:
-    assert classifier_of("crane", "tabby", "Egyptian cat", "crane", "2024").target(target, 5) == index
+def test_targets() -> None:
+    for target, index in [("1", 1), (1, 1), ("index:1", 1), ("egyptian cat", 2), ("Egyptian_cat", 2), ("2024", 4)]:
+        assert classifier_of("crane", "tabby", "Egyptian cat", "crane", "2024").target(target, 5) == index
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
+def test_targets_that_are_no_class() -> None:
+    for target, message in [
         ("taby", "Unknown category 'taby'. Did you mean 'tabby'"),
         ("crane", r"categories \[0, 3\] are all named 'crane'"),
         ("4", "target is 4; expected an index below 4"),
         (-1, "target is -1; expected an index below 4"),
         ("index:x", "target is x; expected an index below 4"),
-    ],
-)
-def test_targets_that_are_no_class(target: int | str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        classifier_of("crane", "tabby", "Egyptian cat", "crane").target(target, 4)
-    with pytest.raises(ValueError, match=r"birds has no category names|expected an index below"):
-        classifier_of().target(target, 4)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            classifier_of("crane", "tabby", "Egyptian cat", "crane").target(target, 4)
+        with pytest.raises(ValueError, match=r"birds has no category names|expected an index below"):
+            classifier_of().target(target, 4)
 
 
 def test_a_category_whose_name_is_a_number_is_never_taken_for_another_class() -> None:

@@ -1,4 +1,4 @@
-"""What a second reading found: components, buffers and graphs of the caller's that a call must leave alone."""
+"""Components, buffers and graphs of the caller that a call must leave alone."""
 
 from typing import Any
 

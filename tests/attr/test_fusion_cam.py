@@ -330,7 +330,7 @@ def test_a_component_may_change_what_it_is_given(net: SmallNet, images: Tensor) 
 
 
 def test_a_component_for_several_inputs(images: Tensor) -> None:
-    """Where there is one attribution for each input, that of the first masked one counts."""
+    """If there is one attribution for each input, that of the first masked input counts."""
     net = SmallNet().eval()
 
     def forward(table: Tensor, image: Tensor) -> Tensor:

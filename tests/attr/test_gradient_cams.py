@@ -137,7 +137,7 @@ def test_the_sign_of_a_component_does_not_depend_on_chance(
 
 
 def test_a_component_of_channels_that_vary_alike_has_finite_gradients() -> None:
-    """Where the derivative of a decomposition would be NaN: constant pixels, and directions of the same variance."""
+    """Constant pixels, and directions of the same variance, would make the derivative of a decomposition NaN."""
     x = torch.tensor([[[3.0, -3.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0, 0.0, 0.0], [0.0] * 4 + [1.0, -1.0]]])
     identity = nn.Identity()
     attributions = LayerEigenCam(lambda x: identity(x).sum((1, 2)), identity).attribute(x.requires_grad_())

@@ -91,7 +91,7 @@ def test_the_layers_input_and_its_last_run(images: Tensor) -> None:
 
 
 def test_tokens_through_attention(images: Tensor) -> None:
-    """Whose fused kernels have no second derivative."""
+    """Attention whose fused kernels have no second derivative."""
 
     class TokenNet(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a model sees boxes and outlines: through turning, scaling and cropping."""
+"""Boxes and outlines in the model's input, through turning, scaling and cropping."""
 
 from pathlib import Path
 from typing import Any

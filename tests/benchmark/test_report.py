@@ -1,4 +1,4 @@
-"""What a report says and draws."""
+"""The texts and pictures of a report."""
 
 import base64
 import io

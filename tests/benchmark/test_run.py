@@ -237,7 +237,7 @@ def test_nothing_is_computed_twice(pictures: Path, tmp_path: Path, monkeypatch: 
 
 
 def as_rank(rank: int, port: int, arguments: list[str]) -> None:
-    """What torchrun does."""
+    """Does what torchrun does."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.exit(cli.run(arguments))
 

@@ -1,4 +1,4 @@
-"""What is refused before any long work, through a class that masks."""
+"""Arguments that are refused before any long work, through a class that masks."""
 
 import pytest
 import torch
@@ -37,9 +37,8 @@ def test_layer_with_several_outputs(images: Tensor) -> None:
         LayerScoreCam(lambda x: split(x)[0].flatten(1), split).attribute(images, target=0)
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
+def test_target_that_selects_no_score(net: SmallNet, images: Tensor) -> None:
+    for target, message in [
         (None, r"target None selects scores of shape \(3, 3\) from an output of shape \(3, 3\)"),
         (3, r"target 3 .*does not fit an output of shape \(3, 3\)"),
         ([0, 1], r"target \[0, 1\] .*does not fit"),
@@ -47,11 +46,9 @@ def test_layer_with_several_outputs(images: Tensor) -> None:
         (torch.tensor([0, 1, -9]), "does not fit"),
         ((0, 1), r"target \(0, 1\) .*does not fit"),
         ("cat", "target 'cat' .*does not fit"),
-    ],
-)
-def test_target_that_selects_no_score(net: SmallNet, images: Tensor, target: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LayerScoreCam(net, net.features).attribute(images, target=target)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LayerScoreCam(net, net.features).attribute(images, target=target)
 
 
 def test_integer_inputs(net: SmallNet) -> None:

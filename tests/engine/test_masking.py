@@ -37,9 +37,8 @@ FEW_MASKED = [LayerScoreCam, LayerAblationCam, LayerFusionCam]
 CONTROL = 1
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "calls", "rows"),
-    [
+def test_passes_are_made_once(net: SmallNet, images: Tensor) -> None:
+    for algorithm, calls, rows in [
         # The unmasked images, then their five live channels and, for the constant one, the blank.
         (LayerScoreCam, 2, 3 + 3 * 6),
         (LayerGradCamPlusPlus, 1, 3),
@@ -50,16 +49,12 @@ CONTROL = 1
         (LayerUnionCam, 4, 3 + 3 * 6 + 3 * 3 + 3),
         # One more of Captum's Grad-CAM.
         (LayerFusionCam, 5, 2 * 3 + 3 * 6 + 3 * 3 + 3),
-    ],
-)
-def test_passes_are_made_once(
-    algorithm: type[LayerAttribution], calls: int, rows: int, net: SmallNet, images: Tensor
-) -> None:
-    counter = Counter(net)
-    algorithm(counter, net.features).attribute(images, target=0)
-    assert len(counter.sizes) <= calls
-    assert rows <= counter.rows <= rows + CONTROL
-    assert counter.sizes[0] == len(images)
+    ]:
+        counter = Counter(net)
+        algorithm(counter, net.features).attribute(images, target=0)
+        assert len(counter.sizes) <= calls
+        assert rows <= counter.rows <= rows + CONTROL
+        assert counter.sizes[0] == len(images)
 
 
 @pytest.mark.parametrize("metric", METRICS)

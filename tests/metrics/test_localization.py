@@ -15,24 +15,21 @@ def attributions() -> Tensor:
     return values
 
 
-@pytest.mark.parametrize(
-    ("boxes", "hit", "share"),
-    [
+def test_boxes(attributions: Tensor) -> None:
+    for boxes, hit, share in [
         ([[2, 1, 3, 2]], 1, 0.75),
         ([[0, 3, 1, 4]], 0, 0.25),
         ([[0, 3, 1, 4], [2, 0, 6, 2]], 1, 1),
         ([[3, 0, 6, 4]], 0, 0),
         ([[2.9, 1.9, 3.5, 2.5]], 1, 0.75),
-    ],
-)
-def test_boxes(attributions: Tensor, boxes: list[list[float]], hit: float, share: float) -> None:
-    assert pointing_game(attributions, [torch.tensor(boxes)]).item() == hit
-    assert energy_pointing_game(attributions, [torch.tensor(boxes)]).item() == pytest.approx(share)
-    xyxy = torch.tensor(boxes).float()
-    xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
-    for values, form in ((xyxy, BoundingBoxFormat.XYXY), (xywh, BoundingBoxFormat.XYWH)):
-        given = BoundingBoxes(values, format=form, canvas_size=(4, 6))
-        assert pointing_game(attributions, [given]).item() == hit
+    ]:
+        assert pointing_game(attributions, [torch.tensor(boxes)]).item() == hit
+        assert energy_pointing_game(attributions, [torch.tensor(boxes)]).item() == pytest.approx(share)
+        xyxy = torch.tensor(boxes).float()
+        xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
+        for values, form in ((xyxy, BoundingBoxFormat.XYXY), (xywh, BoundingBoxFormat.XYWH)):
+            given = BoundingBoxes(values, format=form, canvas_size=(4, 6))
+            assert pointing_game(attributions, [given]).item() == hit
 
 
 def test_masks(attributions: Tensor) -> None:
@@ -64,9 +61,8 @@ def test_layer_resolution_is_brought_to_the_image() -> None:
     assert 0.5 < energy_pointing_game(coarse, regions, size=(10, 20)).item() < 1
 
 
-@pytest.mark.parametrize(
-    ("regions", "message"),
-    [
+def test_refuses(attributions: Tensor) -> None:
+    for regions, message in [
         ([torch.tensor([[0, 0, 7, 4]])], r"A box of example 0 is \(0, 0, 7, 4\); expected .* 6 wide and 4 high"),
         ([torch.tensor([[-1, 0, 2, 2]])], "expected x1 < x2 and y1 < y2 inside the image"),
         ([torch.tensor([[3, 0, 3, 2]])], "expected x1 < x2"),
@@ -77,12 +73,10 @@ def test_layer_resolution_is_brought_to_the_image() -> None:
             [BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(8, 8))],
             r"lie in an image of \(8, 8\); expected the size \(4, 6\)",
         ),
-    ],
-)
-def test_refuses(attributions: Tensor, regions: list[Tensor], message: str) -> None:
-    for metric in (pointing_game, energy_pointing_game):
-        with pytest.raises(ValueError, match=message):
-            metric(attributions, regions)
+    ]:
+        for metric in (pointing_game, energy_pointing_game):
+            with pytest.raises(ValueError, match=message):
+                metric(attributions, regions)
 
 
 def test_as_many_peaks_as_instances_point() -> None:

@@ -113,16 +113,13 @@ def test_every_kind_of_attribution_is_taken(net: SmallNet, images: Tensor) -> No
     torch.testing.assert_close(plain, rectified)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
+def test_refuses(net: SmallNet, images: Tensor) -> None:
+    for given, error, message in [
         ({"attribution_method": "saliency"}, TypeError, "attribution_method is 'saliency'; expected an instance"),
         ({"attribution_method": Saliency(lambda x: x)}, TypeError, "model is <function .*; expected the torch.nn.Mod"),
         ({"attribution_method": Saliency(nn.ReLU())}, ValueError, "model is a ReLU without parameters"),
         ({"randomization": "all"}, ValueError, "randomization is 'all'; expected one of"),
         ({"sign": "both"}, ValueError, "sign is 'both'; expected one of"),
-    ],
-)
-def test_refuses(given: Any, error: type[Exception], message: str, net: SmallNet, images: Tensor) -> None:
-    with pytest.raises(error, match=message):
-        weight_randomization(**{"attribution_method": Saliency(net), "inputs": images, "target": 0} | given)
+    ]:
+        with pytest.raises(error, match=message):
+            weight_randomization(**{"attribution_method": Saliency(net), "inputs": images, "target": 0} | given)

@@ -108,7 +108,7 @@ def _read(processor: Any) -> Preprocessing | None:
 
 
 def _same(preprocessing: Preprocessing, processor: Any) -> bool:
-    """Whether both make the same input of a picture, but for how they interpolate."""
+    """Tells whether both make the same input of a picture, but for how they interpolate."""
     from PIL import Image
 
     rows, columns = np.mgrid[0:1:480j, 0:1:640j]
