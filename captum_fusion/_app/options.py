@@ -64,8 +64,8 @@ class ModelOptions(TypedDict, total=False):
         classes: A file with one class name per line, or a JSON file with a list of the names or an object with the
             index of each name. Without it, the names that come with the model.
         device: The device to compute on. Without it, cuda if available, else cpu.
-        precision: bfloat16 or float16 for autocast, which changes maps a little and is faster on hardware that supports
-            it. Without it, float32.
+        precision: bfloat16 or float16 for autocast, which is faster on hardware that supports it and changes maps by
+            some hundredths. Without it, float32.
     """
 
     weights: str | None
@@ -99,8 +99,8 @@ class ModelSelection:
             classifiers. Without it, the activation that a Hugging Face model declares, or softmax.
         classes: A file with the names of the classes, in a format that explain accepts.
         device: The device to compute on. Without it, cuda if available, else cpu.
-        precision: bfloat16 or float16 for autocast, which changes maps a little and is faster on hardware that supports
-            it. Without it, float32.
+        precision: bfloat16 or float16 for autocast, which is faster on hardware that supports it and changes maps by
+            some hundredths. Without it, float32.
     """
 
     models: Annotated[Sequence[str], ListOption, Parameter(name="--model", alias="-m")] = (DEFAULT_MODEL,)
