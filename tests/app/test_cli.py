@@ -144,7 +144,7 @@ def test_explain_never_overwrites_what_it_reads(
         (["explain", "--output", "out.txt"], "cannot be written as out.txt; expected one of"),
         (
             ["explain", "--methods", "grad-cam", "scorcam"],
-            "Unknown method 'scorcam'. Did you mean 'score-cam', 'ss-cam' or 'is-cam'?",
+            "Unknown method 'scorcam'. Did you mean 'score-cam', 'winsor-cam' or 'ss-cam'?",
         ),
         (["explain", "--layer", "featurs"], "no layer 'featurs'. Did you mean 'features'?"),
         (["explain", "--target", "7"], "target is 7; expected an index below 3"),
