@@ -3,7 +3,7 @@
 Each function wraps a model. Pass it as ``forward_func``, and a layer of the model as ``layer``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -134,7 +134,9 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
 
     def forward(inputs: Tensor, *args: Any) -> Tensor:
         detections = forward_func(inputs, *args)
-        if not isinstance(detections, (list, tuple)) or not all("boxes" in each for each in detections):
+        if not isinstance(detections, (list, tuple)) or not all(
+            isinstance(each, Mapping) and "boxes" in each for each in detections
+        ):
             raise TypeError(
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
                 "labels and scores for each example. A detector in training mode returns losses: call model.eval()."

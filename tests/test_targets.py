@@ -98,8 +98,10 @@ def test_boxes_worked_out_by_hand() -> None:
     torch.testing.assert_close(forward(torch.rand(2, 3, 4, 4)), torch.tensor([0.45, 0.0]))
     with pytest.raises(ValueError, match="expected x1 < x2 and y1 < y2"):
         box_score(nn.Identity(), [2, 0, 2, 2], 1)
-    with pytest.raises(TypeError, match=r"forward_func returned dict; expected a list .* call model\.eval"):
-        box_score(lambda _: {"loss": 1}, [0, 0, 2, 2], 1)(torch.rand(1, 3, 4, 4))
+    # The losses of a detector in training mode, and YOLO's tensors.
+    for output in ({"loss": 1}, (torch.rand(1, 84, 10), [])):
+        with pytest.raises(TypeError, match=r"forward_func returned (dict|tuple); expected a list .* call model\.eval"):
+            box_score(lambda _, output=output: output, [0, 0, 2, 2], 1)(torch.rand(1, 3, 4, 4))
 
 
 def test_one_query_of_a_detection_transformer() -> None:
