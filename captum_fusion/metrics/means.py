@@ -7,7 +7,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-_NAMES = ("confidence_drop", "confidence_increase", "insertion", "deletion", "road", "coherency", "complexity", "adcc")
+_NAMES = (
+    "confidence_drop",
+    "confidence_increase",
+    "insertion",
+    "deletion",
+    "road",
+    "coherency",
+    "complexity",
+    "adcc",
+    "arcc",
+)
 # The means that papers report in percent, with their names.
 _IN_PERCENT = {
     "confidence_drop": "average_drop",
@@ -15,6 +25,7 @@ _IN_PERCENT = {
     "coherency": "coherency",
     "complexity": "complexity",
     "adcc": "adcc",
+    "arcc": "arcc",
 }
 
 
@@ -33,8 +44,8 @@ class DatasetMeans:
     """Collects metrics batch by batch and computes their means as papers report them.
 
     Average Drop and Average Increase, in percent, are the means of ``confidence_drop`` and ``confidence_increase``
-    times 100. Coherency, complexity and ADCC are in percent, too. Overall is the mean of insertion minus deletion,
-    example by example. Sums are exact, so the result does not depend on the division into batches or processes.
+    times 100. Coherency, complexity, ADCC and ARCC are in percent, too. Overall is the mean of insertion minus
+    deletion, example by example. Sums are exact, so the division into batches or processes changes nothing.
 
     Examples::
 
@@ -58,6 +69,7 @@ class DatasetMeans:
         coherency: Tensor | None = None,
         complexity: Tensor | None = None,
         adcc: Tensor | None = None,
+        arcc: Tensor | None = None,
     ) -> None:
         """Adds the metrics of a batch.
 
@@ -70,11 +82,12 @@ class DatasetMeans:
             coherency (Tensor, optional): Shape (N,). Default: None
             complexity (Tensor, optional): Shape (N,). Default: None
             adcc (Tensor, optional): Shape (N,). Default: None
+            arcc (Tensor, optional): Shape (N,). Default: None
 
         Raises:
             ValueError: If the metrics have different numbers of examples, or if a value is not finite.
         """
-        metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc)
+        metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc, arcc)
         batch = dict(zip(_NAMES, metrics, strict=True))
         given = {name: values for name, values in batch.items() if values is not None}
         shapes = {name: tuple(values.shape) for name, values in given.items()}
@@ -102,8 +115,8 @@ class DatasetMeans:
         """Computes the means with their standard errors.
 
         Returns:
-            *dict* of average_drop, average_increase, coherency, complexity and adcc in percent, insertion, deletion,
-            overall and road, each only if ``update`` received its metric.
+            *dict* of average_drop, average_increase, coherency, complexity, adcc and arcc in percent, insertion,
+            deletion, overall and road, each only if ``update`` received its metric.
         """
         return {
             _IN_PERCENT.get(name, name): mean_of([(100 if name in _IN_PERCENT else 1) * value for value in values])

@@ -57,9 +57,9 @@ def test_metrics_that_were_not_given_are_left_out() -> None:
 def test_what_else_papers_report() -> None:
     means = DatasetMeans()
     numbers = torch.tensor([0.25, 0.75])
-    means.update(road=numbers, coherency=numbers, complexity=numbers, adcc=numbers)
+    means.update(road=numbers, coherency=numbers, complexity=numbers, adcc=numbers, arcc=numbers)
     found = {name: mean.mean for name, mean in means.compute().items()}
-    assert found == {"road": 0.5, "coherency": 50, "complexity": 50, "adcc": 50}
+    assert found == {"road": 0.5, "coherency": 50, "complexity": 50, "adcc": 50, "arcc": 50}
 
 
 def test_refuses() -> None:
