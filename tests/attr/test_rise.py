@@ -105,6 +105,7 @@ def test_refuses_what_it_cannot_draw() -> None:
     for options, message in [
         ({"samples": 0}, "samples is 0; expected at least 1"),
         ({"grid": 0}, "grid is 0; expected at least 1"),
+        ({"probability": 0.0}, r"probability is 0.0; expected a number in \(0, 1\)"),
         ({"probability": 1.0}, r"probability is 1.0; expected a number in \(0, 1\)"),
         ({"activation": "relu"}, "activation is 'relu'; expected one of"),
     ]:
