@@ -258,10 +258,12 @@ class ModelCall:
             # On the CPU, where a target out of range is an error and not the end of the CUDA context.
             scores = self.select(output.detach().cpu())
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
-            several = isinstance(self.target, list) and self.examples == 1
+            advice = ""
+            if isinstance(self.target, list) and len(self.target) > self.examples == 1:
+                sizes = ", ".join([str(len(self.target)), *["-1"] * (self.tensors[0].dim() - 1)])
+                advice = f" For several classes of one input, pass inputs.expand({sizes})."
             raise ValueError(
-                f"target {self.target!r} does not fit an output of shape {shape}: {str(error).rstrip('.')}."
-                + (" For several classes of one image, pass inputs.expand(len(target), -1, -1, -1)." if several else "")
+                f"target {self.target!r} does not fit an output of shape {shape}: {str(error).rstrip('.!')}.{advice}"
             ) from error
         if scores.shape[0] != self.examples or scores.numel() != self.examples:
             raise ValueError(

@@ -49,6 +49,8 @@ def test_target_that_selects_no_score(net: SmallNet, images: Tensor) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             LayerScoreCam(net, net.features).attribute(images, target=target)
+    with pytest.raises(ValueError, match=r"For several classes of one input, pass inputs\.expand\(2, -1, -1, -1\)"):
+        LayerScoreCam(net, net.features).attribute(images[:1], target=[0, 1])
 
 
 def test_integer_inputs(net: SmallNet) -> None:
