@@ -33,12 +33,13 @@ demo: $(VENV)/demo
 page: $(VENV)/page
 	$(BIN)/captum-fusion page
 
+# pytest reads further options, such as --cov or -k score_cam, from PYTEST_ADDOPTS; so does `make fuzz`.
 test: $(VENV)/test
-	$(BIN)/pytest -n 2 --dist worksteal --cov
+	$(BIN)/pytest -n 2 --dist worksteal
 
-# Explores at random; a failure prints how to reproduce it. FUZZ=-k score_cam chooses tests.
+# Explores at random; a failure prints how to reproduce it.
 fuzz: $(VENV)/test
-	$(BIN)/pytest -n 2 --hypothesis-profile=fuzz tests/test_fuzz.py $(FUZZ)
+	$(BIN)/pytest -n 2 --hypothesis-profile=fuzz tests/test_fuzz.py
 
 # torch 2.4 needs Python 3.12 or older, torchcam 3.11 or later. pip tries versions against these bounds for hours.
 $(LOWEST)/installed: pyproject.toml tests/lowest.txt
