@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
 from captum_fusion._engine.guards import (
+    ProbabilityWatch,
     batch_hint,
     check_layer,
     check_layer_values,
@@ -150,10 +151,13 @@ def _run(
         nonlocal output, scores, passed
         token = nothing_found.set(empty)
         try:
-            with second_order.running() if second_order else nullcontext():
+            watch = ProbabilityWatch() if scored and call.activation else None
+            with second_order.running() if second_order else nullcontext(), watch or nullcontext():
                 result = call.run(*arguments)
             if scored:
                 scores, output = call.checked_scores(result), result.detach().clone()
+            if watch and call.activation:
+                watch.warn(result, call.activation)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error

@@ -304,8 +304,12 @@ class MaskedScorer:
         """Whether an example scores otherwise among masked inputs than on its own, by more than rounding."""
         exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
         rounding = 1e-3 if exact and self.forward_pass.output.dtype in (torch.float32, torch.float64) else 0.05
-        scale = 1 if self.call.activation else self.forward_pass.output[example].abs().max()
-        return bool((score - self.forward_pass.unmasked_scores[example]).abs() > rounding * scale)
+        unmasked = self.forward_pass.unmasked_scores[example]
+        scale = self.forward_pass.output[example].abs().max()
+        if self.call.activation:
+            # A logit's absolute rounding is its probability's relative one.
+            scale = (torch.maximum(score, unmasked) * scale.clamp(min=1)).clamp(max=1)
+        return bool((score - unmasked).abs() > rounding * scale)
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""

@@ -103,15 +103,17 @@ def _as_mask(evidence: Tensor) -> Tensor:
     return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
 
 
-# Values of a map in [0, 1] within so many units in the last place are tied: an interpolation leaves such differences on
-# plateaus. More units would tie whole slopes of a large map.
+# Neighbours in order within so many units in the last place are tied: an interpolation leaves such differences on
+# plateaus. The units are those of the values: units of 1 would tie all pixels of a map with one large value.
 _TIED = 4
 
 
 def ranks(maps: Tensor) -> Tensor:
     """The rank of each pixel by importance, 0 for the most important one; ties, within rounding, in row order."""
     values, order = maps.flatten(1).sort(dim=1, descending=True, stable=True)
-    steps = values.diff(dim=1).neg() > _TIED * torch.finfo(values.dtype).eps
+    rounding = _TIED * torch.finfo(values.dtype).eps
+    # Normalization leaves values that are rounded in units of 1 beside the minimum.
+    steps = (values.diff(dim=1).neg() > rounding * values[:, :-1]) & (values[:, :-1] > rounding)
     level = torch.zeros_like(order).scatter_(1, order[:, 1:], steps.cumsum(dim=1))
     return level.argsort(dim=1, stable=True).argsort(dim=1).reshape(maps.shape)
 

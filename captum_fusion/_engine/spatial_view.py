@@ -153,7 +153,6 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     networks shuffle them or have registers after them. So the pass that has ended runs once more on perturbed images.
     It also shows which axis of a map with as many channels as rows and columns holds the channels.
     """
-    _ordered.setdefault(layer, set()).add(grid)
     holds = any(part is layer for part in module.modules())
     image = next((t for t in tensors_in(arguments) if t.dim() == len(grid) + 2 and t.is_floating_point()), None)
     if image is None or not holds:
@@ -163,6 +162,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
                 "contains it takes the image. Call such a module in forward_func instead of its parts one by one."
             )
         return
+    _ordered.setdefault(layer, set()).add(grid)
     cells = probe_cells(grid)
     args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 2)
     training = [part for part in module.modules() if part.training]

@@ -59,6 +59,9 @@ def test_parts_that_are_called_one_by_one_are_warned_of() -> None:
         pytest.warns(UserWarning, match="no module that contains it takes"),
     ):
         LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
+        # What was not checked is not taken for checked.
+        with pytest.warns(UserWarning, match="no module that contains it takes"):
+            LayerGradCam(forward, view).attribute(torch.rand(2, 3, 32, 32), target=1)
 
 
 def test_a_channels_last_map_with_as_many_channels_as_rows_is_no_channels_first_one() -> None:
