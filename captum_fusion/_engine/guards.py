@@ -1,4 +1,4 @@
-"""Arguments and circumstances that are refused before any forward pass."""
+"""Checks that several methods share: of arguments, layers and outputs, with the errors and warnings that they raise."""
 
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -248,7 +248,7 @@ def check_runs(layer: Module, runs: int, shapes: list[tuple[int, ...]]) -> None:
 
 
 def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = ()) -> None:
-    """Refuses inputs of frames before channels, or channels last, where the layer shows it; warns where shapes do.
+    """Refuses inputs whose channels are not in dimension 1, by the layer's size; warns if only their shape shows it.
 
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
@@ -283,11 +283,11 @@ def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)
+undetected_examples: ContextVar[set[int] | None] = ContextVar("undetected_examples", default=None)
 """Inside the unmasked pass, the examples in which a forward function found nothing to explain."""
 
 
-def warn_of_nothing_found(examples: set[int]) -> None:
+def warn_of_undetected(examples: set[int]) -> None:
     """Warns that maps are zeros, since there is no detection whose score could be explained."""
     if examples:
         warn(f"The examples {sorted(examples)} have no detection of the label: their maps are zeros")

@@ -61,10 +61,8 @@ def checked_values(layer: Module, attribute_to_layer_input: bool, runs: list[Non
         if attribute_to_layer_input
         else layer.register_forward_hook(check)
     )
-    try:
+    with hook:
         yield
-    finally:
-        hook.remove()
 
 
 def check_map(value: Tensor, call: ModelCall) -> None:

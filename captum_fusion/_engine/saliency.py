@@ -10,6 +10,7 @@ from captum_fusion._engine.guards import batch_hint, check_finite
 from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
+from captum_fusion.functional._numerics import broadcast_to
 
 
 def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
@@ -72,7 +73,7 @@ def saliency_map(
 def region_map(attributions: Tensor, size: tuple[int, ...], interpolate_mode: InterpolateMode) -> Tensor:
     """R: the saliency map of positive evidence, but with the ReLU after the interpolation, as in Score-CAM's own code.
 
-    Where attributions are negative it is another map: interpolated first, they wear down their positive neighbours.
+    The order matters for negative attributions: interpolated first, they lower their positive neighbours.
     """
     return _as_mask(relu(upsample(_evidence(attributions, size), size, interpolate_mode)))
 
@@ -100,7 +101,7 @@ def _as_mask(evidence: Tensor) -> Tensor:
     """N, but ones for a map that is constant and positive: it keeps everything."""
     maps = normalize(evidence)
     keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (evidence.flatten(1).amin(dim=1) > 0)
-    return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
+    return torch.where(broadcast_to(keeps_everything, maps), 1, maps)
 
 
 # Neighbours in order within so many units in the last place are tied: an interpolation leaves such differences on
@@ -167,7 +168,7 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
         left = anything.to(value.device) & ~explained[position]
         if not left.all():
             saliency = saliency_map(value, tuple(tensors[position].shape[2:]), sign)
-            chosen[position] = saliency.masked_fill(left.reshape(-1, *(1,) * (saliency.dim() - 1)), torch.nan)
+            chosen[position] = saliency.masked_fill(broadcast_to(left, saliency), torch.nan)
     return chosen
 
 
