@@ -113,9 +113,24 @@ def test_unknown_names_come_with_the_close_ones(tmp_path: Path) -> None:
         load("builtins:dict", None)
     with pytest.raises(FileNotFoundError):
         load("mobilenet_v3_small", str(tmp_path / "missing.pt"))
-    # Its weights would stay as the callable made them.
-    with pytest.raises(ValueError, match=r"weights is 'none', but tests.app.test_cli:small_net builds .* pass no"):
-        load("tests.app.test_cli:small_net", "none")
+
+
+def trained_net() -> nn.Module:
+    """Loaded weights below a new head."""
+    net = SmallNet()
+    generator = torch.Generator().manual_seed(7)
+    for parameter in (net.stem.weight, net.features.weight):
+        nn.init.normal_(parameter, generator=generator)
+    return net
+
+
+def test_weights_of_a_callable_are_never_called_random() -> None:
+    message = "weights is 'none', but tests.app.test_models:trained_net builds its model with weights of its own"
+    with pytest.raises(ValueError, match=message):
+        load("tests.app.test_models:trained_net", "none")
+    load("tests.app.test_models:trained_net", None)
+    first, second = (load("tests.conftest:SmallNet", weights).model for weights in ("none", None))
+    assert torch.equal(first.stem.weight, second.stem.weight)
 
 
 def classifier_of(*categories: str) -> Classifier:

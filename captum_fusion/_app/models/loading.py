@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from captum_fusion._app.messages import reason
@@ -113,9 +114,11 @@ def _build(name: str, pretrained: bool, state: State | None, size: int | None) -
 
         return from_hugging_face(name.removeprefix("hf:"), pretrained)
     if ":" in name:
+        loaded = _from_callable(name)
         if state is None and not pretrained:
-            raise ValueError(f"weights is 'none', but {name} builds its model with its own weights; pass no weights")
-        return _from_callable(name)
+            torch.manual_seed(1)
+            _check_random(name, loaded.network, _from_callable(name).network)
+        return loaded
     return from_torchvision(name, pretrained, state)
 
 
@@ -137,6 +140,17 @@ def _from_callable(name: str) -> LoadedModel:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
     return _bare(model)
+
+
+def _check_random(name: str, network: nn.Module, other: nn.Module) -> None:
+    """Refuses weights that are mostly the same from another seed: nothing tells loaded ones from random ones."""
+    pairs = [pair for pair in zip(network.parameters(), other.parameters(), strict=True) if not is_lazy(pair[0])]
+    same = sum(int((first == second).sum()) for first, second in pairs)
+    if same > sum(first.numel() for first, _ in pairs) / 2:
+        raise ValueError(
+            f"weights is 'none', but {name} builds its model with weights of its own, which do not depend on the "
+            "random seed; pass no weights"
+        )
 
 
 def _bare(network: nn.Module) -> LoadedModel:
