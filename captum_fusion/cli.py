@@ -1,4 +1,4 @@
-"""The command ``captum-fusion``. Its top imports nothing that imports torch: ``--help`` need not wait for it."""
+"""The command ``captum-fusion``. Modules that import torch are imported late, so that ``--help`` is instant."""
 
 import re
 import shlex
@@ -36,7 +36,7 @@ app = App(
 
 
 def _file(_: object, tokens: Sequence[Token]) -> Path:
-    """The file of a picture, or a folder."""
+    """Reads the path of an image or of a folder."""
     if re.match(r"[a-z]+://", tokens[0].value, re.IGNORECASE):
         raise ValueError(f"{tokens[0].value} is a URL. URLs are not supported; pass a local file")
     if not tokens[0].value:
@@ -112,7 +112,7 @@ def page(
 
     Args:
         host: The address to listen on. Without it, only this machine can open the page. With 0.0.0.0, everybody who
-            reaches this machine can open it and use its models and its processor.
+            reaches this machine can open it and use its models and its CPU.
         port: The port to listen on. Without it, the first free port from 7860.
         names: Further host names of this machine under which browsers may request the page; others are refused.
     """
@@ -127,7 +127,7 @@ def page(
 
     with serving(load_models(arguments), host, port, names) as address:
         Output(soft_wrap=True).print(f"The page is at {address} until Ctrl+C.")
-        # A process that is terminated, or loses its terminal, keeps no uploads of browsers either.
+        # Browsers' uploads are also deleted if the process is terminated or loses its terminal.
         for name in ("SIGTERM", "SIGHUP"):
             # Windows has no SIGHUP.
             if hasattr(signal, name):
@@ -185,7 +185,7 @@ def _launch(
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_warn, set())
-            # Said of the model already, without an argument that the command lacks.
+            # The classifier warns of this itself, without naming an argument that the command does not have.
             warnings.filterwarnings("ignore", "forward_func returned rows that are not negative and sum to 1")
             warnings.filterwarnings("ignore", "Input Tensor .* did not already require gradients")
             status = app(tokens, result_action="return_value", exit_on_error=False, print_error=False)

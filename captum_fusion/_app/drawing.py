@@ -35,16 +35,16 @@ _PANEL_INCHES = 2.4
 _DPI = 140
 
 
-def drawn(
+def draw(
     explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA, boxes: float | None = None
 ) -> bytes:
-    """A picture of a photograph's explanations as the content of a file: panels for it and each map, class by class.
+    """Draws explanations of a photograph as the content of a file: a panel for it and for each map, class by class.
 
     Args:
         explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
         suffix (str): The ending of the file.
         alpha (float): As for ``overlay``.
-        boxes (float or None): The share of a map's maximum from which boxes are drawn around its regions.
+        boxes (float or None): The share of a map's maximum from which boxes are draw around its regions.
     """
     panels = 1 + len(explanations[0].maps)
     # A row for each class, as long as the panels remain large enough to see something.
@@ -62,7 +62,7 @@ def drawn(
     first = explanations[0]
     model = first.model if first.precision == "float32" else f"{first.model} in {first.precision}"
     figure.supxlabel(_wrapped(f"{model}; {_CAPTION}", columns * _LETTERS), size="small")
-    content = rendered(figure, suffix)
+    content = render(figure, suffix)
     return _palettized(content) if suffix.lower() == ".png" else content
 
 
@@ -96,14 +96,14 @@ def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float, boxes:
 def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:
     """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1].
 
-    The photograph is grey, so that all colours are the map's, and the less is covered of it the less the map is: where
-    that is 0, nothing is.
+    The photograph is grey, so that every colour is the map's. The map is as opaque as it is high: where it is 0, the
+    photograph is uncovered.
 
     Args:
         axis (matplotlib.axes.Axes): Where to draw.
         photograph (ndarray): The photograph.
         values (ndarray): The map.
-        alpha (float): How much of the photograph is covered where the map is 1, in [0, 1].
+        alpha (float): The opacity of the map where it is 1, in [0, 1].
     """
     axis.imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
     axis.imshow(colormaps[COLOURS](values, alpha=alpha * values), interpolation="bilinear")
@@ -128,8 +128,8 @@ def _wrapped(text: str, width: int = _LETTERS) -> str:
     return fill(text, width, max_lines=_MOST_LINES, placeholder=" …")
 
 
-def rendered(figure: Figure, suffix: str) -> bytes:
-    """A figure as the content of a file with this ending; ``$`` in its texts is no mathematics, but itself."""
+def render(figure: Figure, suffix: str) -> bytes:
+    """Renders a figure as the content of a file with this ending; ``$`` in its texts is a plain character."""
     texts = [text for text in figure.findobj(Text) if text.get_text()]
     families = _families({letter for text in texts for letter in text.get_text()})
     for text in texts:
@@ -167,7 +167,7 @@ def _characters(file: str) -> frozenset[int]:
 
 
 def check_picture(file: Path) -> None:
-    """Refuses a picture that cannot be drawn as a file of this name, before anything is computed for it."""
+    """Refuses a picture that cannot be draw as a file of this name, before anything is computed for it."""
     known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
     suffix = file.suffix.lower()
     if suffix not in known:
@@ -179,6 +179,6 @@ def check_picture(file: Path) -> None:
     figure.suptitle("a")
     try:
         # Some formats need a program that may not be there, as .pgf needs TeX.
-        rendered(figure, suffix)
+        render(figure, suffix)
     except Exception as error:
         raise ValueError(f"An image cannot be written as {file.name}: {one_line(error)}") from error

@@ -120,20 +120,14 @@ class Explainer:
     def layers(self) -> list[FeatureMap]:
         """Lists the layers that can be explained, in the order in which they run."""
         with self.in_turn():
-            candidates = feature_maps(self.classifier.model, self._blank())
+            candidates = feature_maps(self.classifier.model, self.classifier.preprocessing.blank(self.device))
         return [each for each in candidates.values() if isinstance(each, FeatureMap)]
 
     def default_layer(self) -> str | None:
         """Returns the name of the default layer; None if you must choose a layer."""
         with self.in_turn(), suppress(ValueError):
-            return choose_layer(self.classifier.model, self._blank(), None).name
+            return choose_layer(self.classifier.model, self.classifier.preprocessing.blank(self.device), None).name
         return None
-
-    def _blank(self) -> Tensor:
-        """Two inputs of even grey."""
-        preprocessing = self.classifier.preprocessing
-        size = (2, len(preprocessing.mean), preprocessing.size, preprocessing.size)
-        return torch.full(size, 0.5, device=self.device)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -145,11 +139,10 @@ class Explainer:
         with self._turn, autocast(self.device, self.precision):
             training = [module for module in network.modules() if module.training]
             network.eval()
-            hook = return_scores(network)
             try:
-                yield
+                with return_scores(network):
+                    yield
             finally:
-                hook.remove()
                 for module in training:
                     module.training = True
 

@@ -16,6 +16,10 @@ from captum_fusion._app.messages import install_hint
 _BITS_PER_SAMPLE, _PHOTOMETRY, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 HEIF = (".heic", ".heif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jfif"),
+    *HEIF,
+)
 _ORIENTATION = 0x0112
 # The transpositions that turn a picture of each EXIF orientation upright.
 _UPRIGHT = {
@@ -46,27 +50,27 @@ class Photograph(NamedTuple):
 
     image: Image.Image
     note: str = ""
-    name: str = "The picture"
+    name: str = "The image"
 
 
-def open_photograph(file: Path, stranger: bool = False) -> Photograph:
+def open_photograph(file: Path, untrusted: bool = False) -> Photograph:
     """Reads a picture, upright and in RGB; of several frames the first.
 
     Args:
         file (Path): The file.
-        stranger (bool): Whether the file comes from somebody who is not to be trusted, who sees the file's name only.
+        untrusted (bool): Whether the file is untrusted; messages then show only its name, and its size is limited.
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
         PictureError: If it is no picture, beginning with the file's name.
     """
-    name = file.name if stranger else str(file)
+    name = file.name if untrusted else str(file)
     Image.init()
     # Releases of Pillow differ in what they read.
-    kinds = sorted(_SAFE_KINDS & Image.OPEN.keys()) if stranger else None
+    kinds = sorted(_SAFE_KINDS & Image.OPEN.keys()) if untrusted else None
     with _open(file, name, kinds) as image:
         width, height = image.size
-        if stranger and width * height > _MOST_PIXELS:
+        if untrusted and width * height > _MOST_PIXELS:
             raise ValueError(f"it has {width} x {height} pixels; expected at most {_MOST_PIXELS / 1e6:g} million")
         return as_rgb(image)._replace(name=name)
 
@@ -77,8 +81,7 @@ def find_photographs(folder: Path) -> list[Path]:
     Raises:
         ValueError: If there is none.
     """
-    suffixes = {*Image.registered_extensions(), *HEIF}
-    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes and file.is_file()]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in EXTENSIONS and file.is_file()]
     if not files:
         raise ValueError(f"{folder} is a folder without images; images in its subfolders are not used")
     return files
@@ -98,7 +101,7 @@ def check_photograph(file: Path) -> None:
 
 
 def sample_photograph() -> Photograph:
-    """Two photographs, a cup of espresso above a cat: two objects, of which each method explains either.
+    """Two photographs, a cup of espresso above a cat: two objects, either of which can be explained.
 
     Raises:
         ValueError: If the package that brings them is not installed.
@@ -161,7 +164,7 @@ def as_rgb(image: Image.Image) -> Photograph:
             notes.append("transparent parts are shown on white")
         upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     rgb = upright.convert("RGB")
-    # Its orientation is none of the upright picture's.
+    # The orientation does not apply to the upright image.
     rgb.info.clear()
     return Photograph(rgb, "; ".join(notes))
 
@@ -169,16 +172,23 @@ def as_rgb(image: Image.Image) -> Photograph:
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     """The picture, turned by its EXIF orientation."""
     image.load()
+    orientation = exif_orientation(image)
+    if orientation is None:
+        notes.append("its EXIF block is broken and ignored")
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def exif_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 without one, None if the block is broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # The reader of broken EXIF blocks raises nearly everything; the pixels may be whole.
-        notes.append("its EXIF block is broken and ignored")
-        return image
+        return None
     # A broken block may hold a list.
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
 def _numbers(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, float, str]:

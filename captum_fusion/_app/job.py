@@ -9,12 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from captum_fusion._app.console import Output, ProgressDisplay
-from captum_fusion._app.drawing import drawn
+from captum_fusion._app.drawing import draw
 from captum_fusion._app.explainer import Explainer
 from captum_fusion._app.explanation import Explanation
 from captum_fusion._app.images import PictureError, check_photograph
 from captum_fusion._app.messages import format_error, report_error
-from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_whole
+from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_atomically
 from captum_fusion._app.settings import ExplainSettings
 
 
@@ -22,7 +22,7 @@ from captum_fusion._app.settings import ExplainSettings
 class Job:
     """Pictures to explain by one model, and the outcome.
 
-    Of several pictures, one that cannot be explained is reported, and costs none of the others.
+    If one of several images cannot be explained, it is reported, and the others are explained.
     """
 
     settings: ExplainSettings
@@ -52,10 +52,10 @@ class Job:
                 try:
                     with progress.bar(prefix) as begin:
                         explanations = self._explain(explainer, output.image, begin)
-                    picture = drawn(explanations, output.picture.suffix, settings.alpha, settings.boxes)
-                    write_whole(output.picture, picture)
+                    picture = draw(explanations, output.picture.suffix, settings.alpha, settings.boxes)
+                    write_atomically(output.picture, picture)
                     if output.maps is not None:
-                        write_whole(output.maps, archive(explanations[0]))
+                        write_atomically(output.maps, archive(explanations[0]))
                 except Exception as error:
                     self._fail(output, error)
                     continue
@@ -64,7 +64,7 @@ class Job:
                 self._print_result(console, output, explanations)
         finally:
             if settings.save_predictions is not None and rows:
-                write_whole(settings.save_predictions, prediction_table(rows, settings.save_predictions.suffix))
+                write_atomically(settings.save_predictions, prediction_table(rows, settings.save_predictions.suffix))
         if not self._is_single:
             without = f"; failed: {', '.join(str(output.image) for output in self.failed)}" if self.failed else ""
             console.print(f"{self.explained} of {len(self.outputs)} images explained{without}")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 # The package is on no index yet. A release changes this line only.
 _SOURCE = "."
-_EXTRA = {"cyclopts", "matplotlib", "pandas", "PIL", "rich", "scipy"}
+_CLI_PACKAGES = {"cyclopts", "matplotlib", "pandas", "PIL", "rich", "scipy"}
 _MOST_CLOSE_NAMES = 5
 
 
@@ -23,7 +23,7 @@ def report_error(line: str) -> None:
 
 def format_error(error: Exception) -> str:
     """The line for an error: its message, with its kind where that is not one of ours."""
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in _EXTRA:
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in _CLI_PACKAGES:
         return f"the command needs the package {error.name}: {install_hint('cli')}"
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"{error.filename}: {error.strerror}")
@@ -42,9 +42,9 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def shorten(text: str, most: int = 400) -> str:
-    """A text of at most so many letters, with an ellipsis where it was longer."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def shorten(text: str) -> str:
+    """Shortens a text to at most 400 letters, with an ellipsis."""
+    return text if len(text) <= 400 else f"{text[:399]}…"
 
 
 def printable(text: str) -> str:

@@ -28,9 +28,8 @@ from captum_fusion import attr
 from captum_fusion._app.messages import close_names, one_line
 from captum_fusion._app.options import DEFAULT_WEIGHTING
 from captum_fusion.arguments import WEIGHTINGS, Activation, Weighting
-from captum_fusion.attr import LayerFusionCam, LayerScoreCam
+from captum_fusion.attr import LayerFusionCam
 
-ForwardFunc = Callable[..., Any]
 # The standard deviation, as a share of each side: about the size of an object in the middle.
 _GAUSSIAN_WIDTH = 0.25
 
@@ -61,7 +60,7 @@ class CentredGaussian(Attribution):
         return exponent.exp().expand(len(inputs), 1, *exponent.shape)
 
 
-_CAPTUMS: tuple[type[Attribution], ...] = (
+_CAPTUM_METHODS: tuple[type[Attribution], ...] = (
     LayerGradCam,
     LayerGradientXActivation,
     GuidedGradCam,
@@ -71,7 +70,6 @@ _CAPTUMS: tuple[type[Attribution], ...] = (
     GuidedBackprop,
     Deconvolution,
 )
-_OURS = attr.METHODS
 
 
 def _name(method: type[Attribution]) -> str:
@@ -80,9 +78,11 @@ def _name(method: type[Attribution]) -> str:
     return "-".join(words).lower().replace("-plus-plus", "++")
 
 
-# The baseline of every metric: their maps know nothing of the model.
+# The controls: references for every metric, whose maps do not depend on the model.
 _CONTROLS: tuple[type[Attribution], ...] = (LayerRandomMap, CentredGaussian)
-_CLASSES: dict[str, type[Attribution]] = {_name(method): method for method in (*_CAPTUMS, *_OURS, *_CONTROLS)}
+_CLASSES: dict[str, type[Attribution]] = {
+    _name(method): method for method in (*_CAPTUM_METHODS, *attr.METHODS, *_CONTROLS)
+}
 CONTROLS = tuple(map(_name, _CONTROLS))
 METHODS = tuple(name for name in _CLASSES if name not in CONTROLS)
 
@@ -91,9 +91,6 @@ def summary(name: str) -> str:
     """The first sentence of the docstring of a method's class."""
     first = one_line((getdoc(_CLASSES[name]) or "").partition("\n\n")[0])
     return first.partition(". ")[0].removesuffix(".") + "."
-
-
-_SCORE_CAM = _name(LayerScoreCam)
 
 
 def _loosely(name: str) -> str:
@@ -137,7 +134,7 @@ class Method:
         """The methods whose attributions this one takes."""
         if self.components is not None:
             return self.components
-        return (_SCORE_CAM,) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
+        return ("score-cam",) if "region_method" in signature(_CLASSES[self.name]).parameters else ()
 
     @property
     def part_arguments(self) -> tuple[str, ...]:
@@ -149,7 +146,7 @@ class Method:
         model: Module,
         layer: Module,
         activation: Activation = "softmax",
-        compiled: ForwardFunc | None = None,
+        compiled: Callable[..., Any] | None = None,
         tolerance: float = 0.0,
     ) -> Attribution:
         """The attribution of a model and a layer.
@@ -164,7 +161,7 @@ class Method:
             options: dict[str, Any] = {"activation": activation, "tolerance": tolerance}
             options = {option: value for option, value in options.items() if option in parameters}
             # A compiled model may have no truth value.
-            forward_func = model if compiled is None or method not in _OURS else compiled
+            forward_func = model if compiled is None or method not in attr.METHODS else compiled
             return method(forward_func, *([layer] if "layer" in parameters else []), **options)
 
         if self.components is None:

@@ -1,4 +1,4 @@
-"""Options by name, with their defaults and prose. Nothing here imports torch: ``--help`` need not wait for it."""
+"""Options by name, with their defaults and descriptions; without torch, so that ``--help`` is instant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

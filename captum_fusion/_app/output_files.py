@@ -91,7 +91,7 @@ def archive(explanation: Explanation) -> bytes:
     settings = ("percentile", "weighting", "tolerance", "probability")
     metadata = {
         **{name: getattr(explanation, name) for name in (*subject, *settings)},
-        "probability_kept": explanation.masked_probabilities,
+        "masked_probabilities": explanation.masked_probabilities,
         "version": version("captum-fusion"),
     }
     arrays: dict[str, Any] = {name: values[0, 0].numpy() for name, values in explanation.maps.items()}
@@ -119,7 +119,7 @@ def prediction_table(rows: Sequence[dict[str, Any]], suffix: str) -> str:
     return content.getvalue()
 
 
-def write_whole(file: Path, content: bytes | str) -> None:
+def write_atomically(file: Path, content: bytes | str) -> None:
     """Writes a file atomically, beside it first and then renamed into place; makes its folder if there is none."""
     # A name that is not UTF-8 holds surrogates.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
@@ -130,15 +130,15 @@ def write_whole(file: Path, content: bytes | str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     target = file.resolve()
     # A name with an addition may be too long for the file system.
-    draft = target.with_name(f".{target.name[:50]}.{os.getpid()}.draft")
+    temp_file = target.with_name(f".{target.name[:50]}.{os.getpid()}.draft")
     try:
-        with draft.open("wb") as stream:
+        with temp_file.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        draft.replace(target)
+        temp_file.replace(target)
     finally:
-        draft.unlink(missing_ok=True)
+        temp_file.unlink(missing_ok=True)
 
 
 def stale_temp_files(folder: Path) -> list[Path]:
@@ -147,7 +147,7 @@ def stale_temp_files(folder: Path) -> list[Path]:
 
 
 def _files(option: str, path: Path, images: Sequence[Path], suffix: str) -> list[Path]:
-    """The file for each picture: the path itself, or where that is or shall be a folder, one of the picture's name."""
+    """The output file of each image: the path, or, if that is a folder or will be one, a file with the image's name."""
     if path.is_dir() or not (path.suffix or path.exists()):
         files = [path / f"{name}{suffix}" for name in _names(images)]
     elif len(images) > 1:
@@ -181,6 +181,6 @@ def _names(images: Sequence[Path]) -> list[str]:
 
 
 def identity(file: Path | str) -> tuple[int, int]:
-    """A file or folder whatever the path to it."""
+    """Identifies a file or folder independently of the path to it."""
     status = Path(file).stat()
     return status.st_dev, status.st_ino

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
-from captum_fusion._app.output_files import stale_temp_files, write_whole
+from captum_fusion._app.output_files import stale_temp_files, write_atomically
 from captum_fusion._app.settings import MEASURES
 
 PATTERN = "records-*.jsonl"
@@ -190,7 +190,7 @@ def repair(folder: Path) -> None:
             aside = file.with_suffix(".damaged")
             with aside.open("ab") as stream:
                 stream.writelines(content for _, content, record in lines if record is None)
-            write_whole(file, b"".join(content for _, content, record in lines if record is not None))
+            write_atomically(file, b"".join(content for _, content, record in lines if record is not None))
             text = f"{file} {_are_damaged(numbers)}; moved to {aside.name}, and the work is repeated"
             warnings.warn(text, stacklevel=2)
 
@@ -239,7 +239,7 @@ class Hashes:
 
     def save(self) -> None:
         """Writes the cache."""
-        write_whole(self.file, json.dumps(self.cached))
+        write_atomically(self.file, json.dumps(self.cached))
 
 
 def hash_of(parts: Iterable[bytes]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from captum_fusion._app.drawing import rendered
+from captum_fusion._app.drawing import render
 from captum_fusion._app.messages import one_line, printable
-from captum_fusion._app.output_files import write_whole
+from captum_fusion._app.output_files import write_atomically
 from captum_fusion._app.settings import MEASURES
 from captum_fusion.benchmark._charts import curves_chart, explanations_chart, measures_chart
 from captum_fusion.benchmark._plan import STAGES
@@ -149,7 +149,7 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
         raise ValueError(f"{folder} holds no benchmark: there are no records")
     run = folder / "run.json"
     if environment is not None:
-        write_whole(run, json.dumps(environment, indent=2) + "\n")
+        write_atomically(run, json.dumps(environment, indent=2) + "\n")
     try:
         left_out = json.loads(run.read_text()).get("notes", []) if run.is_file() else []
     except (AttributeError, ValueError) as error:
@@ -163,14 +163,14 @@ def write_report(folder: Path, environment: Mapping[str, Any] | None = None) -> 
     notes = [*left_out, *_notes(records)]
     result = Report(_summary(records, measures), _pairs(records, measures), measures, _errors(records), notes)
     for name, table in (("summary.csv", result.summary), ("pairs.csv", result.pairs)):
-        write_whole(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
-    write_whole(folder / "summary.md", result.markdown())
+        write_atomically(folder / name, table.drop(columns="subject").to_csv(index=False, float_format="%.6g"))
+    write_atomically(folder / "summary.md", result.markdown())
     if measures:  # There are none where nothing but errors was recorded.
-        write_whole(folder / "measures.png", rendered(measures_chart(records, measures, result.pairs), ".png"))
-        write_whole(folder / "explanations.png", rendered(explanations_chart(records, measures), ".png"))
+        write_atomically(folder / "measures.png", render(measures_chart(records, measures, result.pairs), ".png"))
+        write_atomically(folder / "explanations.png", render(explanations_chart(records, measures), ".png"))
     curves = curves_chart(records)
     if curves is not None:
-        write_whole(folder / "curves.png", rendered(curves, ".png"))
+        write_atomically(folder / "curves.png", render(curves, ".png"))
     return result
 
 

@@ -38,7 +38,7 @@ def pointing_game(
         regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
             ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
             dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
-            lists of numbers are taken for tensors.
+            lists of numbers are converted to tensors.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie, height before
             width. Default: None, which means that of the attributions
         {sign}
@@ -91,7 +91,7 @@ def energy_pointing_game(
         regions (Tensor or list[Tensor]): Where the object is, for each example: boxes of shape (K, 4) in pixels, as
             ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
             dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
-            lists of numbers are taken for tensors.
+            lists of numbers are converted to tensors.
         size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie, height before
             width. Default: None, which means that of the attributions
         {sign}

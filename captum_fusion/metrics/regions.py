@@ -6,8 +6,7 @@ from torch.nn.functional import max_pool2d
 from torchvision.ops import masks_to_boxes
 
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.saliency import saliency_map
-from captum_fusion._engine.token_grid import channels_first
+from captum_fusion._engine.saliency import checked_attributions, saliency_map
 from captum_fusion.arguments import InterpolateMode, Sign
 
 
@@ -23,7 +22,7 @@ def region_masks(
 ) -> Tensor:
     r"""Computes the mask of each map: the pixels whose saliency reaches a share of the map's maximum.
 
-    The masks can be given as regions to ``captum_fusion.metrics.pointing_game``, and those of an image, a row, to
+    Pass the masks as regions to ``captum_fusion.metrics.pointing_game``, or the row of one image to
     ``torchvision.utils.draw_segmentation_masks``.
 
     Args:
@@ -105,9 +104,8 @@ def _saliency(
 ) -> Tensor:
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold!r}; expected a number in (0, 1]")
-    if size is None:
-        size = tuple(channels_first(attributions, channel_dim).shape[2:])
-    return saliency_map(attributions, tuple(size), sign, interpolate_mode, channel_dim=channel_dim)
+    attributions = checked_attributions(attributions, channel_dim)
+    return saliency_map(attributions, tuple(attributions.shape[2:] if size is None else size), sign, interpolate_mode)
 
 
 def _instances(saliency: Tensor, mask: Tensor) -> dict[str, Tensor]:

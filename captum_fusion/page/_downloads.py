@@ -4,7 +4,7 @@ import re
 import zipfile
 from io import BytesIO
 
-from captum_fusion._app.drawing import COLOURS, drawn
+from captum_fusion._app.drawing import COLOURS, draw
 from captum_fusion._app.messages import printable
 from captum_fusion._app.output_files import archive
 from captum_fusion.explain import Explanation
@@ -13,7 +13,7 @@ from captum_fusion.page._browser import View
 
 def picture(shown: View, overlay: float) -> tuple[str, bytes]:
     """The maps over the photograph, as the command draws them."""
-    return "explained.png", drawn(shown.explanations, ".png", overlay)
+    return "explained.png", draw(shown.explanations, ".png", overlay)
 
 
 def maps(shown: View, _: float) -> tuple[str, bytes]:

@@ -168,7 +168,7 @@ class Page:
     def _take_upload(self, tab: Tab, values: Values, _: gr.EventData) -> None:
         file = Path(values[self._layout.upload])
         with self._reading:
-            tab.look_at(open_photograph(file, stranger=True), [repr(file.name)])
+            tab.look_at(open_photograph(file, untrusted=True), [repr(file.name)])
 
     def _turn(self, tab: Tab, values: Values, event: gr.EventData) -> None:
         """Begins a run for the curves alone, unless they are shown, or a run is on its way that will show them."""

@@ -52,7 +52,7 @@ def photograph(tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that do not look at the picture, which takes most of the time."""
-    monkeypatch.setattr(job, "drawn", lambda explanations, *_: str(explanations[0].target).encode())
+    monkeypatch.setattr(job, "draw", lambda explanations, *_: str(explanations[0].target).encode())
 
 
 def test_explain_writes_a_picture_and_the_maps(
@@ -80,7 +80,7 @@ def test_explain_writes_a_picture_and_the_maps(
     # The probability kept is that of the masked picture.
     with torch.no_grad():
         kept = small_net()(inputs * mask).softmax(1)[0, 2]
-    assert metadata["probability_kept"]["Fusion-CAM"] == pytest.approx(kept.item(), abs=1e-5)
+    assert metadata["masked_probabilities"]["Fusion-CAM"] == pytest.approx(kept.item(), abs=1e-5)
 
 
 def binary() -> SmallNet:

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from captum_fusion._app import drawing
 from captum_fusion._app.console import Output
 from captum_fusion._app.messages import printable
-from captum_fusion._app.output_files import write_whole
+from captum_fusion._app.output_files import write_atomically
 from captum_fusion.cli import run
 from captum_fusion.page._browser import Model, View
 from captum_fusion.page._downloads import recipe
@@ -52,7 +52,7 @@ def test_the_terminal_and_figures_show_them_as_they_are(name: str, monkeypatch: 
     assert stream.buffer.getvalue().decode().strip("\n") == printable(name)  # type: ignore[attr-defined]
     figure = Figure()
     figure.suptitle(name)
-    assert drawing.rendered(figure, ".png").startswith(b"\x89PNG")
+    assert drawing.render(figure, ".png").startswith(b"\x89PNG")
     (title,) = (text for text in figure.findobj(Text) if text.get_text())
     assert title.get_text() == printable(name)
     assert not title.get_parse_math()
@@ -94,7 +94,7 @@ def test_they_go_through_the_whole_command(
     assert [row["rank"] for row in table_rows[:3]] == ["1", "2", "3"]
     with np.load(Path("maps", "[1] cat.npz")) as saved:
         assert json.loads(str(saved["metadata"]))["category"] in HOSTILE[1:4]
-    write_whole(Path("report.html"), f"<p>{NOT_UTF8}")
+    write_atomically(Path("report.html"), f"<p>{NOT_UTF8}")
     assert Path("report.html").read_text(encoding="utf-8") == r"<p>caf\udce9.png"
 
 
@@ -115,7 +115,7 @@ def test_characters_that_no_font_has_are_reported(monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(fontManager, "ttflist", [])
         with pytest.warns(UserWarning, match="No installed font has .*猫"):
-            drawing.rendered(figure, ".png")
+            drawing.render(figure, ".png")
     # Another font is asked for what the default one lacks.
     (font, *_) = [font for font in fontManager.ttflist if "STIX" in font.name]
     lacking = next(iter(drawing._characters(font.fname) - drawing._characters(findfont("DejaVu Sans"))))

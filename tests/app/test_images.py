@@ -142,7 +142,7 @@ def test_broken_files(tmp_path: Path) -> None:
 def test_strangers_pictures_are_limited_and_named_without_their_folder(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg", "a.webp", "a.gif", "a.bmp", "a.tif", "a.ppm"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
-        assert open_photograph(tmp_path / name, stranger=True).name == name
+        assert open_photograph(tmp_path / name, untrusted=True).name == name
     # Pillow runs another program for this kind.
     Image.new("RGB", (4, 3)).save(tmp_path / "a.eps")
     Image.new("1", (9000, 6000)).save(tmp_path / "large.png")
@@ -151,4 +151,4 @@ def test_strangers_pictures_are_limited_and_named_without_their_folder(tmp_path:
         ("large.png", "9000 x 6000 pixels; .* 50 million"),
     ):
         with pytest.raises(ValueError, match=rf"^{name} cannot be read: .*{message}"):
-            open_photograph(tmp_path / name, stranger=True)
+            open_photograph(tmp_path / name, untrusted=True)

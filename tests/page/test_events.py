@@ -413,7 +413,7 @@ def test_a_reload_keeps_photograph_settings_and_classes(visit: Visit) -> None:
     [
         (None, None, 200),
         (None, "http://{own}", 200),
-        # A stranger's name that leads here, and requests of a stranger's page.
+        # A untrusted's name that leads here, and requests of a untrusted's page.
         ("example.org:{port}", None, 400),
         (None, "http://example.org", 403),
         (None, "null", 403),

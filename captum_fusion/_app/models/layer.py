@@ -52,8 +52,10 @@ def choose_layer(model: nn.Module, inputs: Tensor, name: str | None, grid: tuple
 def _on_grid(model: nn.Module, inputs: Tensor, tokens: FeatureMap) -> FeatureMap:
     """The feature map of a layer of tokens on its grid."""
     shapes: list[tuple[int, ...]] = []
-    with tokens.view() as layer, torch.no_grad():
-        hook = layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:])))
+    with (
+        tokens.view() as layer,
+        layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:]))),
+        torch.no_grad(),
+    ):
         model(inputs[:1])
-        hook.remove()
     return replace(tokens, shape=shapes[-1])

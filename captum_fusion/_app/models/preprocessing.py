@@ -78,6 +78,10 @@ class Preprocessing:
         normalized: Tensor = transforms.normalize(pixels, list(self.mean), list(self.std))
         return normalized
 
+    def blank(self, device: torch.device) -> Tensor:
+        """Two inputs of medium grey, to try a model out."""
+        return self.normalize(torch.full((2, len(self.mean), self.size, self.size), 0.5, device=device))
+
 
 IMAGENET = Preprocessing(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # The means of ImageNet's.
