@@ -1,6 +1,6 @@
 """Arguments and circumstances that are refused before any forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from weakref import WeakSet
 
@@ -13,7 +13,7 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
-from captum_fusion._engine.token_grid import channel_axis, has_channels, tensors_in
+from captum_fusion._engine.token_grid import channel_axis, channels_first, has_channels, tensors_in
 from captum_fusion.arguments import INTERPOLATE_MODES
 
 
@@ -308,3 +308,34 @@ def corners(boxes: Tensor) -> Tensor:
         raise ValueError(f"The boxes have the format {boxes.format}; expected boxes without a rotation")
     converted: Tensor = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
     return converted.as_subclass(Tensor)
+
+
+def check_windows(
+    options: Mapping[str, object], arguments: tuple[object, ...], target: object, image: Tensor, channel_dim: int
+) -> None:
+    """Refuses what belongs to places in the image: windows are cut out of the image alone."""
+    size = tuple(image.shape[2:])
+
+    def has_places(tensor: Tensor) -> bool:
+        grids = (tuple(tensor.shape[-len(size) :]), tuple(channels_first(tensor, channel_dim).shape[2:]))
+        return isinstance(tensor, BoundingBoxes) or (tensor.dim() > 1 and size in grids)
+
+    for name, value in options.items():
+        for tensor in tensors_in(value):
+            if tensor.dim() > 2 or has_places(tensor):
+                kind = "is" if tensor is value else "holds"
+                raise ValueError(
+                    f"{name} {kind} a tensor {tuple(tensor.shape)}, which has no windows; expected numbers"
+                )
+    for tensor in filter(has_places, tensors_in(arguments)):
+        raise ValueError(
+            f"additional_forward_args hold a tensor {tuple(tensor.shape)}, which has the size of the input and is not "
+            "cut into its windows. Apply a mask to the input beforehand; bind what belongs to no place in the input, "
+            "such as another image, inside forward_func."
+        )
+    pixels = [each for each in (target if isinstance(target, list) else [target]) if isinstance(each, tuple)]
+    if any(len(pixel) == len(size) + 1 for pixel in pixels):
+        raise ValueError(
+            f"target is {pixels[0]}, a pixel of the whole input, and forward_func runs on windows of it; expected a "
+            "class, or scales=[1.0]"
+        )

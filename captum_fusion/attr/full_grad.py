@@ -14,7 +14,7 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import Differentiation, forward_pass
-from captum_fusion._engine.guards import check_forward_func, check_gradients_allowed
+from captum_fusion._engine.guards import check_channels_first, check_forward_func, check_gradients_allowed
 from captum_fusion.functional import as_float, full_grad_map, implicit_bias
 
 
@@ -60,13 +60,21 @@ class FullGrad(GradientAttribution):
         self.model = model
 
     @logged
-    def attribute(self, inputs: Tensor, target: TargetType = None, additional_forward_args: object = None) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        channel_dim: int = 1,
+    ) -> Tensor:
         r"""Computes the attribution of the input.
 
         Args:
             inputs (Tensor): The input of ``forward_func``, shape (N, C, \*S) with one to three spatial axes.
             {target}
             {additional_forward_args}
+            {channel_dim}
 
         Returns:
             *Tensor* of **attributions** of the input's shape, float32 or wider, each channel holding the same map.
@@ -74,7 +82,8 @@ class FullGrad(GradientAttribution):
         Raises:
             TypeError: If inputs are several.
             ValueError: If no convolution or batch normalization with a bias runs, or if one has no running statistics;
-                if the input has no spatial axes, or if the target does not select one score per example.
+                if the input has no spatial axes or its channels are not in ``channel_dim``, or if the target does not
+                select one score per example.
             {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
@@ -89,7 +98,7 @@ class FullGrad(GradientAttribution):
             with _recorded(model, runs):
                 return self.forward_func(identity(x), *arguments)
 
-        call = ModelCall(forward, inputs, target, additional_forward_args, layer=identity)
+        call = ModelCall(forward, inputs, target, additional_forward_args, channel_dim=channel_dim, layer=identity)
         size = tuple(call.tensors[0].shape[2:])
         total = torch.zeros(())
 
@@ -99,6 +108,7 @@ class FullGrad(GradientAttribution):
             maps = [(bias, value) for bias, value in runs if value.dim() == inputs.dim()]
             if not maps:
                 raise ValueError("No convolution or batch normalization with a bias ran; expected a model that has one")
+            check_channels_first(tuple(call.tensors[0].shape), tuple(maps[0][1].shape[2:]))
             gradients = torch.autograd.grad(
                 scores.sum(), [value for _, value in maps], retain_graph=True, materialize_grads=True
             )
@@ -108,8 +118,10 @@ class FullGrad(GradientAttribution):
             return scores
 
         with forward_pass(call, differentiation=Differentiation(explained)) as unmasked:
-            total = total + full_grad_map(unmasked.layer_gradients * unmasked.layer_value, size)
-        return total.detach().expand(inputs.shape).contiguous()
+            products = call.of_input(unmasked.layer_gradients * unmasked.layer_value, 0)
+            total = total + full_grad_map(products, size)
+        attributions: Tensor = call.in_form((total.detach().expand(call.tensors[0].shape),))
+        return attributions.contiguous()
 
 
 @contextmanager
