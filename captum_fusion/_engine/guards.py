@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -15,6 +16,7 @@ from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
 from captum_fusion._engine.token_grid import channel_axis, channels_first, has_channels, tensors_in
 from captum_fusion.arguments import INTERPOLATE_MODES
+from captum_fusion.functional import as_float
 
 
 def check_forward_func(forward_func: object) -> None:
@@ -338,4 +340,17 @@ def check_windows(
         raise ValueError(
             f"target is {pixels[0]}, a pixel of the whole input, and forward_func runs on windows of it; expected a "
             "class, or scales=[1.0]"
+        )
+
+
+def check_batch_norm(module: Any, x: Tensor, value: Tensor, bias: Tensor, eps: float) -> None:
+    """Refuses a class of batch normalization that does more: its bias may not be what its output depends on."""
+    weight = 1 if module.weight is None else as_float(module.weight.detach())
+    axes = (-1, *(1,) * (x.dim() - 2))
+    expected = as_float(x) * (weight / (as_float(module.running_var) + eps).sqrt()).reshape(axes) + bias.reshape(axes)
+    # Rounding of bfloat16 moves values by less than 1 %.
+    if (as_float(value) - expected).abs().max() > 0.01 * expected.abs().max():
+        raise ValueError(
+            f"The {type(module).__name__} returned something else than its batch normalization, and the place of its "
+            "bias is unknown; expected a torch.nn.BatchNorm, and an activation as a module of its own"
         )
