@@ -123,7 +123,7 @@ def test_weights_that_a_reset_makes_new_are_restored(images: Tensor) -> None:
     for name, value in (*net.named_parameters(), *net.named_buffers()):
         assert value is before[name][0], name
         assert torch.equal(value, before[name][1]), name
-    # The first module to be randomized is the same, and the last one follows a module that is restored.
+    # The last module is randomized after the others are restored.
     with torch.random.fork_rng():
         torch.manual_seed(2)
         first = Saliency(net).attribute(images, target=1)
