@@ -124,7 +124,6 @@ class SESS(Attribution):
         )
         call.check_rows()
         (image,) = call.tensors
-        check_channels_first(tuple(image.shape))
         size = tuple(image.shape[2:])
         shape = size if window is None else tuple(window)
         sizes = [tuple(round(scale * side) for side in size) for scale in scales]
@@ -167,7 +166,11 @@ class SESS(Attribution):
             crop = level[place][rows]
             window = replace(call, inputs=call.in_form((crop,)).contiguous())
             found = self.attribution_method.attribute(window.inputs, target=target, **further, **kwargs)
-            canvas[place][rows] = saliency_map(window.of_input(found, 0), tuple(crop.shape[2:])).to(canvas)
+            found = window.of_input(found, 0)
+            if not any(part.start for part in place):
+                # Once at each scale.
+                check_channels_first(tuple(crop.shape), tuple(found.shape[2:]))
+            canvas[place][rows] = saliency_map(found, tuple(crop.shape[2:])).to(canvas)
         return upsample(canvas, size)
 
 

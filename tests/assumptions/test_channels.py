@@ -17,6 +17,7 @@ from captum_fusion import (
     LayerFusionCam,
     LayerGradCamPlusPlus,
     LayerGroupCam,
+    LayerHiResCam,
     LayerScoreCam,
     LayerUnionCam,
     Rise,
@@ -52,9 +53,10 @@ def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_c
 
     with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
         LayerScoreCam(model, video[0]).attribute(frames, target=1)
-    for method in (WinsorCam(model, layers=[video[0]]), FullGrad(model, model=video)):
+    fused = SESS(LayerHiResCam(model, video[0]))
+    for method in (WinsorCam(model, layers=[video[0]]), FullGrad(model, model=video), fused):
         with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
-            method.attribute(frames, target=1)
+            method.attribute(frames, target=1, **({"scales": [1]} if method is fused else {}))
     for method, options in ((Rise(model, samples=2), {}), (SESS(InputXGradient(model)), {"scales": [1]})):
         with pytest.warns(UserWarning, match=r"looks like \(N, T, C, H, W\)"):
             method.attribute(frames, target=1, **options)
