@@ -263,8 +263,8 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
         f"An input has shape {shape}, which looks like {name} with {shape[axis]} channels; expected (N, C, *S), or "
         f"channel_dim={axis}, which names the axis of the channels."
     )
-    # The layer's axis is longer than this one, which no feature map's is.
-    if layer_size and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]:
+    # The layer's axis is longer than this one and fits the one before it: it is that one's, unless it was enlarged.
+    if layer_size and shape[axis] < layer_size[axis - 2 if axis > 0 else axis] <= shape[axis - 1]:
         raise ValueError(message)
     warn(message)
 
