@@ -4,7 +4,7 @@ Each function wraps a model. Pass it as ``forward_func``, and a layer of the mod
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,16 +19,34 @@ from captum_fusion._engine.outputs import scores_in
 __all__ = ["box_score", "region_scores", "scores_in"]
 
 _mirrored: ContextVar[bool] = ContextVar("_mirrored", default=False)
+_in_windows: ContextVar[bool] = ContextVar("_in_windows", default=False)
 
 
 @contextmanager
-def mirrored() -> Iterator[None]:
-    """Mirrors regions and boxes along the last axis inside the ``with``, where the input is mirrored."""
-    token = _mirrored.set(True)
+def _set(variable: ContextVar[bool], value: bool = True) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _mirrored.reset(token)
+        variable.reset(token)
+
+
+def mirrored() -> AbstractContextManager[None]:
+    """Mirrors regions and boxes along the last axis inside the ``with``, where the input is mirrored."""
+    return _set(_mirrored)
+
+
+def in_windows(cut: bool) -> AbstractContextManager[None]:
+    """Refuses regions and boxes inside the ``with``, if windows are cut out of the input."""
+    return _set(_in_windows, cut)
+
+
+def _check_whole(place: str) -> None:
+    if _in_windows.get():
+        raise ValueError(
+            f"The {place} is a place in the whole input, and forward_func runs on windows of it; expected a score of "
+            "any window, such as that of a class, or scales=[1.0]"
+        )
 
 
 def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[..., Tensor]:
@@ -66,6 +84,7 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
         raise ValueError("The region is empty or holds negative weights; expected at least one pixel above 0")
 
     def forward(*args: Any) -> Tensor:
+        _check_whole("region")
         scores = scores_in(forward_func(*args))
         if not isinstance(scores, Tensor) or scores.dim() != region.dim() + 2:
             given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -101,7 +120,8 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         activation.
 
     Raises:
-        ValueError: If the box has no area.
+        ValueError: If the box has no area, or, when the model runs, if it is in [0, 1] and the detector's boxes are in
+            pixels.
         TypeError: When the model runs, if it does not return detections.
 
     Examples::
@@ -117,6 +137,9 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
     if wanted.shape[1] != 4 or not (wanted[:, 2:] > wanted[:, :2]).all():
         raise ValueError(f"box is {wanted[0].tolist()}; expected x1 < x2 and y1 < y2 as x1, y1, x2, y2")
 
+    # Of a box inside one pixel, or in shares of the image's sides.
+    in_shares = bool((wanted <= 1).all() and (wanted % 1).any())
+
     def score(detection: Any, inputs: Tensor) -> Tensor:
         chosen = detection["labels"] == label
         scores = detection["scores"][chosen]
@@ -127,12 +150,20 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
         box = wanted
         if _mirrored.get():
             x1, y1, x2, y2 = wanted[0]
-            box = torch.stack([inputs.shape[-1] - x2, y1, inputs.shape[-1] - x1, y2])[None]
+            width = 1 if in_shares else inputs.shape[-1]
+            box = torch.stack([width - x2, y1, width - x1, y2])[None]
+        # Boxes of a detector that gives shares may reach a little over the border.
+        if in_shares and detection["boxes"].max() > 2:
+            raise ValueError(
+                f"box is {wanted[0].tolist()}, in shares of the image's sides, and the detector's boxes are in pixels; "
+                "expected pixels: multiply by the width and the height"
+            )
         overlap = box_iou(detection["boxes"][chosen], box.to(detection["boxes"]))[:, 0]
         best: Tensor = (scores * overlap).max()
         return best
 
     def forward(inputs: Tensor, *args: Any) -> Tensor:
+        _check_whole("box")
         detections = forward_func(inputs, *args)
         if not isinstance(detections, (list, tuple)) or not all(
             isinstance(each, Mapping) and "boxes" in each for each in detections

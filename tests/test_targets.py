@@ -14,7 +14,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from torchvision.models.video import r3d_18
 
 from captum_fusion import LayerFusionCam, LayerGroupCam, LayerScoreCam, last_feature_map
-from captum_fusion.targets import box_score, region_scores
+from captum_fusion.targets import box_score, mirrored, region_scores
 
 
 def explained(
@@ -98,6 +98,18 @@ def test_boxes_worked_out_by_hand() -> None:
     torch.testing.assert_close(forward(torch.rand(2, 3, 4, 4)), torch.tensor([0.45, 0.0]))
     with pytest.raises(ValueError, match="expected x1 < x2 and y1 < y2"):
         box_score(nn.Identity(), [2, 0, 2, 2], 1)
+    # In shares of the sides, of an image of 8 pixels, for a detector of pixels and for one of shares.
+    for unit in (8, 1):
+        boxes = unit * torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.5, 0.25, 0.75, 0.5]])
+        sides = [{"boxes": boxes, "labels": torch.ones(2), "scores": torch.tensor([0.6, 0.4])}]
+        forward = box_score(lambda _, sides=sides: sides, [0.25, 0.25, 0.5, 0.5], 1)
+        if unit == 8:
+            with pytest.raises(ValueError, match="in shares of the image's sides, and the detector's boxes are in pix"):
+                forward(torch.rand(1, 3, 8, 8))
+            continue
+        torch.testing.assert_close(forward(torch.rand(1, 3, 8, 8)), torch.tensor([0.6]))
+        with mirrored():
+            torch.testing.assert_close(forward(torch.rand(1, 3, 8, 8)), torch.tensor([0.4]))
     # The losses of a detector in training mode, and YOLO's tensors.
     for output in ({"loss": 1}, (torch.rand(1, 84, 10), [])):
         with pytest.raises(TypeError, match=r"forward_func returned (dict|tuple); expected a list .* call model\.eval"):

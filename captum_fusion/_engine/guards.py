@@ -1,6 +1,6 @@
 """Checks that several methods share: of arguments, layers and outputs, with the errors and warnings that they raise."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
@@ -16,8 +16,9 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from captum_fusion._engine.captum import is_compiled
 from captum_fusion._engine.state import warn
-from captum_fusion._engine.token_grid import channel_axis, has_channels, tensors_in
+from captum_fusion._engine.token_grid import channel_axis, channels_first, has_channels, tensors_in
 from captum_fusion.arguments import INTERPOLATE_MODES
+from captum_fusion.functional import as_float
 
 
 def check_forward_func(forward_func: object) -> None:
@@ -262,8 +263,8 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
         f"An input has shape {shape}, which looks like {name} with {shape[axis]} channels; expected (N, C, *S), or "
         f"channel_dim={axis}, which names the axis of the channels."
     )
-    # The layer's axis is longer than this one, which no feature map's is.
-    if layer_size and layer_size[axis - 2 if axis > 0 else axis] > shape[axis]:
+    # The layer's axis is longer than this one and fits the one before it: it is that one's, unless it was enlarged.
+    if layer_size and shape[axis] < layer_size[axis - 2 if axis > 0 else axis] <= shape[axis - 1]:
         raise ValueError(message)
     warn(message)
 
@@ -354,3 +355,47 @@ def corners(boxes: Tensor) -> Tensor:
         raise ValueError(f"The boxes have the format {boxes.format}; expected boxes without a rotation")
     converted: Tensor = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)
     return converted.as_subclass(Tensor)
+
+
+def check_windows(
+    options: Mapping[str, object], arguments: tuple[object, ...], target: object, image: Tensor, channel_dim: int
+) -> None:
+    """Refuses what belongs to places in the image: windows are cut out of the image alone."""
+    size = tuple(image.shape[2:])
+
+    def has_places(tensor: Tensor) -> bool:
+        grids = (tuple(tensor.shape[-len(size) :]), tuple(channels_first(tensor, channel_dim).shape[2:]))
+        return isinstance(tensor, BoundingBoxes) or (tensor.dim() > 1 and size in grids)
+
+    for name, value in options.items():
+        for tensor in tensors_in(value):
+            if tensor.dim() > 2 or has_places(tensor):
+                kind = "is" if tensor is value else "holds"
+                raise ValueError(
+                    f"{name} {kind} a tensor {tuple(tensor.shape)}, which has no windows; expected numbers"
+                )
+    for tensor in filter(has_places, tensors_in(arguments)):
+        raise ValueError(
+            f"additional_forward_args hold a tensor {tuple(tensor.shape)}, which has the size of the input and is not "
+            "cut into its windows. Apply a mask to the input beforehand; bind what belongs to no place in the input, "
+            "such as another image, inside forward_func."
+        )
+    pixels = [each for each in (target if isinstance(target, list) else [target]) if isinstance(each, tuple)]
+    if any(len(pixel) == len(size) + 1 for pixel in pixels):
+        raise ValueError(
+            f"target is {pixels[0]}, a pixel of the whole input, and forward_func runs on windows of it; expected a "
+            "class, or scales=[1.0]"
+        )
+
+
+def check_batch_norm(module: Any, x: Tensor, value: Tensor, bias: Tensor, eps: float) -> None:
+    """Refuses a class of batch normalization that does more: its bias may not be what its output depends on."""
+    weight = 1 if module.weight is None else as_float(module.weight.detach())
+    axes = (-1, *(1,) * (x.dim() - 2))
+    expected = as_float(x) * (weight / (as_float(module.running_var) + eps).sqrt()).reshape(axes) + bias.reshape(axes)
+    # Rounding of bfloat16 moves values by less than 1 %.
+    if (as_float(value) - expected).abs().max() > 0.01 * expected.abs().max():
+        raise ValueError(
+            f"The {type(module).__name__} returned something else than its batch normalization, and the place of its "
+            "bias is unknown; expected a torch.nn.BatchNorm, and an activation as a module of its own"
+        )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from inspect import signature
+from itertools import product
 from typing import Any, cast
 
 from captum.attr import Attribution
@@ -14,6 +15,7 @@ from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_channel_dim, check_channels_first
+from captum_fusion._engine.state import preserved
 from captum_fusion._engine.token_grid import channels_back, channels_first
 from captum_fusion.targets import mirrored
 
@@ -104,9 +106,7 @@ class AugmentationTunnel(Attribution):
         axes = {len(size) + 2 for size in sizes}
         for tensor in moved:
             check_channels_first(tuple(tensor.shape))
-        method = getattr(self.attribution_method, "attribution_method", self.attribution_method)
-        if channel_dim != 1 and "channel_dim" in signature(method.attribute).parameters:
-            kwargs["channel_dim"] = channel_dim
+        kwargs |= channel_option(self.attribution_method, channel_dim)
 
         def mirror(tensor: Tensor, of_layer: bool = False) -> Tensor:
             """The mirror image, where the tensor has the spatial axes of an input, or is a layer's map."""
@@ -128,8 +128,8 @@ class AugmentationTunnel(Attribution):
             return tensor
 
         total: tuple[Tensor, ...] | None = None
-        for factor in factors:
-            for flipped in (False, True)[: 1 + flip]:
+        with preserved(tensors) as state, state.tracking(self.forward_func):
+            for factor, flipped in product(factors, (False, True)[: 1 + flip]):
                 # Tensors of their own for each run, since a model may write into them.
                 scaled = tuple(tensor * factor if _is_spatial(tensor) else tensor.clone() for tensor in tensors)
                 runs = {name: _mirror_all(value, mirror, flipped) for name, value in kwargs.items() if name != "target"}
@@ -155,6 +155,15 @@ class AugmentationTunnel(Attribution):
                 f"{self.attribution_method.get_name()} returned {shapes}; expected attributions with as many axes as "
                 f"the spatial inputs, {sorted(axes)}"
             )
+
+
+def channel_option(method: Attribution | None, channel_dim: int) -> dict[str, Any]:
+    """The option of the channels' axis, where a method or one that it wraps takes it."""
+    if method is None or channel_dim == 1:
+        return {}
+    if "channel_dim" in signature(method.attribute).parameters:
+        return {"channel_dim": channel_dim}
+    return channel_option(getattr(method, "attribution_method", None), channel_dim)
 
 
 def _is_spatial(tensor: Tensor) -> bool:

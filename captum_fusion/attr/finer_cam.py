@@ -26,7 +26,8 @@ class LayerFinerCam(GradientCam):
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, with a gamma of 1. Dimension 1 of
     the output holds the classes. If the output has further dimensions, only the classes at the target's position are
-    compared. Classes with a score of minus infinity are excluded.
+    compared. Classes that a mask rules out are excluded: their scores are below
+    -5000 and below -10 times the target's absolute score.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
@@ -40,7 +41,8 @@ class LayerFinerCam(GradientCam):
             output has fewer. Default: 3
 
     Raises:
-        TypeError: If the method is not a gradient method of this package with a map at the layer's resolution.
+        TypeError: If the method is not a method of this package with first gradients and a map at the layer's
+            resolution.
         ValueError: If strength or references are outside their range.
 
     Examples::
@@ -65,10 +67,11 @@ class LayerFinerCam(GradientCam):
         references: int = 3,
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
-        if method is not None and not (isinstance(method, type) and issubclass(method, GradientCam)):
+        taken = method is None or (isinstance(method, type) and issubclass(method, GradientCam))
+        if not taken or (method and (method.uses_hessian or not method.uses_gradients)):
             raise TypeError(
-                f"method is {method!r}; expected a class of captum_fusion's gradient methods at the layer's "
-                "resolution, such as LayerGradCamPlusPlus, or None for Grad-CAM"
+                f"method is {method!r}; expected a class of captum_fusion's methods of first gradients at the "
+                "layer's resolution, such as LayerGradCamPlusPlus, or None for Grad-CAM"
             )
         if not 0 <= strength < float("inf"):
             raise ValueError(f"strength is {strength}; expected a number that is not negative")
@@ -97,7 +100,8 @@ class LayerFinerCam(GradientCam):
             chosen, *place = index if isinstance(index, tuple) else (index,)
             classes = output[example][(slice(None), *place)]
             others = classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)]
-            others = others[others != -torch.inf]
+            # Masks rule classes out by -1e4 or less, and logits are some hundred; scores of another scale keep theirs.
+            others = others[~(others < -max(5e3, 10 * float(classes[chosen].detach().abs())))]
             if not others.isfinite().all() or not len(others):
                 raise ValueError(
                     f"Of the classes besides the target of example {example}, {int(others.isfinite().sum())} have a "

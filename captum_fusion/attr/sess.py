@@ -1,6 +1,7 @@
 """SESS."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import ceil
 from typing import Any
@@ -13,9 +14,13 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
+from captum_fusion._engine.guards import check_channels_first, check_not_negative, check_windows
 from captum_fusion._engine.saliency import saliency_map
+from captum_fusion._engine.state import preserved
 from captum_fusion.arguments import Activation
+from captum_fusion.attr.augmentation_tunnel import channel_option
 from captum_fusion.functional import gaussian_blur, sess_map, upsample
+from captum_fusion.targets import in_windows
 
 # The authors' twelve scales, of images of 224 pixels: 224, 288, ..., 928.
 _SCALES = tuple(1 + 2 * step / 7 for step in range(12))
@@ -66,6 +71,7 @@ class SESS(Attribution):
         scales: Sequence[float] = _SCALES,
         window: tuple[int, ...] | None = None,
         pre_filter: float = 0.0,
+        channel_dim: int = 1,
         **kwargs: Any,
     ) -> Tensor:
         r"""Computes the fused map of the windows.
@@ -83,6 +89,7 @@ class SESS(Attribution):
                 input
             pre_filter (float, optional): The share of the windows to leave out, those with the lowest probabilities,
                 in [0, 1). Default: 0.0
+            {channel_dim}
             kwargs (Any): Further arguments of the method's own ``attribute``, the same for each window.
 
         Returns:
@@ -92,8 +99,9 @@ class SESS(Attribution):
         Raises:
             TypeError: If inputs are several or hold no floating-point values.
             ValueError: If there are no scales, if a window is larger than the enlarged input, if pre_filter is outside
-                [0, 1), if another argument is a tensor of the input's size, or if the target does not select one score
-                per example.
+                [0, 1), or if the target does not select one score per example or selects a negative one; if an argument
+                belongs to places in the input, such as a mask, baselines, a pixel as the target, or the region and the
+                box of ``captum_fusion.targets``, where windows are smaller than the input.
 
         Examples::
 
@@ -111,27 +119,37 @@ class SESS(Attribution):
             raise ValueError("scales is empty; expected at least one number")
         if not 0 <= pre_filter < 1:
             raise ValueError(f"pre_filter is {pre_filter}; expected a number in [0, 1)")
-        for name, value in kwargs.items():
-            if isinstance(value, Tensor) and value.dim() > 2:
-                raise ValueError(f"{name} is a tensor {tuple(value.shape)}, which has no windows; expected numbers")
-        call = ModelCall(self.forward_func, inputs, target, additional_forward_args, self.activation)
+        call = ModelCall(
+            self.forward_func, inputs, target, additional_forward_args, self.activation, channel_dim=channel_dim
+        )
         call.check_rows()
-        size = tuple(inputs.shape[2:])
+        (image,) = call.tensors
+        size = tuple(image.shape[2:])
         shape = size if window is None else tuple(window)
-        levels = [upsample(inputs.detach(), tuple(round(scale * side) for side in size)).to(inputs) for scale in scales]
+        sizes = [tuple(round(scale * side) for side in size) for scale in scales]
+        cut = any(level != size or level != shape for level in sizes)
+        check_windows(kwargs, call.arguments if cut else (), target if cut else None, image, channel_dim)
+        levels = [upsample(image.detach(), level).to(inputs) for level in sizes]
         windows = [(level, place) for level in levels for place in _places(tuple(level.shape[2:]), shape)]
+        kwargs |= channel_option(self.attribution_method, channel_dim)
         probabilities = []
-        for level, place in windows:
-            run = ModelCall(self.forward_func, level[place], target, additional_forward_args, self.activation)
-            with forward_pass(run) as unmasked:
-                probabilities.append(unmasked.unmasked_scores)
-        weights = torch.stack(probabilities, dim=1)
-        highest = weights.amax(dim=1, keepdim=True)
-        ranks = weights.argsort(dim=1, stable=True).argsort(dim=1)
-        weights = torch.where(ranks < int(pre_filter * len(windows)), 0, weights / torch.where(highest > 0, highest, 1))
-        maps = [self._map(call, level, place, weights[:, k] > 0, kwargs) for k, (level, place) in enumerate(windows)]
+        with preserved(call.tensors) as state, state.tracking(self.forward_func), in_windows(cut):
+            for level, place in windows:
+                with forward_pass(replace(call, inputs=call.in_form((level[place],)))) as unmasked:
+                    probabilities.append(unmasked.unmasked_scores)
+            weights = torch.stack(probabilities, dim=1)
+            check_not_negative(weights, weights)
+            highest = weights.amax(dim=1, keepdim=True)
+            ranks = weights.argsort(dim=1, stable=True).argsort(dim=1)
+            weights = torch.where(
+                ranks < int(pre_filter * len(windows)), 0, weights / torch.where(highest > 0, highest, 1)
+            )
+            maps = [
+                self._map(call, level, place, weights[:, k] > 0, kwargs) for k, (level, place) in enumerate(windows)
+            ]
         fused = gaussian_blur(sess_map(torch.cat(maps, dim=1).to(weights), weights), *_SMOOTHING)
-        return fused.expand(inputs.shape).contiguous()
+        attributions: Tensor = call.in_form((fused.expand(image.shape),))
+        return attributions.contiguous()
 
     def _map(
         self, call: ModelCall, level: Tensor, place: tuple[slice, ...], chosen: Tensor, kwargs: dict[str, Any]
@@ -146,7 +164,12 @@ class SESS(Attribution):
                 target = target[rows] if isinstance(target, Tensor) else [target[row] for row in rows.tolist()]
             further = {} if not call.arguments else {"additional_forward_args": call.arguments_of(rows)}
             crop = level[place][rows]
-            found = self.attribution_method.attribute(crop.clone(), target=target, **further, **kwargs)
+            window = replace(call, inputs=call.in_form((crop,)).contiguous())
+            found = self.attribution_method.attribute(window.inputs, target=target, **further, **kwargs)
+            found = window.of_input(found, 0)
+            if not any(part.start for part in place):
+                # Once at each scale.
+                check_channels_first(tuple(crop.shape), tuple(found.shape[2:]))
             canvas[place][rows] = saliency_map(found, tuple(crop.shape[2:])).to(canvas)
         return upsample(canvas, size)
 

@@ -13,7 +13,12 @@ from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import ForwardFunc, TargetType, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import Differentiation, forward_pass
-from captum_fusion._engine.guards import check_forward_func, check_gradients_allowed, check_layer
+from captum_fusion._engine.guards import (
+    check_channels_first,
+    check_forward_func,
+    check_gradients_allowed,
+    check_layer,
+)
 from captum_fusion.functional import as_float, grad_cam_weights, normalize, upsample, weighted_sum, winsorized_weights
 
 
@@ -71,13 +76,21 @@ class WinsorCam(GradientAttribution):
         self.percentile = percentile
 
     @logged
-    def attribute(self, inputs: Tensor, target: TargetType = None, additional_forward_args: object = None) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        channel_dim: int = 1,
+    ) -> Tensor:
         r"""Computes the attribution of the input.
 
         Args:
             inputs (Tensor): The input of ``forward_func``, shape (N, C, \*S) with one to three spatial axes.
             {target}
             {additional_forward_args}
+            {channel_dim}
 
         Returns:
             *Tensor* of **attributions** of the input's shape, not negative, float32 or wider, each channel holding the
@@ -86,7 +99,8 @@ class WinsorCam(GradientAttribution):
         Raises:
             TypeError: If inputs are several.
             ValueError: If no convolution, or not every listed layer, gives a map with as many spatial axes as the
-                input, or if the target does not select one score per example.
+                input; if the input's channels are not in ``channel_dim``, or if the target does not select one score
+                per example.
             {gradient_errors}
         """
         check_gradients_allowed(type(self).__name__)
@@ -104,7 +118,7 @@ class WinsorCam(GradientAttribution):
             with _recorded(layers, values):
                 return self.forward_func(identity(x), *arguments)
 
-        call = ModelCall(forward, inputs, target, additional_forward_args, layer=identity)
+        call = ModelCall(forward, inputs, target, additional_forward_args, channel_dim=channel_dim, layer=identity)
         size = tuple(call.tensors[0].shape[2:])
         maps, importances = [], []
 
@@ -117,6 +131,7 @@ class WinsorCam(GradientAttribution):
                     f"{len(channels)} of {len(layers)} layers gave a map of {inputs.dim() - 2} spatial axes that "
                     "gradients reach; expected convolutions in forward_func, or a list of layers that all do"
                 )
+            check_channels_first(tuple(call.tensors[0].shape), tuple(channels[0].shape[2:]))
             gradients = torch.autograd.grad(scores.sum(), channels, retain_graph=True, materialize_grads=True)
             for gradient, value in zip(gradients, channels, strict=True):
                 weights = grad_cam_weights(gradient)
@@ -127,7 +142,8 @@ class WinsorCam(GradientAttribution):
         with forward_pass(call, differentiation=Differentiation(explained)):
             weights = winsorized_weights(torch.stack(importances, dim=1), self.percentile)
             total = weighted_sum(torch.cat(maps, dim=1), weights)
-        return total.expand(inputs.shape).contiguous()
+        attributions: Tensor = call.in_form((total.expand(call.tensors[0].shape),))
+        return attributions.contiguous()
 
 
 @contextmanager
@@ -141,7 +157,9 @@ def _recorded(layers: Sequence[Module], values: list[Tensor]) -> Iterator[None]:
         # The next module may work in place.
         return value.clone()
 
-    hooks = [check_layer(layer).register_forward_hook(keep) for layer in layers]
+    # All are checked before the first has a hook, which an error would leave there.
+    checked = [check_layer(layer) for layer in layers]
+    hooks = [layer.register_forward_hook(keep) for layer in checked]
     try:
         yield
     finally:

@@ -8,7 +8,9 @@ from typing import Any, Literal, cast, get_args
 import torch
 from captum.attr import Attribution
 from torch import Tensor
+from torch.jit import ScriptModule
 from torch.nn import Module, ModuleDict
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.call import ModelCall
@@ -72,7 +74,8 @@ def weight_randomization(
 
     Raises:
         TypeError: If the method is not an attribution, or if there is no model.
-        ValueError: If the randomization or the sign is unknown, or if no module of the model has parameters.
+        ValueError: If the randomization or the sign is unknown, if no module of the model has parameters, or if a
+            ``model`` does not run and its weights change nothing.
 
     Examples::
 
@@ -123,8 +126,13 @@ def weight_randomization(
         return torch.cat([rank_correlation(*(explained_pixels(part, row) for part in pairs)) for row in rows])
 
     correlations, unchanged = {}, []
+    parts, ran = set(explained.modules()), list[bool]()
     with preserved(call.tensors) as state, eager(), state.tracking(explained):
-        original = saliency()
+        hook = register_module_forward_pre_hook(lambda module, _: ran.append(module in parts))
+        try:
+            original = saliency()
+        finally:
+            hook.remove()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):
                 if randomization == "independent":
@@ -135,6 +143,12 @@ def weight_randomization(
                 correlations[name] = correlate(original, saliency())
                 if all(torch.equal(value, before[weight]) for weight, value in _weights(part).items()):
                     unchanged.append(name)
+    # Other modules may use its weights, and a method that runs no model has a correlation of 1 in fact.
+    if model is not None and ran and not any(ran) and torch.stack([*correlations.values()]).gt(0.9999).all():
+        raise ValueError(
+            f"No module of model, a {type(explained).__name__}, ran, and no attribution changed with its weights; "
+            "expected the model that the method's forward_func runs"
+        )
     if unchanged:
         warn(
             f"Randomization did not change the weights of {', '.join(map(repr, unchanged))}: their values test nothing"
@@ -168,6 +182,9 @@ def _weights(module: Module) -> dict[str, Tensor]:
 @contextmanager
 def _restored(model: Module) -> Iterator[Callable[[], None]]:
     """Restores parameters, buffers and the weights that hooks make on leaving, and whenever asked to."""
+    # A module's reset may set new ones in their place, but not in that of a scripted module.
+    plain = (module for module in model.modules() if not isinstance(module, ScriptModule))
+    own = [(module, module._parameters.copy(), module._buffers.copy()) for module in plain]
     kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     made = [
         (module, name, value)
@@ -178,6 +195,9 @@ def _restored(model: Module) -> Iterator[Callable[[], None]]:
 
     @torch.no_grad()
     def restore() -> None:
+        for module, parameters, buffers in own:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
         for tensor, value in kept:
             tensor.copy_(value)
         for module, name, value in made:
@@ -197,7 +217,7 @@ def _randomize(module: Module, seed: int) -> None:
         torch.manual_seed(seed)
         if not made and _resets(module):
             cast(Any, module).reset_parameters()
-        for parameter, value in zip(own, before, strict=True):
+        for parameter, value in zip(_own_parameters(module), before, strict=True):
             if torch.equal(parameter, value):
                 spread = float(parameter.std(correction=0))
                 parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))

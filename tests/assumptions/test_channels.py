@@ -9,15 +9,19 @@ from captum.attr import InputXGradient
 from torch import Tensor, nn
 
 from captum_fusion import (
+    SESS,
     AugmentationTunnel,
+    FullGrad,
     FusedAttributions,
     LayerEigenCam,
     LayerFusionCam,
     LayerGradCamPlusPlus,
     LayerGroupCam,
+    LayerHiResCam,
     LayerScoreCam,
     LayerUnionCam,
     Rise,
+    WinsorCam,
     last_feature_map,
     spatial_view,
 )
@@ -43,10 +47,19 @@ def test_a_channels_first_layer_needs_no_view() -> None:
 def test_frames_before_channels_are_refused_where_the_layer_is_longer_than_the_colours() -> None:
     video = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     frames = torch.rand(1, 8, 3, 12, 12)
+
+    def model(x: Tensor) -> Tensor:
+        return video(x.transpose(1, 2))
+
     with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
-        LayerScoreCam(lambda x: video(x.transpose(1, 2)), video[0]).attribute(frames, target=1)
-    with pytest.warns(UserWarning, match=r"looks like \(N, T, C, H, W\)"):
-        Rise(lambda x: video(x.transpose(1, 2)), samples=2).attribute(frames, target=1)
+        LayerScoreCam(model, video[0]).attribute(frames, target=1)
+    fused = SESS(LayerHiResCam(model, video[0]))
+    for method in (WinsorCam(model, layers=[video[0]]), FullGrad(model, model=video), fused):
+        with pytest.raises(ValueError, match=r"expected \(N, C, \*S\), or channel_dim=2"):
+            method.attribute(frames, target=1, **({"scales": [1]} if method is fused else {}))
+    for method, options in ((Rise(model, samples=2), {}), (SESS(InputXGradient(model)), {"scales": [1]})):
+        with pytest.warns(UserWarning, match=r"looks like \(N, T, C, H, W\)"):
+            method.attribute(frames, target=1, **options)
 
 
 @pytest.mark.parametrize("frames", [2, 4])
@@ -68,6 +81,11 @@ def test_sequences_of_features_are_told_from_channels(features: int, refused: bo
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         method.attribute(x, target=1, channel_dim=-1)
+
+
+class TwoScales(SESS):
+    def attribute(self, inputs: Tensor, target: Any = None, *, channel_dim: int = 1) -> Tensor:
+        return super().attribute(inputs, target, scales=[1, 1.5], channel_dim=channel_dim)
 
 
 @pytest.mark.parametrize("bands", [2, 4, 12])
@@ -121,6 +139,11 @@ def test_the_axis_of_the_channels_changes_nothing_else(convolution: Any, size: A
         lambda f: LayerFusionCam(f, layer, region_method=AugmentationTunnel(LayerFusionCam(f, layer))),
         lambda f: AugmentationTunnel(InputXGradient(f)),
         lambda f: AugmentationTunnel(LayerScoreCam(f, layer)),
+        lambda f: WinsorCam(f, layers=[layer]),
+        lambda f: FullGrad(f, model=layer),
+        lambda f: TwoScales(InputXGradient(f)),
+        lambda f: AugmentationTunnel(TwoScales(LayerScoreCam(f, layer))),
+        lambda f: FusedAttributions([TwoScales(WinsorCam(f, layers=[layer])), FullGrad(f, model=layer)]),
     ]
     for method in methods:
         right = method(first).attribute(x, target=1)

@@ -1,5 +1,7 @@
 """Augmentations move the target and the arguments with the image."""
 
+from typing import Any
+
 import pytest
 import torch
 from captum.attr import LayerGradCam, Saliency
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion import (
+    SESS,
     AugmentationTunnel,
     LayerHiResCam,
 )
@@ -91,3 +94,15 @@ def test_a_model_that_writes_into_its_input_sees_a_fresh_one() -> None:
 
     x = torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(AugmentationTunnel(Plain(net)).attribute(x, factors=[1.0]), x)
+
+
+def test_the_model_and_the_random_state_stay_as_they_were_around_a_method_of_captum() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    tunnels: list[Any] = [(AugmentationTunnel, {}), (SESS, {"scales": [1.0]})]
+    for tunnel, options in tunnels:
+        x, state = torch.rand(2, 3, 8, 8), torch.get_rng_state()
+        with pytest.warns(UserWarning, match="The model is in training mode"):
+            tunnel(LayerGradCam(net, net[2])).attribute(x, target=1, **options)
+        assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), state)

@@ -7,7 +7,16 @@ import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from captum_fusion import LayerFinerCam, LayerGradCamPlusPlus, LayerLayerCam, LayerXGradCam
+from captum_fusion import (
+    LayerEigenCam,
+    LayerFEM,
+    LayerFinerCam,
+    LayerGradCamPlusPlus,
+    LayerKPCACam,
+    LayerLayerCam,
+    LayerShapleyCam,
+    LayerXGradCam,
+)
 from tests import straight_line
 from tests.cases import NAMES, TARGETS, case
 from tests.conftest import SmallNet
@@ -63,6 +72,21 @@ def test_fewer_classes_than_references_are_all_compared(net: SmallNet, images: T
     assert torch.equal(ours, LayerFinerCam(net, net.features, references=2).attribute(images, target=1))
 
 
+def test_classes_that_a_mask_rules_out_are_not_compared(net: SmallNet, images: Tensor) -> None:
+    out = torch.tensor([False, False, True])
+    expected = LayerGradCam(lambda x: (y := net(x))[:, 1] - 0.6 * y[:, 0], net.features).attribute(images)
+    for low in (-torch.inf, torch.finfo(torch.float32).min, -1e9, torch.finfo(torch.float16).min, -1e4):
+        for forward in (
+            lambda x, low=low: net(x).masked_fill(out, low),
+            lambda x, low=low: net(x) + out * max(low, -1e30),
+        ):
+            ours = LayerFinerCam(forward, net.features).attribute(images, target=1)
+            torch.testing.assert_close(ours, expected)
+    # Scores of another scale, such as negative distances, rule no class out.
+    scaled = LayerFinerCam(lambda x: 1e4 * (net(x) - 10), net.features).attribute(images, target=1)
+    torch.testing.assert_close(scaled / 1e4, LayerFinerCam(net, net.features).attribute(images, target=1))
+
+
 def test_classes_of_a_pixel_are_compared_at_this_pixel(images: Tensor) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1))
     pixels = [(0, 1, 2), (4, 3, 3), (2, 0, 9)]
@@ -80,11 +104,13 @@ def test_refuses_a_single_class(net: SmallNet, images: Tensor) -> None:
 
 
 def test_refuses(net: SmallNet) -> None:
+    without = (LayerShapleyCam, LayerEigenCam, LayerKPCACam, LayerFEM)
     for options, error, message in [
         ({"strength": -0.1}, ValueError, "strength is -0.1; expected a number that is not negative"),
         ({"references": 0}, ValueError, "references is 0; expected at least 1"),
         ({"method": LayerGradCam}, TypeError, "method is <class .*LayerGradCam'>; expected a class of captum_fusion's"),
         ({"method": "grad-cam"}, TypeError, "method is 'grad-cam'; expected a class"),
+        *(({"method": method}, TypeError, "expected a class of .* first gradients") for method in without),
     ]:
         with pytest.raises(error, match=message):
             LayerFinerCam(net, net.features, **options)

@@ -5,9 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from captum_fusion import FullGrad
+from captum_fusion.attr import full_grad
+from captum_fusion.functional import full_grad_map
 from tests import straight_line
 from tests.conftest import SmallNet
 
@@ -46,6 +50,54 @@ def test_equals_the_straight_line_computation_whose_terms_sum_to_the_score() -> 
             assert terms == pytest.approx(model(x)[0, target].item())
             for channel in attribution:
                 np.testing.assert_allclose(channel, expected, atol=1e-9)
+
+
+class Unnamed(nn.Module):
+    """A frozen batch normalization without an attribute eps, as in transformers."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, variance = (value[:, None, None] for value in self.buffers())
+        return (x - mean) * weight / (variance + 1e-5).sqrt() + bias
+
+
+class Cast(nn.BatchNorm2d):
+    """A batch normalization with a forward pass of its own that is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double()).to(x)
+
+
+class Rectified(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_the_terms_sum_to_the_score_with_norms_of_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = DeepNet().norm
+    norms: list[Any] = [nn.BatchNorm2d(5), BatchNormAct2d(5), FrozenBatchNorm2d(5), FrozenBatchNormAct2d(5), Cast(5)]
+    for other in norms:
+        other.load_state_dict(norm.state_dict(), strict=False)
+    products: list[Tensor] = []
+    monkeypatch.setattr(full_grad, "full_grad_map", lambda z, size: products.append(z) or full_grad_map(z, size))
+    relus = [[nn.ReLU()] * 2, [], [nn.ReLU()], [], [nn.ReLU()], [nn.ReLU()]]
+    first, maps = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 5, 3, 2)), []
+    images, head = torch.randn(2, 3, 9, 8).double(), nn.Linear(5, 3, bias=False)
+    for other, relu in zip([*norms, Unnamed(norm)], relus, strict=True):
+        model = nn.Sequential(*first, other, *relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval().double()
+        maps.append(FullGrad(model).attribute(images, target=1))
+        terms = sum(z.flatten(1).sum(1) for z in products)
+        torch.testing.assert_close(terms, model(images)[:, 1].detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(maps[-1], maps[0], atol=1e-6, rtol=0)
+        products.clear()
+    norms[-1] = Rectified(5)
+    norms[-1].load_state_dict(norm.state_dict())
+    with pytest.raises(ValueError, match="The Rectified returned something else than its batch normalization"):
+        FullGrad(nn.Sequential(*first, norms[-1], *model[4:]).eval().double()).attribute(images, target=1)
 
 
 def test_worked_out_by_hand() -> None:

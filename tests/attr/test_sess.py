@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_fusion import SESS, LayerScoreCam
+from captum_fusion.targets import box_score, region_scores
 from tests import straight_line
 from tests.conftest import Counter, SmallNet
 
@@ -91,7 +92,47 @@ def test_refuses(net: SmallNet, images: Tensor) -> None:
         (images, ValueError, {"window": (3,)}, r"window is \(3,\) for an input enlarged to \(12, 10\)"),
         (images, ValueError, {"pre_filter": 1}, "pre_filter is 1; expected a number in"),
         (images, ValueError, {"baselines": images}, r"baselines is a tensor \(3, 3, 12, 10\), which has no windows"),
+        (images, ValueError, {"baselines": (images,)}, r"baselines holds a tensor \(3, 3, 12, 10\), which has no"),
         (images, ValueError, {"target": 3}, "target 3 does not fit an output"),
     ]:
         with pytest.raises(error, match=message):
             sess.attribute(inputs, **{"target": 1, "scales": [1], **options})
+    with pytest.raises(ValueError, match=r"lowest score .* expected probabilities"):
+        SESS(Saliency(lambda x: net(x).log_softmax(1)), activation=None).attribute(images, target=1, scales=[1])
+
+
+def test_what_belongs_to_places_in_the_input_is_refused_unless_windows_are_all_of_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    x, mask = torch.rand(2, 3, 8, 10), torch.rand(2, 1, 8, 10)
+
+    def masked(x: Tensor, mask: Any, *_: Any) -> Tensor:
+        return net(x * (mask["mask"] if isinstance(mask, dict) else mask)).mean((2, 3))
+
+    def detector(images: Tensor) -> list[dict[str, Tensor]]:
+        scores = net(images).mean((1, 2, 3)).sigmoid()
+        return [
+            {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1]), "scores": s[None]} for s in scores
+        ]
+
+    of_mask, of_pixel = SESS(Saliency(masked)), SESS(Saliency(net), activation=None)
+    for sess, options, message in [
+        (of_mask, {"additional_forward_args": mask}, r"hold a tensor \(2, 1, 8, 10\), which has the size of the input"),
+        (of_mask, {"additional_forward_args": (mask[:, 0],)}, "which has the size of the input"),
+        (of_mask, {"additional_forward_args": {"mask": mask[:1]}}, "which has the size of the input"),
+        (of_pixel, {"target": [(1, 2, 3), (2, 7, 9)]}, r"target is \(1, 2, 3\), a pixel of the whole input"),
+        (SESS(Saliency(region_scores(net, mask[0, 0]))), {}, "The region is a place in the whole input"),
+        (SESS(Saliency(box_score(detector, [0, 0, 4, 4], 1)), None), {"target": None}, "The box is a place in the"),
+    ]:
+        for scales, window in (([1.5], None), ([1], (4, 10)), ([2], (16, 20))):
+            with pytest.raises(ValueError, match=message):
+                sess.attribute(x, **{"target": 1, "scales": scales, "window": window, **options})
+    of_pixel = SESS(Saliency(lambda x: net(x).sigmoid()), activation=None)
+    table = (torch.rand(2, 1, 1, 1), torch.rand(2, 5, 7), torch.rand(2))
+    for sess, options in [
+        (of_mask, {"additional_forward_args": mask}),
+        (of_mask, {"additional_forward_args": table, "scales": [1, 1.5]}),
+        (of_pixel, {"target": (1, 2, 3)}),
+        (SESS(Saliency(lambda x: net(x).flatten(2).sigmoid()), activation=None), {"target": (1, 5), "scales": [1.5]}),
+        (SESS(Saliency(region_scores(net, mask[0, 0]))), {}),
+    ]:
+        assert sess.attribute(x, **{"target": 1, "scales": [1], **options}).any()

@@ -73,6 +73,10 @@ def test_refuses(net: SmallNet, images: Tensor) -> None:
     inputs: Any = (images, images)
     with pytest.raises(TypeError, match="inputs are a tuple; expected one tensor"):
         WinsorCam(net).attribute(inputs, target=1)
+    layers: Any = [net.features, "head"]
+    with pytest.raises(TypeError, match="layer is 'head'; expected a torch"):
+        WinsorCam(net, layers=layers).attribute(images, target=1)
+    assert not net.features._forward_hooks
     bare = nn.Sequential(nn.Flatten(), nn.Linear(360, 2)).to(images.device)
     for model, layers, maps in [
         (bare, None, "0 of 0"),

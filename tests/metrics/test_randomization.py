@@ -67,6 +67,11 @@ def test_attributions_that_do_not_see_the_weights_stay(net: SmallNet, images: Te
 
     for values in weight_randomization(Edges(net), images, target=1).values():
         torch.testing.assert_close(values, torch.ones(3))
+    assert weight_randomization(Edges(net), images, target=1, model=net)["head"].gt(0.999).all()
+    # A model that does not run, whose weights another one uses.
+    weights = nn.Linear(3, 3)
+    used = weight_randomization(Saliency(lambda x: net(x) @ weights.weight), images, target=1, model=weights)
+    assert used[""].lt(0.999).all()
     changed = weight_randomization(Saliency(net), images, target=1)
     assert torch.stack(list(changed.values())).lt(0.999).all()
 
@@ -99,6 +104,34 @@ def test_the_model_and_chance_stay_as_they_were(failing: bool, images: Tensor) -
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_weights_that_a_reset_makes_new_are_restored(images: Tensor) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            self.weight = nn.Parameter(torch.randn(4, 1, 1))
+            self.register_buffer("shift", torch.randn(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight + self.shift
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Scaled(), nn.Flatten(), nn.Linear(320, 3))
+    before = {name: (value, value.clone()) for name, value in (*net.named_parameters(), *net.named_buffers())}
+    alone = weight_randomization(Saliency(net), images, target=1, randomization="independent")
+    for name, value in (*net.named_parameters(), *net.named_buffers()):
+        assert value is before[name][0], name
+        assert torch.equal(value, before[name][1]), name
+    # The last module is randomized after the others are restored.
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        first = Saliency(net).attribute(images, target=1)
+        net[0].reset_parameters()
+    found = rank_correlation(*(maps.sum(1).flatten(1) for maps in (first, Saliency(net).attribute(images, target=1))))
+    torch.testing.assert_close(alone["0"], found)
+
+
 def test_every_kind_of_attribution_is_taken(net: SmallNet, images: Tensor) -> None:
     table = torch.rand(3, 3)
     fused = FusedAttributions([LayerGradCam(net, net.stem), NoiseTunnel(LayerGradCam(net, net.features))])
@@ -106,6 +139,7 @@ def test_every_kind_of_attribution_is_taken(net: SmallNet, images: Tensor) -> No
     several = LayerGradCam(lambda x, table, power: net(x) * table**power, net.features)
     found = weight_randomization(several, (images, table), 2, 1, net)
     assert found["stem"].shape == (3,)
+    assert list(weight_randomization(Saliency(torch.jit.trace(net, images)), images, target=1)) == list(found)
     options = {"attribution_kwargs": {"relu_attributions": True}}
     plain, rectified = (
         weight_randomization(LayerGradCam(net, net.features), images, target=1, **kwargs) for kwargs in ({}, options)
@@ -118,6 +152,7 @@ def test_refuses(net: SmallNet, images: Tensor) -> None:
         ({"attribution_method": "saliency"}, TypeError, "attribution_method is 'saliency'; expected an instance"),
         ({"attribution_method": Saliency(lambda x: x)}, TypeError, "model is <function .*; expected the torch.nn.Mod"),
         ({"attribution_method": Saliency(nn.ReLU())}, ValueError, "model is a ReLU without parameters"),
+        ({"model": nn.Linear(3, 3)}, ValueError, "No module of model, a Linear, ran, and no attribution changed"),
         ({"randomization": "all"}, ValueError, "randomization is 'all'; expected one of"),
         ({"sign": "both"}, ValueError, "sign is 'both'; expected one of"),
     ]:
