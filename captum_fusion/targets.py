@@ -116,7 +116,7 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
 
     Returns:
         *Callable* that returns scores of shape (N,) in [0, 1]. If the label is not detected, the score is 0 and the map
-        is zero, with a warning. Explain it with ``target=None``, and with ``activation=None`` if the method has an
+        is zero, with a warning. Explain the box with ``target=None``, and with ``activation=None`` if the method has an
         activation.
 
     Raises:

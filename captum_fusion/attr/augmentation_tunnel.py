@@ -13,6 +13,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.call import checked_inputs
 from captum_fusion._engine.captum import TensorOrTupleOfTensorsGeneric, logged
+from captum_fusion._engine.component import check_component
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.guards import check_channel_dim, check_channels_first
 from captum_fusion._engine.state import preserved
@@ -40,10 +41,7 @@ class AugmentationTunnel(Attribution):
     """
 
     def __init__(self, attribution_method: Attribution) -> None:
-        if not isinstance(attribution_method, Attribution):
-            raise TypeError(
-                f"attribution_method is {attribution_method!r}; expected an instance of captum.attr.Attribution"
-            )
+        check_component("attribution_method", attribution_method, None)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
 
@@ -122,8 +120,8 @@ class AugmentationTunnel(Attribution):
             if 4 <= tensor.dim() in axes and len(tensor) in (1, len(tensors[0])):
                 raise ValueError(
                     f"An argument has shape {tuple(tensor.shape)}, which may or may not be a map of inputs of size "
-                    f"{sorted(sizes)} at another resolution; expected one of their size. Bind what is no map inside "
-                    "forward_func, or give flip=False."
+                    f"{sorted(sizes)} at another resolution; expected one of their size. Bind any other tensor inside "
+                    "forward_func, or pass flip=False."
                 )
             return tensor
 

@@ -26,8 +26,8 @@ class LayerFinerCam(GradientCam):
 
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, with a gamma of 1. Dimension 1 of
     the output holds the classes. If the output has further dimensions, only the classes at the target's position are
-    compared. Classes that a mask rules out are excluded: their scores are below
-    -5000 and below -10 times the target's absolute score.
+    compared. Classes that a mask rules out are excluded: their scores are below -5000 and below -10 times the target's
+    absolute score.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 

@@ -45,10 +45,11 @@ class FullGrad(GradientAttribution):
 
     Args:
         {forward_func}
-        model (torch.nn.Module, optional): The model whose biases count. Default: None, which means ``forward_func``
+        model (torch.nn.Module, optional): The model whose biases are explained. Default: None, which means
+            ``forward_func``
 
     Raises:
-        TypeError: If ``forward_func`` is no module and no model is given.
+        TypeError: If ``forward_func`` is not a module and no model is passed.
 
     Examples::
 
@@ -88,7 +89,7 @@ class FullGrad(GradientAttribution):
             *Tensor* of **attributions** of the input's shape, float32 or wider, each channel holding the same map.
 
         Raises:
-            TypeError: If inputs are several.
+            TypeError: If there are several inputs.
             ValueError: If no convolution or batch normalization with a bias runs; if a batch normalization has no
                 running statistics, or returns a function of its output that is not a module inside it; if the input has
                 no spatial axes or its channels are not in ``channel_dim``, or if the target does not select one score

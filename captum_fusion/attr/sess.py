@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import TargetType, logged
+from captum_fusion._engine.component import check_component
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import forward_pass
 from captum_fusion._engine.guards import check_channels_first, check_not_negative, check_windows
@@ -53,10 +54,7 @@ class SESS(Attribution):
     """
 
     def __init__(self, attribution_method: Attribution, activation: Activation | None = "softmax") -> None:
-        if not isinstance(attribution_method, Attribution):
-            raise TypeError(
-                f"attribution_method is {attribution_method!r}; expected an instance of captum.attr.Attribution"
-            )
+        check_component("attribution_method", attribution_method, None)
         super().__init__(attribution_method.forward_func)
         self.attribution_method = attribution_method
         self.activation = activation
@@ -97,7 +95,7 @@ class SESS(Attribution):
             same map.
 
         Raises:
-            TypeError: If inputs are several or hold no floating-point values.
+            TypeError: If there are several inputs, or if they hold no floating-point values.
             ValueError: If there are no scales, if a window is larger than the enlarged input, if pre_filter is outside
                 [0, 1), or if the target does not select one score per example or selects a negative one; if an argument
                 belongs to places in the input, such as a mask, baselines, a pixel as the target, or the region and the
@@ -130,7 +128,7 @@ class SESS(Attribution):
         cut = any(level != size or level != shape for level in sizes)
         check_windows(kwargs, call.arguments if cut else (), target if cut else None, image, channel_dim)
         levels = [upsample(image.detach(), level).to(inputs) for level in sizes]
-        windows = [(level, place) for level in levels for place in _places(tuple(level.shape[2:]), shape)]
+        windows = [(level, place) for level in levels for place in _windows(tuple(level.shape[2:]), shape)]
         kwargs |= channel_option(self.attribution_method, channel_dim)
         probabilities = []
         with preserved(call.tensors) as state, state.tracking(self.forward_func), in_windows(cut):
@@ -174,7 +172,7 @@ class SESS(Attribution):
         return upsample(canvas, size)
 
 
-def _places(size: tuple[int, ...], window: tuple[int, ...]) -> list[tuple[slice, ...]]:
+def _windows(size: tuple[int, ...], window: tuple[int, ...]) -> list[tuple[slice, ...]]:
     """The windows that cover a map, side by side from its start; the last one of each axis ends at its end."""
     if len(window) != len(size) or any(not 0 < part <= side for part, side in zip(window, size, strict=True)):
         raise ValueError(f"window is {window} for an input enlarged to {size}; expected at most that size")

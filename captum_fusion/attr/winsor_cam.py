@@ -50,7 +50,7 @@ class WinsorCam(GradientAttribution):
             [0, 100]. Default: 99.0, as in the authors' code
 
     Raises:
-        TypeError: If ``forward_func`` is no module and no layers are passed.
+        TypeError: If ``forward_func`` is not a module and no layers are passed.
         ValueError: If the percentile is outside [0, 100].
 
     Examples::
@@ -97,7 +97,7 @@ class WinsorCam(GradientAttribution):
             same map.
 
         Raises:
-            TypeError: If inputs are several.
+            TypeError: If there are several inputs.
             ValueError: If no convolution, or not every listed layer, gives a map with as many spatial axes as the
                 input; if the input's channels are not in ``channel_dim``, or if the target does not select one score
                 per example.

@@ -197,10 +197,10 @@ def adcc(
         >>> adcc(model, grad_cam, images, grad_cam.attribute(images, target=281), target=281).shape
         torch.Size([2])
     """
-    what = (inputs, attributions, baselines, additional_forward_args, target)
-    drop = confidence_drop(forward_func, *what, activation, sign, perturbations_per_eval, channel_dim=channel_dim)
-    coherent = coherency(explanation_func, *what, sign, explanation_kwargs, channel_dim=channel_dim)
-    covered = _covered(inputs, attributions, sign, channel_dim)
+    shared = (inputs, attributions, baselines, additional_forward_args, target)
+    drop = confidence_drop(forward_func, *shared, activation, sign, perturbations_per_eval, channel_dim=channel_dim)
+    coherent = coherency(explanation_func, *shared, sign, explanation_kwargs, channel_dim=channel_dim)
+    covered = _complexity(inputs, attributions, sign, channel_dim)
     return harmonic_mean(drop, coherent.to(drop.device), covered.to(drop.device))
 
 
@@ -279,13 +279,13 @@ def arcc(
         perturbations_per_eval=perturbations_per_eval,
         channel_dim=channel_dim,
     )
-    what = (inputs, attributions, baselines, additional_forward_args, target)
-    coherent = coherency(explanation_func, *what, sign, explanation_kwargs, channel_dim=channel_dim)
-    covered = _covered(inputs, attributions, sign, channel_dim)
+    shared = (inputs, attributions, baselines, additional_forward_args, target)
+    coherent = coherency(explanation_func, *shared, sign, explanation_kwargs, channel_dim=channel_dim)
+    covered = _complexity(inputs, attributions, sign, channel_dim)
     return harmonic_mean_with_road(removed, coherent.to(removed.device), covered.to(removed.device))
 
 
-def _covered(
+def _complexity(
     inputs: Tensor | tuple[Tensor, ...], attributions: Tensor | tuple[Tensor | None, ...], sign: Sign, channel_dim: int
 ) -> Tensor:
     """The complexity of the saliency maps of all inputs together."""

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import TargetType, eager
+from captum_fusion._engine.component import check_component
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.saliency import explained_pixels, saliency_maps
 from captum_fusion._engine.state import preserved, warn
@@ -87,10 +88,7 @@ def weight_randomization(
         >>> next(iter(correlations)), correlations["classifier.1"].shape
         ('classifier.1', torch.Size([2]))
     """
-    if not isinstance(attribution_method, Attribution):
-        raise TypeError(
-            f"attribution_method is {attribution_method!r}; expected an instance of captum.attr.Attribution"
-        )
+    check_component("attribution_method", attribution_method, None)
     if randomization not in RANDOMIZATIONS:
         raise ValueError(f"randomization is {randomization!r}; expected one of {RANDOMIZATIONS}")
     explained = attribution_method.forward_func if model is None else model
@@ -107,8 +105,8 @@ def weight_randomization(
     further = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
 
     def saliency() -> dict[int, Tensor]:
-        given = call.in_form(tuple(tensor.detach().clone() for tensor in call.tensors))
-        attributions = attribution_method.attribute(given, target=target, **further, **(attribution_kwargs or {}))
+        copies = call.in_form(tuple(tensor.detach().clone() for tensor in call.tensors))
+        attributions = attribution_method.attribute(copies, target=target, **further, **(attribution_kwargs or {}))
         if isinstance(attributions, tuple) and len(attributions) == 1:
             attributions = attributions[0]
         return saliency_maps(call, attributions, sign)
@@ -162,7 +160,7 @@ def _own_parameters(module: Module) -> list[Tensor]:
     return [*module.parameters(recurse=False), *behind]
 
 
-def _made(module: Module) -> list[str]:
+def _computed_weights(module: Module) -> list[str]:
     """The names of the weights that hooks or parametrizations make from other parameters."""
     hooked = [
         name
@@ -175,7 +173,10 @@ def _made(module: Module) -> list[str]:
 
 def _weights(module: Module) -> dict[str, Tensor]:
     """Copies of the values that a module computes with: a parametrized or hooked weight, not what it is made of."""
-    values = {name: getattr(module, name) for name in _made(module)} or {**module._parameters, **module._buffers}
+    values = {name: getattr(module, name) for name in _computed_weights(module)} or {
+        **module._parameters,
+        **module._buffers,
+    }
     return {name: value.detach().clone() for name, value in values.items() if value is not None}
 
 
@@ -185,8 +186,8 @@ def _restored(model: Module) -> Iterator[Callable[[], None]]:
     # A module's reset may set new ones in their place, but not in that of a scripted module.
     plain = (module for module in model.modules() if not isinstance(module, ScriptModule))
     own = [(module, module._parameters.copy(), module._buffers.copy()) for module in plain]
-    kept = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-    made = [
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    computed = [
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
@@ -198,9 +199,9 @@ def _restored(model: Module) -> Iterator[Callable[[], None]]:
         for module, parameters, buffers in own:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
-        for tensor, value in kept:
+        for tensor, value in saved:
             tensor.copy_(value)
-        for module, name, value in made:
+        for module, name, value in computed:
             setattr(module, name, value)
 
     try:
@@ -211,17 +212,17 @@ def _restored(model: Module) -> Iterator[Callable[[], None]]:
 
 @torch.no_grad()
 def _randomize(module: Module, seed: int) -> None:
-    own, made = _own_parameters(module), _made(module)
+    own, computed = _own_parameters(module), _computed_weights(module)
     before = [parameter.clone() for parameter in own]
     with torch.random.fork_rng({parameter.device for parameter in own if parameter.is_cuda}):
         torch.manual_seed(seed)
-        if not made and _resets(module):
+        if not computed and _resets(module):
             cast(Any, module).reset_parameters()
         for parameter, value in zip(_own_parameters(module), before, strict=True):
             if torch.equal(parameter, value):
                 spread = float(parameter.std(correction=0))
                 parameter.copy_(parameter.mean() + spread * torch.randn_like(parameter))
-    if made:
+    if computed:
         _converge(module)
 
 
@@ -242,7 +243,7 @@ def _converge(module: Module) -> None:
     for _ in range(20):
         for hook in hooks:
             hook(module, ())
-        for name in _made(module):
+        for name in _computed_weights(module):
             getattr(module, name)
     for part, mode in modes:
         part.training = mode
