@@ -16,7 +16,7 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from captum_fusion._app.images import HEIF
 from captum_fusion._app.messages import close_names, reason, words
-from captum_fusion._app.models.classifier import Classifier, imagenet_categories
+from captum_fusion._app.models.classifier import Classifier, imagenet_categories, wordnet_indices
 from captum_fusion._app.output_files import identity
 from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
@@ -124,9 +124,14 @@ def _labels(file: Path) -> dict[str, int]:
 
 def _imagenet(root: Path) -> Source:
     dataset = ImageNet(root, split="val")
+    indices = wordnet_indices()
+    for name in dataset.wnids:
+        if name not in indices:
+            raise ValueError(f"The folder val/{name} is none of ImageNet's {len(indices)} classes; remove it")
     return Source(
         [
-            Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (label,))
+            # The dataset's own labels count the folders that are there, which may be some of the classes.
+            Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (indices[dataset.wnids[label]],))
             for file, label in dataset.samples
         ],
         classes=len(imagenet_categories()),

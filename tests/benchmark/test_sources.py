@@ -106,18 +106,24 @@ def test_annotations_of_voc_that_cannot_be_read_are_named(voc: Path, old: str, n
 
 def test_imagenet_validation_layout(tmp_path: Path) -> None:
     root = tmp_path / "imagenet"
-    names = ["n01440764", "n01443537"]
+    # Some of the classes: goldfish and tiger cat.
+    names = ["n01443537", "n02123159"]
     for index, name in enumerate(names):
         save_picture(root / "val" / name / f"ILSVRC2012_val_0000000{index}.JPEG", index)
     torch.save(({name: (name,) for name in names}, names), root / "meta.bin")
     source = find_pictures(f"imagenet:{root}")
     assert [picture.name for picture in source.pictures] == [
-        "n01440764/ILSVRC2012_val_00000000.JPEG",
-        "n01443537/ILSVRC2012_val_00000001.JPEG",
+        "n01443537/ILSVRC2012_val_00000000.JPEG",
+        "n02123159/ILSVRC2012_val_00000001.JPEG",
     ]
     options = QUICK | {"models": ["tests.benchmark.test_sources:imagenet_net"], "target": "label"}
     folder = bench(f"imagenet:{root}", tmp_path / "out", **options)
-    assert [record["target"] for record in records(folder)] == [0, 1]
+    assert [record["target"] for record in records(folder)] == [1, 282]
+    # A class of the whole of ImageNet.
+    save_picture(root / "val" / "n00007846" / "1.JPEG", 2)
+    torch.save(({name: (name,) for name in [*names, "n00007846"]}, names), root / "meta.bin")
+    with pytest.raises(ValueError, match="The folder val/n00007846 is none of ImageNet's 1000 classes; remove it"):
+        find_pictures(f"imagenet:{root}")
 
 
 def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> None:
