@@ -179,10 +179,7 @@ def make_plan(
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     items = [
-        WorkItem(
-            each, objects_hash=hash_of([repr((each.size, each.instances)).encode()]) if settings.localized else None
-        )
-        for each in pictures
+        WorkItem(each, objects_hash=_objects_hash(each, source) if settings.localized else None) for each in pictures
     ]
     label_of: dict[int, int] = {}
     notes: list[str] = []
@@ -204,6 +201,11 @@ def make_plan(
     return Plan(classifier, model, weights or "default", *hashes, feature_map, device, items, label_of, notes)
 
 
+def _objects_hash(picture: Picture, source: Source) -> str:
+    names = [source.categories[label] for label in picture.labels] if source.categories else []
+    return hash_of([repr((picture.size, picture.instances, names)).encode()])
+
+
 def _labelled(
     target: str, items: Sequence[WorkItem], classes_of: Mapping[int, tuple[int, ...]]
 ) -> tuple[list[WorkItem], list[str]]:
@@ -220,10 +222,11 @@ def _labelled(
         named = [classes_of[label] for label in picture.labels if classes_of[label]]
         if not named:
             unnamed.append(picture.name)
-        elif target == "best-label":
-            labelled.append(replace(item, requested="best-label", classes=tuple(chain.from_iterable(named))))
-        else:
-            labelled += [replace(item, requested="|".join(map(str, indices)), classes=indices) for indices in named]
+            continue
+        best = target == "best-label"
+        for indices in [tuple(chain.from_iterable(named))] if best else named:
+            requested = "|".join(map(str, indices))
+            labelled.append(replace(item, requested=f"best-label {requested}" if best else requested, classes=indices))
     if not unnamed:
         return labelled, []
     note = f"{len(unnamed)} of {len(items)} images, such as {unnamed[0]}, show no object of the model's classes"
@@ -259,7 +262,7 @@ _CHANGED = {
     "weights_hash": "The weights {weights} of {model} have",
     "model_hash": "The preprocessing or the category names of {model} have",
     "image_hash": "The image {image} has",
-    "objects_hash": "The boxes or outlines of {image} have",
+    "objects_hash": "The boxes, outlines or categories of {image} have",
 }
 
 

@@ -131,7 +131,9 @@ def _imagenet(root: Path) -> Source:
     return Source(
         [
             # The dataset's own labels count the folders that are there, which may be some of the classes.
-            Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (indices[dataset.wnids[label]],))
+            Picture(
+                Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (indices[dataset.wnids[label]],)
+            )
             for file, label in dataset.samples
         ],
         classes=len(imagenet_categories()),

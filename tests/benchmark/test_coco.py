@@ -95,9 +95,13 @@ def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[st
     cells = [cell.strip() for cell in row.split("|")]
     # Three explanations, of which one has no outline.
     assert [cell.count("(n 2)") for cell in cells if "±" in cell] == [0, 0, 1]
-    content["annotations"][0]["bbox"] = [0, 0, 100, 100]
-    with pytest.raises(ValueError, match=r"The boxes or outlines of a.jpg have changed since"):
-        bench(write(tmp_path, content), folder, target="label", **options)
+    box, fork = content["annotations"][0], content["categories"][0]
+    for part, change in ((box, {"bbox": [0, 0, 100, 100]}), (fork, {"name": "spoon"})):
+        before = {**part}
+        part.update(change)
+        with pytest.raises(ValueError, match=r"The boxes, outlines or categories of a.jpg have changed since"):
+            bench(write(tmp_path, content), folder, target="label", **options)
+        part.update(before)
 
 
 def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str, Any], tmp_path: Path) -> None:
@@ -130,7 +134,7 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     images = write(tmp_path, content)
     (record,) = records(bench(images, tmp_path / "out", **options))
     assert "2 of 3 images, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
-    assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
+    assert (record["image"], record["requested"]) == ("a.jpg", "best-label 504|968")
     classifier = loading.load_classifier("any:thing")
     scores = classifier.scores(preprocessed(classifier, tmp_path / "val2017" / "a.jpg"))[0]
     assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))
