@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -113,12 +114,17 @@ def _walk(
 
 def _labels(file: Path) -> dict[str, int]:
     try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
+        # A tuple of pairs for an object, which may hold a name twice.
+        pairs = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=tuple)
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     # A truth value is an int to Python.
-    if not isinstance(labels, dict) or not all(type(index) is int for index in labels.values()):
+    if not isinstance(pairs, tuple) or not all(type(index) is int for _, index in pairs):
         raise ValueError(f"{file} does not hold class indices by image name; expected a JSON object of these")
+    labels = dict(pairs)
+    for name, index in pairs:
+        if index != labels[name]:
+            raise ValueError(f"{file} has the labels {index} and {labels[name]} for {name}; expected one")
     return labels
 
 
@@ -187,6 +193,10 @@ def _coco(file: Path) -> Source:
             lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
             if lacking:
                 raise ValueError(f"Number {number} of its {part} has no {lacking[0]!r}; expected {' and '.join(names)}")
+    for part, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+        for value, count in Counter(entry[field] for entry in content[part]).most_common(1):
+            if count > 1:
+                raise ValueError(f"{count} of its {part} have the {field} {value!r}; expected each {field} once")
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
     labels = {category["id"]: label for label, category in enumerate(categories)}
     instances: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}

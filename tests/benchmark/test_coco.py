@@ -115,6 +115,30 @@ def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str,
     ]
 
 
+def test_two_categories_of_one_class_are_its_objects(content: dict[str, Any], tmp_path: Path) -> None:
+    content["categories"].append({"id": 90, "name": "Cup"})
+    content["annotations"].append(annotation(3, 90, [150, 100, 50, 50]))
+    (tmp_path / "names.txt").write_text("cup\nfork\n")
+    options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
+    options |= {"metrics": ["instances_reached"], "classes": str(tmp_path / "names.txt"), "target": "label"}
+    found = records(bench(write(tmp_path, content), tmp_path / "out", **options))
+    assert [(record["image"], record["requested"], record["instances"]) for record in found] == [
+        ("a.jpg", "0", 2),
+        ("a.jpg", "1", 1),
+        ("b.jpg", "1", 0),
+    ]
+
+
+def test_repeated_ids_and_files_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    for part, entry, message in (
+        ("images", {"id": 3, "file_name": "d.jpg"}, "2 of its images have the id 3; expected each id once"),
+        ("images", {"id": 9, "file_name": "a.jpg"}, "2 of its images have the file_name 'a.jpg'"),
+        ("categories", {"id": 48, "name": "knife"}, "2 of its categories have the id 48"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_pictures(write(tmp_path, content | {part: [*content[part], entry]}))
+
+
 def thousand_things() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=1000)

@@ -177,9 +177,13 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     labels.write_text(json.dumps({"0.jpeg": 0}))
     with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
         find_pictures(str(pictures), labels)
-    labels.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="does not hold class indices by image name"):
+    labels.write_text('{"0.jpg": 0, "1.jpg": 1, "0.jpg": 2}')
+    with pytest.raises(ValueError, match=r"has the labels 0 and 2 for 0.jpg; expected one"):
         find_pictures(str(pictures), labels)
+    for content in ("[1, 2]", "[]", '[["0.jpg", 0]]', '{"0.jpg": {}}'):
+        labels.write_text(content)
+        with pytest.raises(ValueError, match="does not hold class indices by image name"):
+            find_pictures(str(pictures), labels)
 
 
 def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
