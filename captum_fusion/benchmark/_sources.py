@@ -19,7 +19,7 @@ from captum_fusion._app.images import HEIF
 from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories, wordnet_indices
 from captum_fusion._app.output_files import identity
-from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
+from captum_fusion.benchmark._dataset import ROUNDED, Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", *HEIF)
@@ -223,6 +223,10 @@ def _coco(file: Path) -> Source:
         if size != [None, None] and not _are_numbers(size):
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
         pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
+    # Those of pictures whose sides are 1 are scaled with these.
+    sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
+    if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
+        raise ValueError("Each bbox is within the first two pixels of its image; expected boxes in pixels, not shares")
     if missing and not pictures:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)
@@ -234,9 +238,10 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     if annotation["category_id"] not in labels:
         raise ValueError(f"its category_id is {annotation['category_id']!r}; expected one of {list(labels)}")
     box: Any = annotation.get("bbox")
-    if not _are_numbers(box) or len(box) != 4:
+    if not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0:
         raise ValueError(f"its bbox is {box!r}; expected x, y, width and height")
     x, y, width, height = box
+    corners = (x, y, x + width, y + height)
     outline = None
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
@@ -254,9 +259,18 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError(f"its polygon is {str(polygon)[:60]}; expected x and y of at least three corners")
         outline = Outline(polygons=shape)
-    return Instance(
-        labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
-    )
+        xs, ys = ([side for polygon in shape for side in polygon[axis::2]] for axis in (0, 1))
+        reach = (min(xs), min(ys), max(xs), max(ys))
+        overlap = min(min(corners[end], reach[end]) - max(corners[end - 2], reach[end - 2]) for end in (2, 3))
+        # A box may be larger than its outline, as that of a partly hidden object, but not with the outline's corners.
+        as_corners = all(abs(side - own) <= ROUNDED for side, own in zip(box, reach, strict=True))
+        twice = width * height > 2 * (reach[2] - reach[0] + ROUNDED) * (reach[3] - reach[1] + ROUNDED)
+        if width and height and (overlap < -ROUNDED or (as_corners and twice)):
+            raise ValueError(
+                f"its bbox is {box}, but its polygons reach from {reach[0]:g}, {reach[1]:g} to {reach[2]:g}, "
+                f"{reach[3]:g}; expected x, y, width and height in the pixels of the polygons"
+            )
+    return Instance(labels[annotation["category_id"]], corners, outline, bool(annotation.get("iscrowd")))
 
 
 def _size(sides: Sequence[Any]) -> Size | None:

@@ -139,6 +139,42 @@ def test_repeated_ids_and_files_are_refused(content: dict[str, Any], tmp_path: P
             find_pictures(write(tmp_path, content | {part: [*content[part], entry]}))
 
 
+def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    square = [[104, 54, 140, 54, 140, 90], [110, 60, 110, 94, 104, 94]]
+    reach = "its polygons reach from 104, 54 to 140, 94; expected x, y, width and height in the pixels of"
+    for box, message in (
+        ([140, 94, -36, -40], r"The annotation 77: its bbox is \[140, 94, -36, -40\]; expected x, y, width and height"),
+        ([104.4, 54, 140, 94], rf"bbox is \[104.4, 54, 140, 94\], but {reach}"),
+        ([10, 5, 14, 4], reach),
+        ([0.35, 0.22, 0.12, 0.17], reach),
+    ):
+        content["annotations"] = [annotation(3, 47, box, segmentation=square)]
+        with pytest.raises(ValueError, match=message):
+            find_pictures(write(tmp_path, content))
+    # Rounded, of a partly hidden object, of its visible part, around another outline, without a box, and in the image's corner.
+    for box in ([103, 53, 38, 42], [60, 30, 200, 150], [110, 60, 20, 20], [90, 70, 40, 40], [0, 0, 0, 0]):
+        content["annotations"] = [annotation(3, 47, box, segmentation=square)]
+        find_pictures(write(tmp_path, content))
+    for box, corner in (([1, 2, 36, 40], [1, 2, 37, 2, 37, 42]), ([0, 0, 3, 3], [0, 0, 1, 0, 1, 1])):
+        content["annotations"] = [annotation(3, 47, box, segmentation=[corner])]
+        find_pictures(write(tmp_path, content))
+
+
+def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    shares, pixels = annotation(3, 47, [0.25, 0.25, 0.75, 0.5]), annotation(7, 48, [0, 0, 9, 9])
+    content["annotations"] = [shares]
+    with pytest.raises(ValueError, match=r"within the first two pixels of its image; expected boxes in pixels"):
+        find_pictures(write(tmp_path, content))
+    # One small object, boxes that only hold a place, and shares of a side that is 1.
+    sized = [image | {"width": 1, "height": 1} for image in content["images"]]
+    for change in (
+        {"annotations": [shares, pixels]},
+        {"annotations": [shares | {"bbox": [0, 0, 1, 1]}]},
+        {"images": sized},
+    ):
+        find_pictures(write(tmp_path, content | change))
+
+
 def thousand_things() -> nn.Module:
     torch.manual_seed(0)
     return SmallNet(classes=1000)
