@@ -142,7 +142,7 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
         ValueError: If the annotation is of a picture of another shape, or reaches beyond the picture.
     """
     with Image.open(picture.file) as image:
-        # Some releases of Pillow swap the size of a turned TIFF before they turn its pixels; its tags hold the stored one.
+        # Some releases of Pillow swap the sides of a turned TIFF before they load it; its tags hold the stored ones.
         tags, orientation = getattr(image, "tag_v2", None), _orientation(image)
         stored = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]) if tags else image.size
     upright = stored[::-1] if orientation >= 5 else stored

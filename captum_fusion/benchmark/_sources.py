@@ -70,13 +70,21 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
         raise ValueError(f"output is {output}, the folder of the images; expected another folder")
     images: list[Path] = []
     others: list[str] = []
-    for entry in _walk(root, results, ()):
+    hidden: list[str] = []
+    reports: list[str] = []
+    for entry in _walk(root, results, (), hidden, reports):
         file = Path(entry.path)
         if file.suffix.lower() in EXTENSIONS and entry.is_file():
             images.append(file)
         elif labels is None or file != labels:
-            others.append(file.relative_to(root).as_posix())
-    notes = _left_out("files without an image extension", others)
+            others.append(entry.path)
+    notes = []
+    for what, paths in (
+        ("files without an image extension", others),
+        ("hidden files and folders", hidden),
+        (f"folders with {PATTERN}, results of a benchmark", reports),
+    ):
+        notes += _left_out(what, [Path(path).relative_to(root).as_posix() for path in paths])
     names = [file.relative_to(root).as_posix() for file in images]
     indices: dict[str, int] = {}
     categories = None
@@ -95,19 +103,32 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
 
 
 def _walk(
-    folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
+    folder: Path | str,
+    results: tuple[int, int] | None,
+    above: tuple[tuple[int, int], ...],
+    hidden: list[str],
+    reports: list[str],
 ) -> Iterator["os.DirEntry[str]"]:
-    """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
+    """The files of a folder and of those in it, also by links; one stat a folder.
+
+    Hidden entries and the results of other benchmarks are put into lists, those of this one are passed over.
+    """
     own = identity(folder)
     if own in above:
         raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if own == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+    if own == results:
+        return
+    if any(fnmatch(entry.name, PATTERN) for entry in entries):
+        reports.append(str(folder))
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, results, (*above, own))
+        # Copies by editors and systems, such as .ipynb_checkpoints.
+        if entry.name.startswith("."):
+            hidden.append(entry.path)
+        elif entry.is_dir():
+            yield from _walk(entry.path, results, (*above, own), hidden, reports)
         else:
             yield entry
 
@@ -226,7 +247,9 @@ def _coco(file: Path) -> Source:
     # Those of pictures whose sides are 1 are scaled with these.
     sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
     if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
-        raise ValueError("Each bbox is within the first two pixels of its image; expected boxes in pixels, not shares")
+        raise ValueError(
+            "Each bbox is in the first two pixels of its image; expected pixels, not shares of the image"
+        )
     if missing and not pictures:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)

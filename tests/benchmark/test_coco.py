@@ -151,7 +151,7 @@ def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any
         content["annotations"] = [annotation(3, 47, box, segmentation=square)]
         with pytest.raises(ValueError, match=message):
             find_pictures(write(tmp_path, content))
-    # Rounded, of a partly hidden object, of its visible part, around another outline, without a box, and in the image's corner.
+    # Rounded, of a partly hidden object, of its visible part, from elsewhere, without a box, and in the image's corner.
     for box in ([103, 53, 38, 42], [60, 30, 200, 150], [110, 60, 20, 20], [90, 70, 40, 40], [0, 0, 0, 0]):
         content["annotations"] = [annotation(3, 47, box, segmentation=square)]
         find_pictures(write(tmp_path, content))
@@ -163,7 +163,7 @@ def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any
 def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     shares, pixels = annotation(3, 47, [0.25, 0.25, 0.75, 0.5]), annotation(7, 48, [0, 0, 9, 9])
     content["annotations"] = [shares]
-    with pytest.raises(ValueError, match=r"within the first two pixels of its image; expected boxes in pixels"):
+    with pytest.raises(ValueError, match=r"in the first two pixels of its image; expected pixels, not"):
         find_pictures(write(tmp_path, content))
     # One small object, boxes that only hold a place, and shares of a side that is 1.
     sized = [image | {"width": 1, "height": 1} for image in content["images"]]

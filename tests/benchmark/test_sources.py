@@ -133,10 +133,17 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     (root / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     for name in ("1.gif", "2.AVIF", "3.jfif", "notes.txt", ".hidden"):
         (root / "dog" / name).touch()
+    for name in ("dog/.ipynb_checkpoints/1.jpg", ".trash/1.jpg", "rat/1.jpg", "rat/records-2024.jsonl"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
     source = find_pictures(str(root))
     assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
-    assert source.notes == ["Left out: files without an image extension (2): dog/.hidden, dog/notes.txt."]
+    assert source.notes == [
+        "Left out: files without an image extension (1): dog/notes.txt.",
+        "Left out: hidden files and folders (3): .trash, dog/.hidden, dog/.ipynb_checkpoints.",
+        "Left out: folders with records-*.jsonl, results of a benchmark (1): rat.",
+    ]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
         find_pictures(str(root))
