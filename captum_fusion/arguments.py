@@ -28,7 +28,7 @@ def check_percentile(percentile: float) -> None:
 
 
 def check_tolerance(tolerance: object) -> None:
-    """Refuses a tolerance outside [0, 1), and what is no number."""
+    """Refuses anything but a number in [0, 1)."""
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise ValueError(f"tolerance is {tolerance!r}; expected a number in [0, 1)")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.ops import box_iou
 
-from captum_fusion._engine.guards import corners, nothing_found
+from captum_fusion._engine.guards import corners, undetected_examples
 from captum_fusion._engine.outputs import scores_in
 
 __all__ = ["box_score", "region_scores", "scores_in"]
@@ -141,7 +141,7 @@ def box_score(forward_func: Callable[..., Any], box: Sequence[float] | Tensor, l
                 f"forward_func returned {type(detections).__name__}; expected a list with a dictionary of boxes, "
                 "labels and scores for each example. A detector in training mode returns losses: call model.eval()."
             )
-        empty = nothing_found.get()
+        empty = undetected_examples.get()
         if empty is not None:
             empty.update(i for i, each in enumerate(detections) if not (each["labels"] == label).any())
         return torch.stack([score(each, inputs) for each in detections])

@@ -191,8 +191,8 @@ class ModelCall:
                     "forward_func."
                 )
 
-    def same_but_targets(self) -> Tensor:
-        """Runs of consecutive examples that differ in their targets at most, (runs, longest).
+    def target_groups(self) -> Tensor:
+        """Finds runs of consecutive examples that differ at most in their targets, (runs, longest).
 
         A shorter run repeats its first example in the remaining columns.
         """

@@ -14,7 +14,7 @@ from captum._utils.progress import progress
 from captum._utils.typing import BaselineType, TargetType, TensorOrTupleOfTensorsGeneric
 from captum.log import log_usage
 
-from captum_fusion._engine.progress import told_bar
+from captum_fusion._engine.progress import listener_bar
 
 __all__ = [
     "BaselineType",
@@ -40,13 +40,13 @@ class ProgressBar(Protocol):
     """The methods of a progress bar that masked passes call."""
 
     def update(self, n: float) -> object:
-        """Moves on by n."""
+        """Advances the bar by n."""
 
     def set_postfix_str(self, s: str) -> object:
-        """Shows something after the numbers."""
+        """Shows a note after the numbers."""
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Closes the bar."""
 
 
 def logged(method: Method) -> Method:
@@ -60,7 +60,7 @@ _eager_users: list[Any] = []
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Runs compiled functions as they were written, since compiled code passes over the hooks that Captum sets.
+    """Runs compiled functions uncompiled, because compiled code skips the hooks that Captum sets.
 
     torch keeps one stance for the whole process: the first thread sets it and the last one restores it. Releases of
     torch before 2.6 cannot do that.
@@ -89,4 +89,4 @@ def is_compiled(forward_func: object) -> bool:
 
 def progress_bar(description: str, total: int) -> ProgressBar:
     """Captum's progress bar, moved on by hand, or that of a listener."""
-    return told_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))
+    return listener_bar(description, total) or cast(ProgressBar, progress(desc=description, total=total))

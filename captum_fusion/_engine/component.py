@@ -18,10 +18,11 @@ from captum_fusion._engine.layer_hooks import sole_user
 from captum_fusion._engine.masking import MaskedScorer
 from captum_fusion._engine.saliency import saliency_map
 from captum_fusion.arguments import check_tolerance
+from captum_fusion.functional._numerics import broadcast_to
 
 
 def check_component(name: str, method: object, forward_func: ForwardFunc | None) -> None:
-    """Refuses what is no attribution, and attributions of a model that shares no module with ``forward_func``."""
+    """Refuses anything but an attribution, and attributions of a model that shares no module with ``forward_func``."""
     if not isinstance(method, Attribution):
         raise TypeError(f"{name} is {method!r}; expected an instance of captum.attr.Attribution")
     explained = getattr(method, "attribution_method", method).forward_func
@@ -55,11 +56,11 @@ def component_maps(
     *,
     to_map: Callable[..., Tensor] = saliency_map,
 ) -> dict[int, Tensor]:
-    r"""G or R: the map of a component's attributions for each masked input that has one of its own, by its position.
+    r"""Computes G or R: the maps of a component's attributions, by the position of the masked input.
 
-    That of the first masked input is always there; the inputs without a map of their own share it. The call's arguments
-    reach the component as far as it takes them; ``further`` are those that it has to take. Without ``attributions``
-    that are there already, the component computes them. Messages call it ``name``. ``to_map`` is ``region_map`` for R.
+    The first masked input always has a map; other inputs without an entry share it. The component receives those of the
+    call's arguments that it accepts, and all of ``further``. ``attributions`` are used instead if they exist already.
+    Error messages call the component ``name``. ``to_map`` is ``region_map`` for R.
     """
     if attributions is None:
         source, attributions = method.get_name(), _attributions(scorer, name, method, further)
@@ -89,7 +90,7 @@ def component_maps(
         maps[position] = to_map(value.to(call.device), size, interpolate_mode=call.interpolate_mode)
         if position != first:
             # An example with zeros only has no map of its own, as of a method whose layer sees another input.
-            none = ~value.to(call.device).flatten(1).any(dim=1).reshape(-1, *(1,) * (value.dim() - 1))
+            none = broadcast_to(~value.to(call.device).flatten(1).any(dim=1), value)
             maps[position] = torch.where(none, scorer.upsample(maps[first], position), maps[position])
     return maps
 
@@ -99,7 +100,7 @@ def _attributions(
 ) -> Tensor | tuple[Tensor, ...]:
     """The attributions that the component computes."""
     call, unmasked = scorer.call, scorer.forward_pass
-    # Again, since forward_func may have been set since.
+    # Checked again, because forward_func can be assigned after the constructor.
     check_component(name, method, call.forward_func)
     options = {
         "target": call.targets,
@@ -120,7 +121,7 @@ def _attributions(
         method.layer = call.layer  # type: ignore[attr-defined]
     with ExitStack() as stack:
         if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
-            # Our methods watch themselves, and change nothing that the forward pass that they share depends on.
+            # This package's methods track their own state, and leave the shared forward pass valid.
             stack.enter_context(unmasked.state.tracking(call.forward_func))
             stack.enter_context(isolated())
         if not isinstance(method, PerturbationAttribution):
@@ -146,7 +147,7 @@ def _accepted(name: str, method: Attribution, options: dict[str, Any]) -> dict[s
         # A tunnel passes on what its method takes.
         return {option: options[option] for option in options.keys() & parameters} | _accepted(name, inner, options)
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        # A wrapper that says nothing gets what the user gave, and refuses what it cannot pass on.
+        # A wrapper with **kwargs does not show what it accepts: it gets everything, and refuses what it cannot pass on.
         return options
     if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in parameters.values()):
         lost = [option for option in ("target", "additional_forward_args") if option in options.keys() - parameters]

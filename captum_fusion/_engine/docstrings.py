@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 Documented = TypeVar("Documented", bound=Any)
 
-_PLACE = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
-_PROSE = {
+_PLACEHOLDER = re.compile(r"^( *)\{(\w+)\}$", re.MULTILINE)
+_DESCRIPTIONS = {
     "forward_func": "forward_func (Callable): The forward function of the model or any modification of it.",
     "layer": r"""
 layer (torch.nn.Module): The layer for which attributions are computed. Its output (or its input, if
@@ -67,11 +67,11 @@ baselines (Tensor, number, or tuple, optional): The values that replace masked-o
     the input's shape or with one example, or for a tuple of inputs a tuple of these, where None means 0.
     Default: None, which means 0""",
     "replace": r"""
-replace (Callable, optional): A function that fills removed pixels, as a model that paints them does. Its
-    arguments are some rows of an input, (R, C, \*S), and their removed pixels, of dtype bool and shape
-    (R, 1, \*S), from none to all of them; it returns a tensor of the shape of the first. Pixels that are not removed
-    keep their values, whatever it returns there. It is called for one input of several at a time, on rows of any
-    examples, and without gradients, which it may enable.""",
+replace (Callable, optional): A function that fills removed pixels, such as an inpainting model. It takes some rows
+    of an input, (R, C, \*S), and a mask of their removed pixels, of dtype bool and shape (R, 1, \*S), which holds
+    none, some or all of them. It returns a tensor of the shape of the rows; pixels that are not removed keep their
+    values, whatever it returns there. It is called for one input at a time, on rows of any examples, with gradients
+    disabled, which it may enable.""",
     "perturbations_per_eval": """
 perturbations_per_eval (int, optional): The number of masks per example in one call of ``forward_func``, at least 1.
     Default: None, which chooses a number that fits the device""",
@@ -163,17 +163,17 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _prose(name: str) -> str:
-    return "\n".join(_PROSE[part].strip() for part in _GROUPS.get(name, (name,)))
+def _describe(name: str) -> str:
+    return "\n".join(_DESCRIPTIONS[part].strip() for part in _GROUPS.get(name, (name,)))
 
 
-def fill_docstring(thing: Documented) -> Documented:
+def fill_docstring(documented: Documented) -> Documented:
     """Fills the lines ``{name}`` in the docstrings of a function, or of a class and its methods.
 
     CLASS in a shared description stands for the name of the class.
     """
-    for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
-        if getattr(part, "__doc__", None) and (part is thing or callable(part)):
-            filled = _PLACE.sub(lambda place: indent(_prose(place[2]), place[1]), part.__doc__)
-            part.__doc__ = filled.replace("CLASS", thing.__name__)
-    return thing
+    for part in (documented, *vars(documented).values()) if isinstance(documented, type) else (documented,):
+        if getattr(part, "__doc__", None) and (part is documented or callable(part)):
+            filled = _PLACEHOLDER.sub(lambda match: indent(_describe(match[2]), match[1]), part.__doc__)
+            part.__doc__ = filled.replace("CLASS", documented.__name__)
+    return documented

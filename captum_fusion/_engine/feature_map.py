@@ -254,13 +254,13 @@ def infer_layout(shape: tuple[int, ...], size: Grid, tracker: TokenGridTracker) 
         return abs(log(grid[-2] * size[-1] / (grid[-1] * size[-2])))
 
     layout = min(
-        ((form, grid) for form, grid in forms if tracker.has_map(grid)),
+        ((form, grid) for form, grid in forms if tracker.shapes.has_map(grid)),
         key=lambda each: stretch(each[1]),
         default=None,
     )
     # Upsampled scores are no feature map. They are left out only here, because the scores of a cube, read with the
     # other layout, have a coarser grid of one side and the classes.
-    return None if layout is None or tracker.is_fine(layout[1]) else layout
+    return None if layout is None or tracker.shapes.is_fine(layout[1]) else layout
 
 
 def _scores(output: Any) -> list[Tensor]:

@@ -17,26 +17,28 @@ from torch.nn.modules.module import register_module_forward_hook
 from captum_fusion._engine.call import ModelCall
 from captum_fusion._engine.captum import eager, layer_gradients, layer_value, run_forward
 from captum_fusion._engine.guards import (
+    ProbabilityWatch,
     batch_hint,
     check_layer,
     check_layer_values,
     check_runs,
     explain_missing_graph,
-    nothing_found,
-    warn_of_nothing_found,
+    undetected_examples,
+    warn_of_undetected,
 )
 from captum_fusion._engine.layer_hooks import check_map, checked_values, not_run, sole_user
 from captum_fusion._engine.second_order import SecondOrder
 from captum_fusion._engine.spatial_view import PackedError, unpacked
 from captum_fusion._engine.state import StateGuard, preserved
 from captum_fusion.functional import as_float
+from captum_fusion.functional._numerics import broadcast_to
 
 
 @dataclass(frozen=True)
 class Differentiation:
     """The scores to differentiate at the layer."""
 
-    of: Callable[[Tensor], Tensor]
+    scores_of: Callable[[Tensor], Tensor]
     """The scores to differentiate, from the output of ``forward_func``."""
     grad_kwargs: Mapping[str, Any] | None = None
     """Further arguments of ``torch.autograd.grad``."""
@@ -62,10 +64,10 @@ class ForwardPass:
     layer_runs: int
     """The number of runs of the layer; its value is that of the last one."""
     state: StateGuard
-    live_bytes: int = 0
-    """The most memory that the outputs of the modules took at once, where it was measured."""
+    peak_bytes: int = 0
+    """The peak size of the inputs and the live outputs of all modules; 0 if it was not measured."""
     packed_layer: Module | None = None
-    """The layer that was named, where ``call.layer`` is the module that takes the only tensor out of its value."""
+    """The caller's layer, if ``call.layer`` is a module that unpacks the only tensor of its value; else None."""
 
     @cached_property
     def scale(self) -> Tensor:
@@ -90,7 +92,7 @@ _current: ContextVar[ForwardPass | None] = ContextVar("_current", default=None)
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Lets the methods inside run the model again, since something else might have changed it in between."""
+    """Stops methods inside the block from sharing the forward pass, because others may have changed the model."""
     token = _current.set(None)
     try:
         yield
@@ -109,16 +111,16 @@ def forward_pass(
 ) -> Iterator[ForwardPass]:
     """Runs the model once on the unmasked inputs; on leaving, everything is as it was.
 
-    Without gradients, the layer's value may still keep its graph, ``with_graph``. Unless it is ``scored``, no target is
-    explained, and the output may be anything. A method inside another one, such as a component of a fusion, shares the
-    outer forward pass if its own would be the same.
+    ``with_graph`` keeps the graph of the layer's value without gradients. Without ``scored``, no target is selected,
+    and the output may be anything. A method inside another one, such as a component of a fusion, shares the outer
+    forward pass if its own would be the same.
     """
     with preserved(call.tensors) as state, ExitStack() as stack:
         outer = _current.get()
         if outer is not None and differentiation is None and not with_graph and scored and outer.matches(call):
             unmasked = replace(outer, call=call, unmasked_scores=call.checked_scores(outer.output))
         else:
-            # A hook on every module is what a single pass of a tiny network does not need.
+            # Measuring hooks every module, which would slow a single pass of a tiny network.
             with _memory(call.tensors) if measure_memory else nullcontext() as memory:
                 try:
                     unmasked = _run(call, state, differentiation, with_graph, scored)
@@ -129,7 +131,7 @@ def forward_pass(
                     unmasked = _run(call, state, differentiation, with_graph, scored)
                     unmasked = replace(unmasked, packed_layer=packed)
             if memory:
-                unmasked = replace(unmasked, live_bytes=memory.most)
+                unmasked = replace(unmasked, peak_bytes=memory.most)
         token = _current.set(unmasked)
         try:
             yield unmasked
@@ -148,20 +150,23 @@ def _run(
 
     def observed(*arguments: Any) -> Any:
         nonlocal output, scores, passed
-        token = nothing_found.set(empty)
+        token = undetected_examples.set(empty)
         try:
-            with second_order.running() if second_order else nullcontext():
+            watch = ProbabilityWatch() if scored and call.activation else None
+            with second_order.running() if second_order else nullcontext(), watch or nullcontext():
                 result = call.run(*arguments)
             if scored:
                 scores, output = call.checked_scores(result), result.detach().clone()
+            if watch and call.activation:
+                watch.warn(result, call.activation)
         except (RuntimeError, ValueError, IndexError) as error:
             if hint := batch_hint(call.tensors):
                 raise type(error)(f"{str(error).rstrip('.')}.{hint}") from error
             raise
         finally:
-            nothing_found.reset(token)
+            undetected_examples.reset(token)
         passed = True
-        return result if differentiation is None else differentiation.of(result)
+        return result if differentiation is None else differentiation.scores_of(result)
 
     # Free for the model to change in place; with the graph of the inputs, for the attributions that keep it.
     inputs = tuple(tensor.clone() for tensor in call.tensors)
@@ -209,11 +214,11 @@ def _run(
     check_layer_values(value, "activations")
     check_layer_values(gradient, "gradients")
     check_layer_values(product, "second derivatives")
-    warn_of_nothing_found(empty)
+    warn_of_undetected(empty)
     if empty and value.numel():
         # A layer of zeros has a map of zeros by every method.
         rows = torch.tensor([i not in empty for i in range(call.examples)], device=value.device)
-        value = value * rows.reshape(-1, *(1,) * (value.dim() - 1))
+        value = value * broadcast_to(rows, value)
     return ForwardPass(
         call=call,
         output=output,
@@ -249,7 +254,7 @@ class _Memory:
 
 @contextmanager
 def _memory(inputs: tuple[Tensor, ...]) -> Iterator[_Memory]:
-    """Measures what the modules that this thread runs give."""
+    """Measures the outputs of the modules that this thread runs."""
     memory = _Memory(sum(tensor.nbytes for tensor in inputs))
     thread = threading.get_ident()
 
@@ -257,11 +262,8 @@ def _memory(inputs: tuple[Tensor, ...]) -> Iterator[_Memory]:
         if isinstance(output, Tensor) and threading.get_ident() == thread:
             memory.add(output)
 
-    hook = register_module_forward_hook(measure)
-    try:
+    with register_module_forward_hook(measure):
         yield memory
-    finally:
-        hook.remove()
 
 
 def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:

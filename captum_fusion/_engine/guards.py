@@ -1,13 +1,16 @@
-"""Arguments and circumstances that are refused before any forward pass."""
+"""Checks that several methods share: of arguments, layers and outputs, with the errors and warnings that they raise."""
 
 from collections.abc import Iterable
 from contextvars import ContextVar
+from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.jit._script import RecursiveScriptModule
 from torch.nn import Module
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
@@ -112,10 +115,9 @@ def batch_hint(tensors: tuple[Tensor, ...]) -> str:
 
 
 def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
-    """Warns where a softmax would be taken of probabilities, and refuses an output whose class axis is not known.
+    """Refuses a softmax over an output whose class axis is not known.
 
-    A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027, and no value shows that. An output
-    with scores for each pixel has the spatial axes of an input, whose sizes are ``sizes``.
+    An output with scores for each pixel has the spatial axes of an input, whose sizes are ``sizes``.
     """
     first, last = (
         max((grid == size) + _is_scaled(grid, size) for size in sizes)
@@ -128,12 +130,37 @@ def check_logits(output: Tensor, sizes: list[tuple[int, ...]]) -> None:
             "the scores to explain, as in lambda x: model(x)[:, query], or move the classes to dimension 1; or pass "
             "activation=None."
         )
-    values = output.detach().float()
-    if (values >= 0).all() and ((values.sum(dim=1) - 1).abs() < 1e-2).all():
-        warn(
-            "forward_func returned rows that are not negative and sum to 1, as probabilities do, and the softmax is "
-            "applied to them. Pass activation=None for probabilities."
-        )
+
+
+class ProbabilityWatch(TorchFunctionMode):
+    """Notes the last softmax or sigmoid that a forward function computes: no value shows that it is a probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in ("softmax", "sigmoid"):
+            self._last = result
+        return result
+
+    def warn(self, output: Tensor, activation: str) -> None:
+        """Warns where the activation is applied to probabilities.
+
+        A second softmax squeezes probabilities of 1000 classes into 0.001 to 0.0027. A converted model shows no
+        operation, but rows that sum to 1 are probabilities, and eight logits or more are hardly ever all in [0, 1].
+        """
+        values = output.detach().float()
+        if not ((values >= 0) & (values <= 1)).all():
+            return
+        same = self._last is not None and output.untyped_storage().data_ptr() == self._last.untyped_storage().data_ptr()
+        rows = values.dim() > 1 and values.shape[1] > 1 and bool(((values.sum(dim=1) - 1).abs() < 1e-2).all())
+        if same or rows or values[0].numel() >= 8:
+            warn(
+                f"forward_func returned values in [0, 1]{' that sum to 1' if rows else ''}, as probabilities are, and "
+                f"the {activation} is applied to them. Pass activation=None for probabilities."
+            )
 
 
 def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
@@ -187,13 +214,18 @@ def check_dense(value: Tensor, name: str) -> None:
 
 
 def check_rows_inside(value: object, name: str, examples: int) -> None:
-    """Refuses a container of tensors with a row for each example: every masked row would get all of it."""
-    shapes = [tuple(part.shape) for part in tensors_in(value) if part.dim() and len(part) == examples]
-    if shapes and examples > 1 and not isinstance(value, Tensor):
+    """Refuses a row for each example in anything but a tensor: every masked row would get all of them."""
+    if isinstance(value, Tensor) or examples == 1:
+        return
+    tensors = any(part.dim() and len(part) == examples for part in tensors_in(value))
+    array = isinstance(value, np.ndarray) and value.shape[:1] == (examples,)
+    # A list of numbers is rather a size or a list of indices, which all examples share.
+    texts = isinstance(value, (list, tuple)) and len(value) == examples and {type(part) for part in value} == {str}
+    if tensors or array or texts:
         raise ValueError(
-            f"{name} is a {type(value).__name__} with tensors of shapes {shapes} for {examples} examples, whose rows "
-            "are not repeated for masked inputs; expected each tensor as an argument of its own. Bind tensors that "
-            "all examples share inside forward_func."
+            f"{name} is a {type(value).__name__} with a row for each of the {examples} examples, and rows outside of "
+            "tensors are not repeated for masked inputs; expected each tensor as an argument of its own. Bind what all "
+            "examples share inside forward_func."
         )
 
 
@@ -216,13 +248,12 @@ def check_runs(layer: Module, runs: int, shapes: list[tuple[int, ...]]) -> None:
 
 
 def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = ()) -> None:
-    """Refuses inputs of frames before channels, or channels last, where the layer shows it; warns where shapes do.
+    """Refuses inputs whose channels are not in dimension 1, by the layer's size; warns if only their shape shows it.
 
     Masks are broadcast over dimension 1. In (N, T, 3, H, W) that is time, and the map would differ by colour.
     """
     axis = channel_axis(shape)
-    if len(shape) == 3 and shape[1] > 4 and layer_size == shape[1:2] != shape[2:]:
-        # A layer of as many tokens as dimension 1 has, more than channels of a signal.
+    if axis == 1 and shape[1] > 4 and _is_scaled(layer_size, shape[1:-1]) and not _is_scaled(layer_size, shape[2:]):
         axis = -1
     if axis == 1:
         return
@@ -237,6 +268,12 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
     warn(message)
 
 
+def warn_of_channels_last(shape: tuple[int, ...], sizes: list[tuple[int, ...]], hint: str) -> None:
+    """Warns of a layer whose rows would be taken for channels: the axes before its last one fit an input's size."""
+    if any(_is_scaled(shape[1:-1], size) for size in sizes) and not any(_is_scaled(shape[2:], size) for size in sizes):
+        warn(f"The layer's value has shape {shape}, which looks like a channels-last map (N, *s, C). {hint}")
+
+
 def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
     """Refuses an axis of the channels that is the examples' or that no input has."""
     if channel_dim != 1 and not any(has_channels(tensor, channel_dim) for tensor in inputs):
@@ -246,11 +283,11 @@ def check_channel_dim(channel_dim: int, inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-nothing_found: ContextVar[set[int] | None] = ContextVar("nothing_found", default=None)
+undetected_examples: ContextVar[set[int] | None] = ContextVar("undetected_examples", default=None)
 """Inside the unmasked pass, the examples in which a forward function found nothing to explain."""
 
 
-def warn_of_nothing_found(examples: set[int]) -> None:
+def warn_of_undetected(examples: set[int]) -> None:
     """Warns that maps are zeros, since there is no detection whose score could be explained."""
     if examples:
         warn(f"The examples {sorted(examples)} have no detection of the label: their maps are zeros")

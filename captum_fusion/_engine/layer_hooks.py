@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.guards import batch_hint
+from captum_fusion._engine.guards import batch_hint, warn_of_channels_last
 from captum_fusion._engine.spatial_view import PackedError
 from captum_fusion._engine.token_grid import tensors_in
 
@@ -61,10 +61,8 @@ def checked_values(layer: Module, attribute_to_layer_input: bool, runs: list[Non
         if attribute_to_layer_input
         else layer.register_forward_hook(check)
     )
-    try:
+    with hook:
         yield
-    finally:
-        hook.remove()
 
 
 def check_map(value: Tensor, call: ModelCall) -> None:
@@ -84,6 +82,8 @@ def check_map(value: Tensor, call: ModelCall) -> None:
             "If the model takes several crops or images for each example, explain one of them at a time."
             f"{batch_hint(call.tensors)}"
         )
+    if value.dim() > 3:
+        warn_of_channels_last(shape, [tuple(tensor.shape[2:]) for tensor in call.tensors], VIEW_HINT)
 
 
 def not_run(layer: Module, call: ModelCall) -> ValueError:

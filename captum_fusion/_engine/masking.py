@@ -23,12 +23,11 @@ Masks = Callable[[Tensor, int], Tensor]
 # replace(inputs, removed) gives the inputs with other values where pixels are removed, (rows, 1, *S) of dtype bool.
 Replace = Callable[[Tensor, Tensor], Tensor]
 
-# The rows of one forward pass are the power of two for which what its modules have given out, and is still alive, comes
-# closest to this size. On a CPU, single activations then stay below what the reusable heap can keep; an accelerator's
-# allocator keeps everything, and larger batches keep it busy. Nothing is timed: other rows round differently, and the
-# same call gives the same map.
-_LIVE_BYTES = {"cpu": 96 * 2**20}
-_LIVE_BYTES_ELSEWHERE = 2 * 2**30
+# One forward pass has as many rows, a power of two, as bring the live outputs of its modules closest to this size. On a
+# CPU, single activations then fit into the reusable heap; an accelerator's allocator keeps everything, and larger
+# batches keep it busy. The number is computed and not timed: another number of rows rounds differently, and the same
+# call must return the same map.
+_CPU_BYTES, _ACCELERATOR_BYTES = 96 * 2**20, 2 * 2**30
 
 _FIXED = "If it takes a fixed number of inputs, explain that many examples at a time with perturbations_per_eval=1."
 
@@ -44,7 +43,7 @@ class Perturbation:
         raise NotImplementedError
 
     def running(self, rows: Tensor, size: int) -> AbstractContextManager[object]:  # noqa: ARG002
-        """Holds while the model runs: these rows are the first ones of ``size``, the others are as they are."""
+        """Returns the context in which the model runs; of its ``size`` rows, only these first ones are perturbed."""
         return nullcontext()
 
 
@@ -64,7 +63,7 @@ class Masking(Perturbation):
 
 
 class Replacement(Perturbation):
-    """Removed pixels take what a function makes of them; the masks, of dtype bool, say which pixels stay."""
+    """Fills removed pixels by a function; the masks, of dtype bool, are True for the pixels to keep."""
 
     def __init__(self, call: ModelCall, positions: tuple[int, ...], masks: Masks, replace: Replace) -> None:
         self.call, self.positions, self.masks, self.replace = call, positions, masks, replace
@@ -80,9 +79,9 @@ class Replacement(Perturbation):
 
 
 class MaskedScorer:
-    """Scores perturbed rows of the inputs, of which those at ``positions`` are masked.
+    """Scores perturbed rows of the inputs.
 
-    Without positions, those with as many spatial axes as the layer are.
+    ``positions`` names the inputs to mask, by default those with as many spatial axes as the layer.
     """
 
     def __init__(self, unmasked: ForwardPass, positions: tuple[int, ...] | None = None) -> None:
@@ -91,11 +90,11 @@ class MaskedScorer:
         self.inputs = tuple(tensor.detach() for tensor in self.call.tensors)
         self.positions = _with_axes_of(unmasked.layer_value, self.inputs) if positions is None else positions
         self._compiled = is_compiled(self.call.forward_func)
-        budget = _LIVE_BYTES.get(self.call.device.type, _LIVE_BYTES_ELSEWHERE)
+        budget = _CPU_BYTES if self.call.device.type == "cpu" else _ACCELERATOR_BYTES
         self._rows = (self.call.perturbations_per_eval or 0) * self.call.examples or 2 ** max(
-            0, round(log2(budget * self.call.examples / unmasked.live_bytes))
+            0, round(log2(budget * self.call.examples / unmasked.peak_bytes))
         )
-        # Convolutions on a CPU gain by it.
+        # Convolutions on a CPU are faster in this memory format.
         self._channels_last = self.call.device.type == "cpu"
         self._passed = False
         for position in self.positions:
@@ -131,8 +130,8 @@ class MaskedScorer:
             )
         )
 
-    def with_own(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
-        """Several maps for each input that has one of its own in any of them, U of the shared one where it has none."""
+    def on_same_inputs(self, *maps: dict[int, Tensor]) -> tuple[dict[int, Tensor], ...]:
+        """Gives all components maps for the same inputs: their own, or the first input's at the other input's size."""
         positions = sorted({position for own in maps for position in own})
         first = self.positions[0]
         return tuple({i: own[i] if i in own else self.upsample(own[first], i) for i in positions} for own in maps)
@@ -155,9 +154,9 @@ class MaskedScorer:
         """Scores each row of a perturbation; gives the shape of ``examples``, float32 or wider.
 
         ``examples`` holds the example that each row is made from, (rows,), or several that differ in their targets at
-        most, (rows, targets): the row is scored once for all of their targets. ``progress`` is what a progress bar
-        says, if the caller wants one, or a bar to move on. Scores that are not finite are refused, and so is a
-        ``forward_func`` that fails for a number of rows.
+        most, (rows, targets): the row is scored once for all of their targets. ``progress`` is the description of a new
+        progress bar, or an open bar to advance. Scores that are not finite are refused, and so is a ``forward_func``
+        that fails for several rows.
         """
         shape = examples.shape
         examples = examples.reshape(len(examples), -1).to(self.call.device)
@@ -181,11 +180,12 @@ class MaskedScorer:
     def _in_chunks(self, examples: Tensor, perturbation: Perturbation, bar: ProgressBar | None) -> Tensor:
         """The scores, (rows, targets), a chunk at a time, with half as many rows whenever memory runs out."""
         heap = _reusable_heap() if self.call.device.type == "cpu" else None
-        # One row of the first pass is the first example as it is: where it scores otherwise than alone, scores depend
-        # on the other rows, on chance or on the memory format.
+        # One row of the first pass is the unmasked first example. If its score differs from that of the unmasked pass,
+        # scores depend on the other rows, on chance or on the memory format.
         reference = len(examples) > 1 and not self.forward_pass.state.batch_checked
         most = first_most = self._rows if self._compiled else min(self._rows, len(examples) + reference)
-        # Where a number of rows is asked for, and where another one would be compiled, every pass has the same.
+        # All passes have the same number of rows if the caller has set it, or if another one would compile the model
+        # again.
         fixed = self._compiled or self.call.perturbations_per_eval is not None
         buffers: dict[int, Tensor] = {}
         chunks: list[Tensor] = []
@@ -301,11 +301,15 @@ class MaskedScorer:
         return output
 
     def _differs(self, score: Tensor, example: Tensor) -> bool:
-        """Whether an example scores otherwise among masked inputs than on its own, by more than rounding."""
+        """Whether an example's score among masked inputs differs from its own score by more than rounding."""
         exact = self.call.device.type == "cpu" and not torch.is_autocast_enabled(self.call.device.type)
         rounding = 1e-3 if exact and self.forward_pass.output.dtype in (torch.float32, torch.float64) else 0.05
-        scale = 1 if self.call.activation else self.forward_pass.output[example].abs().max()
-        return bool((score - self.forward_pass.unmasked_scores[example]).abs() > rounding * scale)
+        unmasked = self.forward_pass.unmasked_scores[example]
+        scale = self.forward_pass.output[example].abs().max()
+        if self.call.activation:
+            # A logit's absolute rounding is its probability's relative one.
+            scale = (torch.maximum(score, unmasked) * scale.clamp(min=1)).clamp(max=1)
+        return bool((score - unmasked).abs() > rounding * scale)
 
     def _check_saturation(self, scores: Tensor, examples: Tensor) -> None:
         """Warns where the activation leaves nothing of the differences between scores."""

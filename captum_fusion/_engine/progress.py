@@ -58,8 +58,8 @@ def tell(progress: Progress) -> None:
         listener(progress)
 
 
-class ToldBar:
-    """A progress bar that is told to the listener."""
+class ListenerBar:
+    """A progress bar that reports to the listener."""
 
     def __init__(self, description: str, total: int) -> None:
         self._progress = Progress(description, 0, total)
@@ -71,13 +71,13 @@ class ToldBar:
         tell(self._progress)
 
     def set_postfix_str(self, s: str) -> None:
-        """Tells something after the numbers, the next time."""
+        """Sets the note of the next report."""
         self._progress = self._progress._replace(note=s)
 
     def close(self) -> None:
-        """Ends the bar, of which there is nothing to tell."""
+        """Closes the bar; the listener needs no report."""
 
 
-def told_bar(description: str, total: int) -> ToldBar | None:
+def listener_bar(description: str, total: int) -> ListenerBar | None:
     """A progress bar for the listener, or None where nobody listens."""
-    return None if _listener.get() is None else ToldBar(description, total)
+    return None if _listener.get() is None else ListenerBar(description, total)

@@ -10,6 +10,7 @@ from captum_fusion._engine.guards import batch_hint, check_finite
 from captum_fusion._engine.token_grid import channels_first
 from captum_fusion.arguments import SIGNS, InterpolateMode, Sign
 from captum_fusion.functional import as_float, normalize, upsample
+from captum_fusion.functional._numerics import broadcast_to
 
 
 def layer_attributions(channels: Tensor, attr_dim_summation: bool, relu_attributions: bool) -> Tensor:
@@ -72,7 +73,7 @@ def saliency_map(
 def region_map(attributions: Tensor, size: tuple[int, ...], interpolate_mode: InterpolateMode) -> Tensor:
     """R: the saliency map of positive evidence, but with the ReLU after the interpolation, as in Score-CAM's own code.
 
-    Where attributions are negative it is another map: interpolated first, they wear down their positive neighbours.
+    The order matters for negative attributions: interpolated first, they lower their positive neighbours.
     """
     return _as_mask(relu(upsample(_evidence(attributions, size), size, interpolate_mode)))
 
@@ -100,18 +101,20 @@ def _as_mask(evidence: Tensor) -> Tensor:
     """N, but ones for a map that is constant and positive: it keeps everything."""
     maps = normalize(evidence)
     keeps_everything = (maps.flatten(1).amax(dim=1) == 0) & (evidence.flatten(1).amin(dim=1) > 0)
-    return torch.where(keeps_everything.reshape(-1, *(1,) * (maps.dim() - 1)), 1, maps)
+    return torch.where(broadcast_to(keeps_everything, maps), 1, maps)
 
 
-# Values of a map in [0, 1] within so many units in the last place are tied: an interpolation leaves such differences on
-# plateaus. More units would tie whole slopes of a large map.
+# Neighbours in order within so many units in the last place are tied: an interpolation leaves such differences on
+# plateaus. The units are those of the values: units of 1 would tie all pixels of a map with one large value.
 _TIED = 4
 
 
 def ranks(maps: Tensor) -> Tensor:
     """The rank of each pixel by importance, 0 for the most important one; ties, within rounding, in row order."""
     values, order = maps.flatten(1).sort(dim=1, descending=True, stable=True)
-    steps = values.diff(dim=1).neg() > _TIED * torch.finfo(values.dtype).eps
+    rounding = _TIED * torch.finfo(values.dtype).eps
+    # Normalization leaves values that are rounded in units of 1 beside the minimum.
+    steps = (values.diff(dim=1).neg() > rounding * values[:, :-1]) & (values[:, :-1] > rounding)
     level = torch.zeros_like(order).scatter_(1, order[:, 1:], steps.cumsum(dim=1))
     return level.argsort(dim=1, stable=True).argsort(dim=1).reshape(maps.shape)
 
@@ -165,7 +168,7 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
         left = anything.to(value.device) & ~explained[position]
         if not left.all():
             saliency = saliency_map(value, tuple(tensors[position].shape[2:]), sign)
-            chosen[position] = saliency.masked_fill(left.reshape(-1, *(1,) * (saliency.dim() - 1)), torch.nan)
+            chosen[position] = saliency.masked_fill(broadcast_to(left, saliency), torch.nan)
     return chosen
 
 

@@ -16,10 +16,10 @@ from captum_fusion._engine.guards import check_layer
 class SecondOrder:
     """Differentiates the gradients of a layer once more, along its value."""
 
-    def __init__(self, call: ModelCall, grad_kwargs: Mapping[str, Any] | None) -> None:
+    def __init__(self, call: ModelCall, grad_kwargs: Mapping[str, Any]) -> None:
         self.call = call
-        self.keeps_graph = bool((grad_kwargs or {}).get("create_graph"))
-        self.grad_kwargs = {**(grad_kwargs or {}), "create_graph": True}
+        self.keeps_graph = bool(grad_kwargs.get("create_graph"))
+        self.grad_kwargs = {**grad_kwargs, "create_graph": True}
         self.values: dict[torch.device, Tensor] = {}
 
     @contextmanager
@@ -38,12 +38,9 @@ class SecondOrder:
         layer = check_layer(self.call.layer)
         side = self.call.attribute_to_layer_input
         hook = layer.register_forward_pre_hook(keep) if side else layer.register_forward_hook(keep)
-        try:
-            # Fused attention has no second derivative.
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            hook.remove()
+        # Fused attention has no second derivative.
+        with hook, sdpa_kernel(SDPBackend.MATH):
+            yield
 
     def gradients_and_products(
         self, gradients: tuple[Tensor, ...], values: tuple[Tensor, ...]

@@ -13,14 +13,14 @@ from torch.nn import Identity, Module
 
 from captum_fusion._engine.state import warn
 from captum_fusion._engine.token_grid import (
-    REGISTERS,
+    PREFIX_LIMIT,
     Grid,
     TokenGridTracker,
-    by_chance,
+    changes_where_perturbed,
     channel_axis,
     channels_first,
+    differs_by_chance,
     fits,
-    in_place,
     perturb,
     probe_cells,
     repeat_first_row,
@@ -138,12 +138,8 @@ def attach_view(
         if unchecked and not view.recording:
             _check_order(layer, view, unchecked.pop("grid"), module, (args, kwargs))
 
-    handle = layer.register_forward_hook(view)
-    try:
-        with tracker.collected(check) if to_map is None else nullcontext():
-            yield view
-    finally:
-        handle.remove()
+    with layer.register_forward_hook(view), tracker.collected(check) if to_map is None else nullcontext():
+        yield view
 
 
 def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, arguments: tuple[Any, Any]) -> None:
@@ -153,7 +149,6 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     networks shuffle them or have registers after them. So the pass that has ended runs once more on perturbed images.
     It also shows which axis of a map with as many channels as rows and columns holds the channels.
     """
-    _ordered.setdefault(layer, set()).add(grid)
     holds = any(part is layer for part in module.modules())
     image = next((t for t in tensors_in(arguments) if t.dim() == len(grid) + 2 and t.is_floating_point()), None)
     if image is None or not holds:
@@ -163,6 +158,7 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
                 "contains it takes the image. Call such a module in forward_func instead of its parts one by one."
             )
         return
+    _ordered.setdefault(layer, set()).add(grid)
     cells = probe_cells(grid)
     args, kwargs = repeat_first_row(arguments, len(image), len(cells) + 2)
     training = [part for part in module.modules() if part.training]
@@ -187,17 +183,17 @@ def _check_order(layer: Module, view: ViewHook, grid: Grid, module: Module, argu
     if maps is None or len(maps) != len(cells) + 2 or tuple(maps.shape[2:]) != grid:
         return
     if not view.tokens:
-        if not in_place(maps, cells) and in_place(maps.movedim(1, -1), cells):
+        if not changes_where_perturbed(maps, cells) and changes_where_perturbed(maps.movedim(1, -1), cells):
             _ordered[layer].remove(grid)
             raise _channels_first((len(image), *grid, maps.shape[1]))
-    elif by_chance(maps):
+    elif differs_by_chance(maps):
         _ordered[layer].remove(grid)
         raise ValueError(
             f"The viewed {type(layer).__name__} gives different tokens for the same image: the model draws random "
             "numbers, as one that masks or shuffles patches does, so that no token has a known place. Let forward_func "
             "fix what is drawn, or pass to_map and from_map."
         )
-    elif in_place(maps, cells) is False:
+    elif changes_where_perturbed(maps, cells) is False:
         _ordered[layer].remove(grid)
         raise ValueError(
             f"The map of the viewed {type(layer).__name__} on the grid {grid} does not change where the image changes: "
@@ -235,7 +231,7 @@ def _to_map(
         if grid is not None:
             raise ValueError(f"grid is {grid}, but the viewed layer returned a map {shape}; expected None")
         maps, grid = output.movedim(-1, 1), shape[1:-1]
-        first, last = tracker.likeness(shape[2:]), tracker.likeness(grid)
+        first, last = tracker.shapes.likeness(shape[2:]), tracker.shapes.likeness(grid)
         if first > last:
             raise _channels_first(shape)
         # Rows and columns are axes of their own, whose order needs no check. Channels may look like either.
@@ -244,10 +240,10 @@ def _to_map(
         return maps
     tokens = shape[1]
     grid = tracker.grid(tokens, shape[2]) if grid is None else grid
-    if not fits(tokens, grid, REGISTERS):
+    if not fits(tokens, grid, PREFIX_LIMIT):
         raise ValueError(
             f"{tokens} tokens do not fit the grid {grid}; expected the tokens of the grid and fewer than "
-            f"{max(REGISTERS, *grid)} in front. Pass another grid, or to_map and from_map."
+            f"{max(PREFIX_LIMIT, *grid)} in front. Pass another grid, or to_map and from_map."
         )
     maps = output[:, tokens - prod(grid) :].movedim(-1, 1)
     maps = maps.reshape(*maps.shape[:2], *grid)
@@ -332,12 +328,8 @@ def layer_run(layer: Module, run: int, *, of: int) -> Iterator[Module]:
             if ended != of:
                 raise _wrong_runs(layer, ended, of)
 
-    handle = layer.register_forward_hook(hook, always_call=True)
-    try:
-        with TokenGridTracker().collected(end):
-            yield module
-    finally:
-        handle.remove()
+    with layer.register_forward_hook(hook, always_call=True), TokenGridTracker().collected(end):
+        yield module
     if not ran or runs % of:
         raise _wrong_runs(layer, runs, of)
 
@@ -350,7 +342,7 @@ def _wrong_runs(layer: Module, runs: int, of: int) -> RuntimeError:
 
 
 class PackedError(Exception):
-    """The value of a layer is the only tensor of a container, or comes by keyword, where Captum's hooks see none."""
+    """Raised if Captum's hooks cannot see the layer's tensor: it is inside a container, or passed by keyword."""
 
 
 def replace_only_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -371,7 +363,7 @@ def replace_only_tensor(value: Any, function: Callable[[Tensor], Tensor]) -> Any
 
 @contextmanager
 def unpacked(layer: Module, layer_input: bool) -> Iterator[Module]:
-    """Gives a module that takes the only tensor of a layer's output, or input, and gives it on."""
+    """Provides a module through which the only tensor of a layer's output, or input, passes."""
     module = Identity()
     if layer_input:
         handle = layer.register_forward_pre_hook(
@@ -379,7 +371,5 @@ def unpacked(layer: Module, layer_input: bool) -> Iterator[Module]:
         )
     else:
         handle = layer.register_forward_hook(lambda _, __, output: replace_only_tensor(output, module))
-    try:
+    with handle:
         yield module
-    finally:
-        handle.remove()

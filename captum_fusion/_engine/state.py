@@ -63,7 +63,7 @@ class StateGuard:
     @contextmanager
     def tracking(self, forward_func: object = None) -> Iterator[None]:
         """Keeps the buffers of each module that this thread runs, before it runs, and notes random numbers."""
-        # Where no other thread can have moved it, the random state tells as much, and slows no operation down.
+        # In a single thread, comparing random states shows the same, and slows no operation down.
         draws = _Draws() if threading.active_count() > 1 else None
         thread = threading.get_ident()
 
@@ -108,7 +108,7 @@ class StateGuard:
             )
 
     def warn_of_other_rows(self, alone: float, score: float) -> None:
-        """Warns once that an input scores otherwise among others."""
+        """Warns once that the score of an input depends on the other rows."""
         if not self.warned:
             self.warned = True
             warn(

@@ -12,27 +12,27 @@ from torch.nn.functional import interpolate, relu
 
 from captum_fusion.functional import full_precision
 
-# The kernel's bias, and the slopes and variances of the noise of which the likeliest pair is taken; above so many known
-# scores the pair stays. These constants and those below were chosen on the pictures of benchmarks/results/tolerance.md
+# The kernel's bias, and the slopes and noise variances, of which the likeliest pair is used; above _MOST_FITTED known
+# scores the pair is fixed. These constants and those below were chosen on the images of benchmarks/results/tolerance.md
 # that its table leaves out.
 _BIAS = 10.0
 _SLOPES = (1.5, 6.0, 24.0)
 _NOISES = (1e-3, 1e-2)
 _MOST_FITTED = 512
-# How many draws there are of the scores, and of how many units the random networks are that they are made of.
+# The number of draws of the scores, and the number of units of the random networks that produce them.
 _DRAWS = 256
 _UNITS = 512
-# The first batch of channels; the least of a later one, and the most as a share of the scores that are known.
+# The size of the first batch of channels, the smallest size of a later one, and its largest share of the known scores.
 _FIRST = 8
 _FEWEST = 4
 _GROWTH = 0.3
-# The error estimate is this quantile over the draws, times a factor: the draws are too sure of themselves, since of all
-# moments the one at which they are surest ends the search.
+# The error estimate is this quantile over the draws, times a factor: the draws underestimate the error, because the
+# search ends at the moment at which they are most certain.
 _QUANTILE = 0.9
 _SAFETY_FACTOR = 1.65
 # The channels among which a batch is chosen.
 _CANDIDATES = 512
-# Masks and final maps are told apart by about 200 pixels at most: so many along each of one, two or three axes.
+# Masks and final maps are compared at about 200 pixels at most: this many along each of one, two or three axes.
 _LONGEST = {1: 196, 2: 14, 3: 6}
 
 
@@ -64,15 +64,17 @@ class Surrogate:
         activations = activations / torch.where(largest > 0, largest, 1)
         lowest, highest = torch.aminmax(activations.flatten(1), dim=1)
         self._tolerance = tolerance
-        self._live = lowest < highest
-        # Draws are told apart by their maps at a size at which they can be made in no time.
+        self._varying = lowest < highest
+        # Draws are compared by their maps at a small size, at which many maps cost little.
         maps = pooled(activations)
         # All constant channels are one with their mean map, whose weight is that of all of them.
-        self._constant = (~self._live).sum()
-        self._maps = torch.cat([maps[self._live], maps[~self._live].sum(0, keepdim=True) / self._constant.clamp(min=1)])
+        self._constant = (~self._varying).sum()
+        self._maps = torch.cat(
+            [maps[self._varying], maps[~self._varying].sum(0, keepdim=True) / self._constant.clamp(min=1)]
+        )
         self._constant_score = blank.to(maps) + self._constant.to(maps).log()
         # The last two masks are the blank and the whole.
-        self._features = features(maps[self._live], lowest[self._live], highest[self._live])
+        self._features = features(maps[self._varying], lowest[self._varying], highest[self._varying])
         count, width = self._features.shape
         self._scores = torch.cat([blank.new_zeros(count - 2, len(blank)), torch.stack([blank, whole])])
         self._known = torch.tensor([count - 2, count - 1], device=maps.device)
@@ -104,12 +106,12 @@ class Surrogate:
         rows = self._unknown
         if count < len(rows):
             rows = rows[most_informative(self._draws, self._final_maps, count)]
-        return self._live.nonzero().squeeze(1)[rows]
+        return self._varying.nonzero().squeeze(1)[rows]
 
     @full_precision()
     def observe(self, channels: Tensor, scores: Tensor) -> None:
         """Takes in the scores of n more channels, (n, T)."""
-        rows = self._live.cumsum(0)[channels] - 1
+        rows = self._varying.cumsum(0)[channels] - 1
         self._scores[rows] = scores.to(self._scores)
         self._known = torch.cat([self._known, rows])
         self._infer()
@@ -171,8 +173,8 @@ class Surrogate:
         return mean[:, None] + explained[:, :targets].T, torch.where(same, 0, variance.sqrt())
 
     def _of_all_channels(self, weights: Tensor) -> Tensor:
-        everywhere = (weights[:, -1:] / self._constant.clamp(min=1)).repeat(1, len(self._live))
-        everywhere[:, self._live] = weights[:, :-1]
+        everywhere = (weights[:, -1:] / self._constant.clamp(min=1)).repeat(1, len(self._varying))
+        everywhere[:, self._varying] = weights[:, :-1]
         return everywhere
 
 
@@ -190,7 +192,7 @@ class Fit(NamedTuple):
     variance: Tensor
     """The scale of the process, (T,)."""
     likelihood: float
-    """Its logarithm but for a constant, with the likeliest mean and variance."""
+    """Its logarithm up to a constant, with the likeliest mean and variance."""
 
 
 def fit(features: Tensor, scores: Tensor, slope: float, noise: float) -> Fit:
@@ -280,7 +282,7 @@ def relu_minmax(maps: Tensor) -> Tensor:
 
 
 def pooled(maps: Tensor) -> Tensor:
-    r"""Maps of shape (rows, \*s) averaged to at most so many pixels as are told apart, (rows, pixels)."""
+    r"""Averages maps of shape (rows, \*s) to at most ``_LONGEST`` pixels along each axis, (rows, pixels)."""
     axes = maps.dim() - 1
     size = tuple(min(length, _LONGEST[axes]) for length in maps.shape[1:])
     averaged: Tensor = interpolate(maps.unsqueeze(1), size, mode="area")

@@ -17,13 +17,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 Grid = tuple[int, ...]
 
-# Where the grid is known, so many tokens are too many in front: class and register tokens are at most 8.
-REGISTERS = 9
+# A known grid has fewer than this many tokens in front of it: class and register tokens are at most 8.
+PREFIX_LIMIT = 9
 # The rows of cells that are perturbed. Their first and last columns tell a shift by one token from a blurred peak,
 # since a shifted row goes on at the other side of the map.
 _PROBED_ROWS = 4
 # Of 8 perturbed cells, tokens in order may miss one, as where a model's attention copies a patch elsewhere.
-_LEAST_IN_PLACE = 0.8
+_MIN_HIT_RATE = 0.8
 
 
 class _Shapes:
@@ -42,7 +42,7 @@ class _Shapes:
         """
         if (tokens, channels) in self.sequences:  # (N, C, T)
             return set()
-        convolved = {grid for grid in self.convolved if prod(grid) > 1 and fits(tokens, grid, REGISTERS)}
+        convolved = {grid for grid in self.convolved if prod(grid) > 1 and fits(tokens, grid, PREFIX_LIMIT)}
         exact = convolved or {grid for grid in self._divided(exactly=True) if fits(tokens, grid)}
         if exact:
             return exact
@@ -81,8 +81,8 @@ def _divided(size: Grid, exactly: bool) -> set[Grid]:
 class TokenGridTracker(threading.local):
     """Collects the shapes of each forward pass, for each thread its own.
 
-    A pass is one call from outside all modules. Where a function calls the parts of a network one by one, and that one
-    took no image in, all calls since the layer last ran count.
+    A pass is one call of a module from outside all modules. If a function calls the parts of a network one by one, and
+    the part with the layer does not take the image, the shapes of all calls since the layer last ran count.
     """
 
     def __init__(self) -> None:
@@ -103,10 +103,10 @@ class TokenGridTracker(threading.local):
                 at_end(module, args, kwargs_and_output[0] if len(kwargs_and_output) > 1 else {})
 
         # Releases of torch before 2.6 keep keyword arguments from global hooks.
-        with_kwargs = {"with_kwargs": True} & signature(register_module_forward_hook).parameters.keys()
+        options = {"with_kwargs": True} if "with_kwargs" in signature(register_module_forward_hook).parameters else {}
         hooks = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(leave, always_call=True, **dict.fromkeys(with_kwargs, True)),
+            register_module_forward_hook(leave, always_call=True, **options),
         ]
         try:
             yield
@@ -123,19 +123,12 @@ class TokenGridTracker(threading.local):
 
     def convolved(self, tokens: int) -> bool:
         """Tells whether a convolution of this pass gave this number of tokens, apart from some in front."""
-        return any(fits(tokens, grid, REGISTERS) for grid in self._call.convolved)
+        return any(fits(tokens, grid, PREFIX_LIMIT) for grid in self._call.convolved)
 
-    def has_map(self, grid: Grid) -> bool:
-        """Tells whether a feature map of this pass may have this grid."""
-        return self._call.has_map(grid)
-
-    def likeness(self, grid: Grid) -> tuple[bool, bool, float]:
-        """Rates how much a grid looks like that of a feature map of this pass."""
-        return self._call.likeness(grid)
-
-    def is_fine(self, grid: Grid) -> bool:
-        """Tells whether the grid is finer than every convolution's output in this pass."""
-        return self._call.is_fine(grid)
+    @property
+    def shapes(self) -> _Shapes:
+        """The shapes of the current pass."""
+        return self._call
 
     def grid(self, tokens: int, channels: int) -> Grid:
         """The only grid that this number of tokens may have."""
@@ -252,7 +245,7 @@ def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
         image[place] = image.mean() + (image.std(correction=0) or 1) - image[place]
 
 
-def in_place(maps: Tensor, cells: list[Grid]) -> bool | None:
+def changes_where_perturbed(maps: Tensor, cells: list[Grid]) -> bool | None:
     r"""Tells whether a layer's map changes where the image was perturbed.
 
     Args:
@@ -283,10 +276,10 @@ def in_place(maps: Tensor, cells: list[Grid]) -> bool | None:
             hits.append(bool(peaks[near].any()))
     if len(hits) < len(cells) / 2:
         return None
-    return complete and sum(hits) / len(hits) > _LEAST_IN_PLACE
+    return complete and sum(hits) / len(hits) > _MIN_HIT_RATE
 
 
-def by_chance(maps: Tensor) -> bool:
+def differs_by_chance(maps: Tensor) -> bool:
     """Tells whether the last two maps, which are of the same image, differ as if a patch had been perturbed."""
     changes = (maps[:-1] - maps[-1:]).double().square().flatten(1).sum(dim=1)
     return bool(changes[-1] > changes[:-1].mean() / 10)

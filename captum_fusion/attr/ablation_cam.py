@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.captum import ForwardFunc, TargetType, eager, logged
+from captum_fusion._engine.captum import TargetType, eager, logged
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import ForwardPass
 from captum_fusion._engine.guards import check_layer
 from captum_fusion._engine.masking import Perturbation, masked_scorer
 from captum_fusion._engine.saliency import layer_attributions
 from captum_fusion.functional import ablation_weights, weighted
+from captum_fusion.functional._numerics import broadcast_to
 
 
 @fill_docstring
@@ -50,9 +51,6 @@ class LayerAblationCam(LayerAttribution, PerturbationAttribution):
         >>> ablation_cam.attribute(torch.rand(1, 3, 32, 32), target=281).shape
         torch.Size([1, 1, 8, 8])
     """
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func, layer, device_ids)
 
     @logged
     def attribute(
@@ -119,7 +117,7 @@ class _ChannelAblation(Perturbation):
         def without_channels(value: Tensor) -> Tensor:
             if len(value) != size:
                 raise ValueError(f"The layer has {len(value)} rows for {size} examples; expected one for each example")
-            mask = ablated.to(value.device).reshape(*ablated.shape, *(1,) * (value.dim() - 2))
+            mask = broadcast_to(ablated.to(value.device), value)
             return torch.cat([value[: len(mask)].masked_fill(mask, 0), value[len(mask) :]])
 
         def ablate(module: Module, *values: Any) -> Any:
@@ -133,15 +131,10 @@ class _ChannelAblation(Perturbation):
             value = values[0 if call.attribute_to_layer_input else -1]
             return (without_channels(value[0]), *value[1:]) if isinstance(value, tuple) else without_channels(value)
 
-        hook = (layer.register_forward_pre_hook if call.attribute_to_layer_input else layer.register_forward_hook)(
-            ablate
-        )
-        try:
-            # Compiled code passes over hooks.
-            with eager():
-                yield
-        finally:
-            hook.remove()
+        register = layer.register_forward_pre_hook if call.attribute_to_layer_input else layer.register_forward_hook
+        # Compiled code skips hooks.
+        with register(ablate), eager():
+            yield
         if runs < self._unmasked.layer_runs:
             raise ValueError(
                 f"The layer ran {runs} times in this thread, but {self._unmasked.layer_runs} times for the unmodified "

@@ -20,7 +20,7 @@ class Concepts(NamedTuple):
     r"""The K concepts of a layer, the largest first: the one with the largest part of the activations."""
 
     maps: Tensor
-    r"""Where each concept is, shape (N, K, \*s), not negative; the highest value of a concept in the batch is 1."""
+    r"""The map of each concept, shape (N, K, \*s), not negative; the highest value of a concept in the batch is 1."""
     vectors: Tensor
     """The activations of each concept where its map is 1, shape (K, C)."""
     scores: Tensor | None
@@ -38,15 +38,15 @@ class LayerFeatureFactorization(LayerAttribution):
 
         \mathrm{ReLU}(A_{pc}) \approx \sum_k H_{pk} W_{kc}
 
-    Pixels of one concept look alike to the layer, whatever the class, also in different images of a batch: give one
-    image for concepts of its own. The head of the model tells which class a concept supports.
+    Pixels of one concept look alike to the layer, whatever their class, also across the images of a batch. Pass one
+    image alone to find its own concepts. The head of the model shows which class a concept supports.
 
     More details can be found in the paper: https://arxiv.org/abs/1806.10206
 
     Args:
         {layer_constructor}
-        head (Callable, optional): What the model computes from the mean of the layer over its pixels, a function of
-            vectors (K, C) that gives scores (K, classes), such as ``model.fc``. Default: None
+        head (Callable, optional): The part of the model after the mean over pixels, a function from vectors (K, C) to
+            scores (K, classes), such as ``model.fc``. Default: None
 
     Examples::
 
@@ -94,14 +94,14 @@ class LayerFeatureFactorization(LayerAttribution):
             {attribute_to_layer_input}
             concepts (int, optional): K, the number of concepts, at least 1. Default: 4
             iterations (int, optional): The number of steps of the factorization, at least 1. Default: 200
-            seed (int, optional): What the start of the factorization follows from; torch's own random state is neither
-                used nor changed. Default: 0
+            seed (int, optional): The seed of the random start; torch's global random state is neither used nor changed.
+                Default: 0
 
         Returns:
             **Concepts**, a named tuple:
 
-            - **maps** (*Tensor*): Where each concept is, (N, K, \*s), not negative, and 1 at its highest value in the
-              batch. Use ``LayerAttribution.interpolate`` to bring them to the input's size.
+            - **maps** (*Tensor*): The map of each concept, (N, K, \*s), not negative, and 1 at its highest value in the
+              batch. Use ``LayerAttribution.interpolate`` to enlarge them to the input's size.
             - **vectors** (*Tensor*): The activations of each concept where its map is 1, (K, C).
             - **scores** (*Tensor* or None): The head's scores of these vectors, (K, classes).
 

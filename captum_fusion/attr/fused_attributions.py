@@ -121,7 +121,9 @@ class FusedAttributions(Attribution):
         )
         with masked_scorer(call, positions=spatial_positions(inputs)) as scorer:
             components = enumerate(self.attribution_methods)
-            maps = scorer.with_own(*(component_maps(scorer, f"attribution_methods[{i}]", m) for i, m in components))
+            maps = scorer.on_same_inputs(
+                *(component_maps(scorer, f"attribution_methods[{i}]", m) for i, m in components)
+            )
             fused = {i: fuse_maps(torch.cat([own[i] for own in maps], dim=1), self.fusion) for i in maps[0]}
             attributions = scorer.as_attributions(fused)
         return cast(TensorOrTupleOfTensorsGeneric, attributions)

@@ -55,9 +55,9 @@ class LayerFusionCam(MaskedCam):
     r"""Computes Fusion-CAM, which fuses a gradient map and a region map of the chosen layer.
 
     Grad-CAM is sharp but noisy; Score-CAM covers the object but is diffuse. Fusion-CAM takes three steps. It denoises
-    the gradient map. It adds both maps, weighted by their contributions to the probability P of the target as masks. It
-    fuses this union with the region map pixel by pixel, depending on how similar the two are. In symbols, for the
-    component maps G and R at the input's size and the contribution c(m) of a map m:
+    the gradient map. It adds both maps, each weighted by its contribution: the gain in the target's probability P when
+    it masks the input. It fuses this union with the region map pixel by pixel, depending on how similar the two are. In
+    symbols, for the component maps G and R at the input's size and the contribution c(m) of a map m:
 
     .. math::
 
@@ -227,8 +227,8 @@ class LayerFusionCam(MaskedCam):
             self, inputs, target, additional_forward_args, attribute_to_layer_input, self.activation, interpolate_mode
         ).masked(baselines, perturbations_per_eval, show_progress, channel_dim)
         with masked_scorer(call) as scorer:
-            # For each input that has a map of its own; the first one's is for all others.
-            gradient, region = scorer.with_own(
+            # Maps by the position of their input; inputs without a map of their own share that of the first one.
+            gradient, region = scorer.on_same_inputs(
                 component_maps(scorer, "gradient_method", self.gradient_method, gradient_kwargs, gradient_attributions),
                 component_maps(
                     scorer, "region_method", self.region_method, region_kwargs, region_attributions, to_map=region_map
@@ -257,14 +257,5 @@ class LayerFusionCam(MaskedCam):
         if not return_stages:
             return result
         first = scorer.positions[0]
-        stages = FusionCamStages(
-            gradient[first],
-            denoised[first],
-            region[first],
-            combined[first],
-            fused[first],
-            gradient_contribution,
-            region_contribution,
-            combined_contribution,
-        )
-        return result, stages
+        maps = (gradient[first], denoised[first], region[first], combined[first], fused[first])
+        return result, FusionCamStages(*maps, gradient_contribution, region_contribution, combined_contribution)

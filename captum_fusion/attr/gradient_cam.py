@@ -5,10 +5,9 @@ from typing import Any
 
 from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
-from torch.nn import Module
 
 from captum_fusion._engine.call import ModelCall
-from captum_fusion._engine.captum import ForwardFunc, TargetType, logged, select_targets
+from captum_fusion._engine.captum import TargetType, logged, select_targets
 from captum_fusion._engine.docstrings import fill_docstring
 from captum_fusion._engine.forward_pass import Differentiation, forward_pass
 from captum_fusion._engine.guards import check_gradients_allowed
@@ -31,9 +30,6 @@ class GradientCam(LayerAttribution, GradientAttribution):
 
     uses_hessian = False
     """Whether ``second_order_gradients`` takes the place of the gradients."""
-
-    def __init__(self, forward_func: ForwardFunc, layer: Module, device_ids: list[int] | None = None) -> None:
-        super().__init__(forward_func, layer, device_ids)
 
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
         r"""Computes the weight of each channel.
@@ -60,7 +56,7 @@ class GradientCam(LayerAttribution, GradientAttribution):
         return weighted(activations, self.channel_weights(gradients, activations))
 
     def second_order_gradients(self, gradients: Tensor, hessian_products: Tensor) -> Tensor:
-        r"""Computes what the channels' weights take as their gradients, if ``uses_hessian``.
+        r"""Computes the gradients that ``channel_weights`` takes if ``uses_hessian`` is set.
 
         Args:
             gradients (Tensor): Gradients of the target's score with respect to the layer, shape (N, C, \*s).
@@ -113,12 +109,11 @@ class GradientCam(LayerAttribution, GradientAttribution):
             check_gradients_allowed(type(self).__name__)
         call = ModelCall.of_layer(self, inputs, target, additional_forward_args, attribute_to_layer_input)
 
-        def explained(output: Tensor) -> Tensor:
-            return self.explained_scores(output, call.targets)
-
-        differentiation = (
-            Differentiation(explained, grad_kwargs, hessian=self.uses_hessian) if self.uses_gradients else None
-        )
+        differentiation = None
+        if self.uses_gradients:
+            differentiation = Differentiation(
+                lambda output: self.explained_scores(output, call.targets), grad_kwargs, hessian=self.uses_hessian
+            )
         with forward_pass(call, differentiation=differentiation, with_graph=True) as unmasked:
             gradients = unmasked.layer_gradients
             if self.uses_hessian:

@@ -121,9 +121,9 @@ class LayerGroupCam(MaskedCam):
         """Computes the gain of each group over the probability of the baseline, (N, groups), not negative."""
         # A constant map is normalized to zeros, which leave the baseline: one more row scores it.
         lowest, highest = torch.aminmax(maps.flatten(2), dim=2)
-        live = lowest < highest
+        varying = lowest < highest
         masked = torch.cat([maps, torch.zeros_like(maps[:, :1])], dim=1)
-        examples, group = torch.cat([live, torch.ones_like(live[:, :1])], dim=1).nonzero(as_tuple=True)
+        examples, group = torch.cat([varying, torch.ones_like(varying[:, :1])], dim=1).nonzero(as_tuple=True)
 
         def masks(rows: Tensor, position: int) -> Tensor:
             return normalize(scorer.upsample(masked[examples[rows], group[rows]].unsqueeze(1), position))
@@ -132,4 +132,4 @@ class LayerGroupCam(MaskedCam):
         scores = row_scores.new_zeros(masked.shape[:2])
         scores[examples, group] = row_scores
         scale = scorer.forward_pass.scale.unsqueeze(1)
-        return relu(contribution(scores[:, :-1], scores[:, -1:], scale)) * live
+        return relu(contribution(scores[:, :-1], scores[:, -1:], scale)) * varying

@@ -15,7 +15,7 @@ from captum_fusion._engine.masking import masked_scorer, spatial_positions
 from captum_fusion.arguments import Activation, check_activation
 from captum_fusion.functional import full_precision, random_masks
 
-# The masks whose sum is formed at a time.
+# The number of masks that are added up at a time.
 _SUMMED = 64
 
 

@@ -138,11 +138,11 @@ class LayerScoreCam(LayerAttribution, PerturbationAttribution):
 
 
 class _ChannelRows:
-    """Inputs masked by channels; examples that differ in their targets at most are one group, masked once for all."""
+    """Inputs masked by channels; examples that differ at most in their targets form a group and share masked rows."""
 
     def __init__(self, method: LayerScoreCam, scorer: MaskedScorer) -> None:
         self._method, self.scorer = method, scorer
-        self.groups = scorer.call.same_but_targets()
+        self.groups = scorer.call.target_groups()
         activations = scorer.forward_pass.layer_value.detach()[self.groups[:, 0]]
         lowest, highest = torch.aminmax(activations.flatten(2), dim=2)
         self.constant = lowest == highest
@@ -151,14 +151,14 @@ class _ChannelRows:
         """A, (groups, C + 1, *s). The last one, all zeros, masks everything, as constant ones do."""
         self.description = f"{method.get_name()} attribution"
 
-    def scores(self, masking: Tensor, live: Tensor, progress: str | ProgressBar | None = None) -> Tensor:
+    def scores(self, row_groups: Tensor, row_channels: Tensor, progress: str | ProgressBar | None = None) -> Tensor:
         """Scores groups masked by some of their channels, (rows, targets)."""
 
         def masks(rows: Tensor, position: int) -> Tensor:
-            maps = self.channels[masking[rows], live[rows]].unsqueeze(1)
+            maps = self.channels[row_groups[rows], row_channels[rows]].unsqueeze(1)
             return normalize(self.scorer.upsample(maps, position))
 
-        return self._mean_scores(self.groups[masking], masks, progress)
+        return self._mean_scores(self.groups[row_groups], masks, progress)
 
     def whole_scores(self) -> Tensor:
         """The scores of the mask of ones, (groups, targets)."""
@@ -186,10 +186,12 @@ class _ChannelRows:
 
 def _channel_scores(rows: _ChannelRows) -> Tensor:
     """s: the score of each channel of each example, (N, C)."""
-    masking, live = torch.cat([~rows.constant, rows.constant.any(dim=1, keepdim=True)], dim=1).nonzero(as_tuple=True)
-    row_scores = rows.scores(masking, live, rows.description)
+    row_groups, row_channels = torch.cat([~rows.constant, rows.constant.any(dim=1, keepdim=True)], dim=1).nonzero(
+        as_tuple=True
+    )
+    row_scores = rows.scores(row_groups, row_channels, rows.description)
     scores = row_scores.new_zeros(*rows.channels.shape[:2], row_scores.shape[1])
-    scores[masking, live] = row_scores
+    scores[row_groups, row_channels] = row_scores
     scores = torch.where(rows.constant.unsqueeze(2), scores[:, -1:], scores[:, :-1])
     of_examples = scores.new_empty(rows.scorer.call.examples, scores.shape[1])
     of_examples[rows.groups] = scores.transpose(1, 2)
@@ -197,7 +199,7 @@ def _channel_scores(rows: _ChannelRows) -> Tensor:
 
 
 def _inferred_weights(rows: _ChannelRows, tolerance: float) -> tuple[Tensor, Tensor]:
-    """w, (N, C), and the estimates of the errors, (N,), from the scores of as few channels as are enough."""
+    """w, (N, C), and the error estimates, (N,), from the scores of as few channels as needed."""
     everyone = torch.arange(len(rows.groups), device=rows.groups.device)
     whole = rows.whole_scores()
     blank = rows.scores(everyone, torch.full_like(everyone, rows.channels.shape[1] - 1))
@@ -210,10 +212,12 @@ def _inferred_weights(rows: _ChannelRows, tolerance: float) -> tuple[Tensor, Ten
     with closing(bar) if bar else nullcontext():
         while unfinished := [group for group in everyone.tolist() if not surrogates[group].done]:
             chosen = [surrogates[group].propose() for group in unfinished]
-            masking = everyone[unfinished].repeat_interleave(torch.tensor([len(each) for each in chosen]).to(everyone))
-            scores = rows.scores(masking, torch.cat(chosen), bar)
+            row_groups = everyone[unfinished].repeat_interleave(
+                torch.tensor([len(each) for each in chosen]).to(everyone)
+            )
+            scores = rows.scores(row_groups, torch.cat(chosen), bar)
             for group, each in zip(unfinished, chosen, strict=True):
-                surrogates[group].observe(each, scores[masking == group, : len(members[group])])
+                surrogates[group].observe(each, scores[row_groups == group, : len(members[group])])
             if bar:
                 bar.set_postfix_str(f"error {max(float(each.errors.max()) for each in surrogates):.2g}")
     weights = torch.cat([each.weights for each in surrogates])

@@ -24,7 +24,7 @@ class LayerShapleyCam(GradientCam):
         w_k &= \mathrm{mean}\left(g_k - \frac{1}{2} (H A)_k\right) \\
         L &= \sum_k w_k A_k
 
-    The paper's utility of a class is its logit and the logarithm of its probability. With the score alone as utility,
+    The paper's utility of a class is its logit plus its log-probability. With the score alone as utility,
     the map is Grad-CAM's wherever the score is a linear function of the layer, as after the last convolution of most
     networks. The Hessian is not built: its product takes one more backward pass.
 
@@ -63,7 +63,7 @@ class LayerShapleyCam(GradientCam):
         if output.dim() < 2:
             raise ValueError(
                 f"forward_func returned an output of shape {tuple(output.shape)}; expected logits with the classes in "
-                "dimension 1. For one score per example give utility='score'."
+                "dimension 1. For one score per example, pass utility='score'."
             )
         return select_targets(rest_scores(output), target)
 

@@ -19,6 +19,7 @@ from captum_fusion.arguments import Activation, InterpolateMode, check_percentil
 from captum_fusion.attr.masked_cam import MaskedCam
 from captum_fusion.attr.score_cam import LayerScoreCam
 from captum_fusion.functional import combine, contribution, contribution_weights, denoised_gradient_map, normalize
+from captum_fusion.functional._numerics import broadcast_to
 
 
 @fill_docstring
@@ -159,7 +160,7 @@ class LayerUnionCam(MaskedCam):
             # c(C) > c(R) beyond rounding: the blank's probability cancels out.
             better = contribution(scorer.scores_of_maps(combined)[:, 0], with_region, scale) > 0
 
-        better = better.reshape(-1, *(1,) * (activations.dim() - 1))
+        better = broadcast_to(better, activations)
         union = {i: torch.where(better, combined[i], own) for i, own in region.items()}
         empty = sum(not any(own[example].any() for own in union.values()) for example in range(call.examples))
         if empty:

@@ -1,8 +1,9 @@
 r"""The equations of the papers as pure tensor functions.
 
 A map is a tensor of shape (N, 1, \*S): N examples, one channel, 1 to 3 spatial axes S. A layer's activations A and
-gradients g have the shape (N, C, \*s). Every function treats each example on its own. It computes and returns float32
-or wider, whatever the precision of its arguments. Symbols are those of Fusion-CAM (https://arxiv.org/abs/2603.05386).
+gradients g have the shape (N, C, \*s). Every function except ``non_negative_factors`` treats each example on its own.
+All compute and return float32 or wider, whatever the precision of their arguments. Symbols are those of Fusion-CAM
+(https://arxiv.org/abs/2603.05386).
 """
 
 from captum_fusion.functional._numerics import as_float, full_precision, rounding

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Differences of up to so many units in the last place are taken for rounding: a network's value is a sum of many terms,
-# and their order, which follows from the batch, changes it by some dozens of units.
+# Differences of up to this many units in the last place count as rounding: a network's value is a sum of many terms,
+# whose order depends on the batch and changes it by a few dozen units.
 _ROUNDING = 100
 
 
@@ -31,12 +31,12 @@ def as_float(values: Tensor) -> Tensor:
     return values if exact else values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def like(values: Tensor, maps: Tensor) -> Tensor:
+def broadcast_to(values: Tensor, maps: Tensor) -> Tensor:
     """Values of shape (N,) or (N, C) that broadcast against maps of shape (N, C, *S)."""
     return values.reshape(*values.shape, *(1,) * (maps.dim() - values.dim()))
 
 
-def or_one(values: Tensor) -> Tensor:
+def nonzero(values: Tensor) -> Tensor:
     """Divisors, with 1 for 0."""
     return torch.where(values == 0, 1, values)
 
@@ -72,8 +72,8 @@ def rounding(values: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     return min(eps * max(10 * scale, _ROUNDING), sqrt(eps)) * values.abs()
 
 
-def quotient(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
-    """The quotient, 0 where the divisor is 0 but for the rounding of a sum whose terms have this total size."""
+def safe_divide(numerator: Tensor, divisor: Tensor, terms: Tensor) -> Tensor:
+    """Divides, with 0 where the divisor is 0 up to the rounding of a sum whose terms have this total size."""
     return numerator / divisor.masked_fill(divisor.detach().abs() <= rounding(terms.detach()), inf)
 
 

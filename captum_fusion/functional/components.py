@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from captum_fusion.functional._numerics import as_float, like, or_one, rounding
+from captum_fusion.functional._numerics import as_float, broadcast_to, nonzero, rounding
 from captum_fusion.functional.maps import weighted
 
 
@@ -36,7 +36,7 @@ def principal_component(channels: Tensor) -> Tensor:
     noise = rounding(values.abs().amax(dim=2, keepdim=True))
     points = torch.where(points.abs().amax(dim=2, keepdim=True) > noise, points, 0)
     # In relation to the largest one, so that no square overflows or vanishes.
-    scale = or_one(points.detach().abs().amax(dim=(1, 2), keepdim=True))
+    scale = nonzero(points.detach().abs().amax(dim=(1, 2), keepdim=True))
     scaled = points / scale
     with torch.no_grad():
         vectors, sizes, _ = torch.linalg.svd(scaled, full_matrices=False)
@@ -48,16 +48,16 @@ def principal_component(channels: Tensor) -> Tensor:
     change = pulled - pulled.detach()
     along = (directions * change).sum(dim=2, keepdim=True)
     gaps = variances[:, :1] - variances
-    within = (directions * torch.where(gaps > 0, along / or_one(gaps), 0)).sum(dim=1, keepdim=True)
-    beyond = (change - (directions * along).sum(dim=1, keepdim=True)) / or_one(variances[:, :1])
+    within = (directions * torch.where(gaps > 0, along / nonzero(gaps), 0)).sum(dim=1, keepdim=True)
+    beyond = (change - (directions * along).sum(dim=1, keepdim=True)) / nonzero(variances[:, :1])
     return weighted(points, (axis + within + beyond).squeeze(1)).reshape(channels.shape)
 
 
 def seg_eigen_maps(gradients: Tensor, activations: Tensor) -> Tensor:
     r"""Seg-Eigen-CAM (https://doi.org/10.3390/app15137562): each channel's share of its principal component.
 
-    It is that of ``principal_component`` for the activations times the absolute gradients, of the sign by which its
-    largest absolute value is positive.
+    The component is that of ``principal_component`` for the activations times the absolute gradients. Its sign makes
+    its largest absolute value positive.
 
     Args:
         gradients (Tensor): g, shape (N, C, \*s).
@@ -73,7 +73,7 @@ def seg_eigen_maps(gradients: Tensor, activations: Tensor) -> Tensor:
     """
     channels = principal_component(as_float(gradients).abs() * as_float(activations))
     lowest, highest = torch.aminmax(channels.detach().sum(dim=1).flatten(1), dim=1)
-    return channels * like(torch.where(-lowest > highest, -1, 1), channels)
+    return channels * broadcast_to(torch.where(-lowest > highest, -1, 1), channels)
 
 
 def fem_maps(activations: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def fem_maps(activations: Tensor) -> Tensor:
         activations (Tensor): A, shape (N, C, \*s).
 
     Returns:
-        *Tensor* of shape (N, C, \*s). Zeros in channels that are constant, or are so but for rounding.
+        *Tensor* of shape (N, C, \*s). Zeros in channels that are constant up to rounding.
 
     Examples::
 
@@ -121,7 +121,7 @@ def kernel_principal_component(channels: Tensor) -> Tensor:
         channels (Tensor): A, shape (N, C, \*s). The kernel's matrix takes the square of the number of pixels.
 
     Returns:
-        *Tensor* of shape (N, 1, \*s). Zeros where every channel is constant, or is so but for rounding.
+        *Tensor* of shape (N, 1, \*s). Zeros if every channel is constant up to rounding.
 
     Examples::
 
@@ -144,7 +144,7 @@ def kernel_principal_component(channels: Tensor) -> Tensor:
     # As in principal_component: the axis is known without a graph, and what is added is 0 with the derivative of it.
     pulled = kernel @ axis
     along = vectors.mT @ (pulled - pulled.detach())
-    axis = axis + vectors @ torch.where(gaps > 0, 1 / or_one(gaps), 0).unsqueeze(2).mul(along)
+    axis = axis + vectors @ torch.where(gaps > 0, 1 / nonzero(gaps), 0).unsqueeze(2).mul(along)
     size = torch.where(varies, axis.detach().mT @ pulled, 0)
     component = torch.where(varies, axis * torch.where(varies, size, 1).sqrt(), 0)
     return component.mT.to(values).reshape(len(values), 1, *channels.shape[2:])
@@ -166,7 +166,7 @@ def non_negative_factors(values: Tensor, count: int, iterations: int = 200, seed
         values (Tensor): V, not negative, shape (P, C).
         count (int): K, the number of factors, at least 1.
         iterations (int, optional): The number of steps. Default: 200
-        seed (int, optional): What the start follows from; torch's own random state is neither used nor changed.
+        seed (int, optional): The seed of the random start; torch's global random state is neither used nor changed.
             Default: 0
 
     Returns:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 from captum_fusion.arguments import Weighting
-from captum_fusion.functional._numerics import as_float, like, quotient, rounding
+from captum_fusion.functional._numerics import as_float, broadcast_to, rounding, safe_divide
 from captum_fusion.functional.maps import normalize, percentile_threshold, weighted, weighted_sum
 
 MapFusion = Literal["mean", "maximum", "product"]
@@ -30,8 +30,8 @@ def contribution(masked: Tensor, baseline: Tensor, scale: Tensor | float = 1.0) 
             ``rounding``. Default: 1.0
 
     Returns:
-        *Tensor* of shape (N,), negative if the map lowers the probability. A difference within ``rounding`` is 0,
-        because weights are quotients of contributions.
+        *Tensor* of shape (N,), negative if the map lowers the probability. A difference within ``rounding`` is 0, so
+        that rounding decides no weight and no choice between maps.
 
     Examples::
 
@@ -116,7 +116,7 @@ def combine(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: 
         >>> combine(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 1.0]]]), *weights)
         tensor([[[0.0000, 1.0000, 0.3333]]])
     """
-    return normalize(like(first_weight, first) * first + like(second_weight, second) * second)
+    return normalize(broadcast_to(first_weight, first) * first + broadcast_to(second_weight, second) * second)
 
 
 def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ def fuse(first: Tensor, second: Tensor, first_weight: Tensor, second_weight: Ten
         >>> fuse(torch.tensor([[[0.0, 1.0, 0.5]]]), torch.tensor([[[0.0, 0.0, 0.5]]]), torch.ones(1), torch.ones(1))
         tensor([[[0., 1., 1.]]])
     """
-    a = like(first_weight, first) * first
-    b = like(second_weight, second) * second
+    a = broadcast_to(first_weight, first) * first
+    b = broadcast_to(second_weight, second) * second
     similarity = (1 - (a - b).abs()).clamp(0, 1)
     return normalize(similarity * torch.maximum(a, b) + (1 - similarity) * (a + b) / 2)
 
@@ -207,9 +207,9 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
     """
     gradients = as_float(gradients)
     threshold = percentile_threshold(gradients.flatten(0, 1).unsqueeze(1), percentile).reshape(gradients.shape[:2])
-    kept = relu(torch.where(gradients >= like(threshold, gradients), gradients, 0))
-    totals = like(kept.flatten(2).sum(dim=2), kept)
-    return weighted_sum(activations, quotient(kept, totals, totals))
+    kept = relu(torch.where(gradients >= broadcast_to(threshold, gradients), gradients, 0))
+    totals = broadcast_to(kept.flatten(2).sum(dim=2), kept)
+    return weighted_sum(activations, safe_divide(kept, totals, totals))
 
 
 def sess_map(maps: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion.functional._numerics import as_float, full_precision, or_one, quotient
+from captum_fusion.functional._numerics import as_float, full_precision, nonzero, safe_divide
 from captum_fusion.functional.maps import normalize, upsample, weighted_sum
 
 
@@ -60,7 +60,7 @@ def grad_cam_plus_plus_weights(gradients: Tensor, activations: Tensor) -> Tensor
     gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
     divisor = 2 + activations.sum(dim=2, keepdim=True) * gradients
     terms = 2 + activations.abs().sum(dim=2, keepdim=True) * gradients.abs()
-    return quotient(relu(gradients), divisor, terms).sum(dim=2)
+    return safe_divide(relu(gradients), divisor, terms).sum(dim=2)
 
 
 def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def x_grad_cam_weights(gradients: Tensor, activations: Tensor) -> Tensor:
     """
     gradients, activations = as_float(gradients).flatten(2), as_float(activations).flatten(2)
     terms = torch.linalg.vector_norm(activations.detach(), ord=1, dim=2)
-    return quotient((gradients * activations).sum(dim=2), activations.sum(dim=2), terms)
+    return safe_divide((gradients * activations).sum(dim=2), activations.sum(dim=2), terms)
 
 
 def layer_cam_weights(gradients: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def element_wise_weights(gradients: Tensor, activations: Tensor) -> Tensor:
 def finer_scores(scores: Tensor, others: Tensor, strength: float, references: int) -> Tensor:
     r"""Computes the score that Finer-CAM (https://arxiv.org/abs/2501.11309) explains.
 
-    It is the target's score minus the weighted mean of the closest other scores. In symbols, for the closest scores
+    It is the target's score minus gamma times the mean of the closest other scores. In symbols, for the closest scores
     y_d:
 
     .. math::
@@ -167,7 +167,7 @@ def finer_scores(scores: Tensor, others: Tensor, strength: float, references: in
 
 
 def rest_scores(scores: Tensor) -> Tensor:
-    r"""The ReST utility (https://arxiv.org/abs/2501.06261): each class's logit and the logarithm of its probability.
+    r"""The ReST utility (https://arxiv.org/abs/2501.06261): each class's logit plus its log-probability.
 
     In symbols, for the logits y:
 
@@ -282,7 +282,7 @@ def implicit_bias(
     Args:
         mean (Tensor): Shape (C,).
         variance (Tensor): Shape (C,).
-        eps (float): What is added to the variance.
+        eps (float): The constant that is added to the variance.
         weight (Tensor, optional): w, shape (C,). Default: None, which means 1
         bias (Tensor, optional): b, shape (C,). Default: None, which means 0
 
@@ -303,8 +303,8 @@ def le_grad_map(gradients: Tensor, values: Tensor) -> Tensor:
     r"""The map of one attention in LeGrad (https://arxiv.org/abs/2404.03214).
 
     An attention returns o_i, the mean of the values v_j weighted by its probabilities, in each of its heads. The
-    gradient of a score by a probability is therefore the inner product of a value and the gradient of the score by o_i.
-    In symbols, for these gradients g:
+    gradient of a score with respect to a probability is therefore the inner product of a value and the gradient of the
+    score with respect to o_i. In symbols, for these gradients g:
 
     .. math::
 
@@ -356,5 +356,5 @@ def winsorized_weights(importances: Tensor, percentile: float) -> Tensor:
     highest = positive.nanquantile(percentile / 100, dim=1, keepdim=True)
     clipped = torch.minimum(positive, highest)
     lowest = positive.nan_to_num(inf).amin(dim=1, keepdim=True)
-    scaled = 0.1 + 0.9 * (clipped - lowest) / or_one(highest - lowest)
+    scaled = 0.1 + 0.9 * (clipped - lowest) / nonzero(highest - lowest)
     return torch.where(highest > lowest, scaled, clipped.sign()).nan_to_num(0)

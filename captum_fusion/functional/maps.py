@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from captum_fusion.arguments import InterpolateMode
-from captum_fusion.functional._numerics import as_float, full_precision, like, rounding
+from captum_fusion.functional._numerics import as_float, broadcast_to, full_precision, rounding
 
 _LINEAR_MODE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -40,9 +40,10 @@ def normalize(maps: Tensor) -> Tensor:
     # Halved, so that the span of the largest finite values is finite too.
     span = highest / 2 - lowest / 2
     noise = rounding(torch.maximum(lowest.abs(), highest.abs()) / 2)
-    # No difference, since -0 less 0 is -0. Masks are made by this: two operations on whole maps, not four.
-    shifted = torch.add(like(0 - lowest / 2, maps), maps, alpha=0.5)
-    return shifted / like(span.masked_fill(~(span > noise), inf), maps)
+    # A sum instead of a difference, because -0 minus 0 is -0. Every mask is computed here, so whole maps take two
+    # operations instead of four.
+    shifted = torch.add(broadcast_to(0 - lowest / 2, maps), maps, alpha=0.5)
+    return shifted / broadcast_to(span.masked_fill(~(span > noise), inf), maps)
 
 
 def upsample(maps: Tensor, size: tuple[int, ...], mode: InterpolateMode = "bilinear") -> Tensor:
@@ -112,7 +113,7 @@ def denoise(maps: Tensor, percentile: float) -> Tensor:
         >>> denoise(torch.tensor([[[0.2, 0.4, 0.6, 1.0]]]), 50.0)
         tensor([[[0.0000, 0.0000, 0.6000, 1.0000]]])
     """
-    threshold = like(percentile_threshold(maps, percentile), maps)
+    threshold = broadcast_to(percentile_threshold(maps, percentile), maps)
     return normalize(torch.where(maps >= threshold, maps, 0))
 
 
@@ -155,7 +156,7 @@ def weighted(activations: Tensor, weights: Tensor) -> Tensor:
                  [ 3.,  4.]]])
     """
     # 0 is added since 0 by a negative weight is -0.
-    return like(as_float(weights), activations) * as_float(activations) + 0
+    return broadcast_to(as_float(weights), activations) * as_float(activations) + 0
 
 
 def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu
 
-from captum_fusion.functional._numerics import as_float, full_precision, like, or_one
+from captum_fusion.functional._numerics import as_float, broadcast_to, full_precision, nonzero
 
-# How exactly the equations of imputed pixels are solved, in relation to what they begin with.
-_IMPUTED = 1e-5
+# The residual, relative to the first one, at which the equations of imputed pixels count as solved.
+_RESIDUAL = 1e-5
 
 
 def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def ablation_weights(scores: Tensor, ablated_scores: Tensor) -> Tensor:
                 [ 0.2500,  0.0000]])
     """
     scores, ablated_scores = as_float(scores).unsqueeze(1), as_float(ablated_scores)
-    return (scores - ablated_scores) / or_one(scores.abs())
+    return (scores - ablated_scores) / nonzero(scores.abs())
 
 
 def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
@@ -61,7 +61,7 @@ def integration_masks(masks: Tensor, steps: Tensor, count: int) -> Tensor:
                 [[0.0000, 1.0000]]])
     """
     masks = as_float(masks)
-    return like((steps + 1).to(masks) / count, masks) * masks
+    return broadcast_to((steps + 1).to(masks) / count, masks) * masks
 
 
 def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -121,29 +121,29 @@ def impute(inputs: Tensor, kept: Tensor) -> Tensor:
     """
     inputs = as_float(inputs)
     known = torch.where(kept, inputs, 0)
-    count = or_one(_neighbours(torch.ones_like(inputs[:1, :1])))
+    count = nonzero(_neighbours(torch.ones_like(inputs[:1, :1])))
 
-    def residual(values: Tensor) -> Tensor:
+    def apply_matrix(values: Tensor) -> Tensor:
         """Applies the matrix of the removed pixels' equations, which is symmetric and positive definite."""
         return torch.where(kept, 0, count * values - _neighbours(values))
 
-    # By conjugate gradients, each scaled by the number of neighbours, for every channel on its own.
-    found = torch.zeros_like(inputs)
-    missing = torch.where(kept, 0, _neighbours(known))
-    enough = _IMPUTED**2 * missing.flatten(2).square().sum(dim=2)
-    scaled = missing / count
-    direction, size = scaled, (missing * scaled).flatten(2).sum(dim=2)
+    # Conjugate gradients, preconditioned by the number of neighbours, for each channel by itself.
+    solution = torch.zeros_like(inputs)
+    residual = torch.where(kept, 0, _neighbours(known))
+    enough = _RESIDUAL**2 * residual.flatten(2).square().sum(dim=2)
+    preconditioned = residual / count
+    direction, size = preconditioned, (residual * preconditioned).flatten(2).sum(dim=2)
     for _ in range(inputs.shape[2:].numel()):
-        unsolved = missing.flatten(2).square().sum(dim=2) > enough
+        unsolved = residual.flatten(2).square().sum(dim=2) > enough
         if not unsolved.any():
             break
-        moved = residual(direction)
-        step = like(unsolved * size / or_one((direction * moved).flatten(2).sum(dim=2)), inputs)
-        found, missing = found + step * direction, missing - step * moved
-        scaled = missing / count
-        last, size = size, (missing * scaled).flatten(2).sum(dim=2)
-        direction = scaled + like(size / or_one(last), inputs) * direction
-    return torch.where(kept, inputs, found)
+        product = apply_matrix(direction)
+        step = broadcast_to(unsolved * size / nonzero((direction * product).flatten(2).sum(dim=2)), inputs)
+        solution, residual = solution + step * direction, residual - step * product
+        preconditioned = residual / count
+        last, size = size, (residual * preconditioned).flatten(2).sum(dim=2)
+        direction = preconditioned + broadcast_to(size / nonzero(last), inputs) * direction
+    return torch.where(kept, inputs, solution)
 
 
 def _neighbours(values: Tensor) -> Tensor:

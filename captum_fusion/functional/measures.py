@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from captum_fusion.functional._numerics import as_float, or_one
+from captum_fusion.functional._numerics import as_float, nonzero
 from captum_fusion.functional.maps import normalize
 
 
@@ -27,7 +27,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     first, second = (normalize(part.unsqueeze(1)).squeeze(1) for part in (first, second))
     first, second = (part - part.mean(dim=1, keepdim=True) for part in (first, second))
     norms = (first.square().sum(dim=1) * second.square().sum(dim=1)).sqrt()
-    found = (first * second).sum(dim=1) / or_one(norms)
+    found = (first * second).sum(dim=1) / nonzero(norms)
     return found.clamp(-1, 1).masked_fill(same, 1)
 
 

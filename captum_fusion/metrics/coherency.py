@@ -34,10 +34,8 @@ def complexity(
     More details can be found in the paper: https://arxiv.org/abs/2104.10252
 
     Args:
-        attributions (Tensor): Attributions of any method, (N, C, \*s) at the input's or at a layer's resolution, see
-            ``saliency_map``.
-        size (tuple[int, ...], optional): The spatial shape S of the image. Default: None, which means the spatial shape
-            of the attributions
+        {map_attributions}
+        {map_size}
         {sign}
         {attributions_channel_dim}
 

@@ -13,6 +13,7 @@ from captum_fusion._engine.guards import check_replace
 from captum_fusion._engine.masking import Masking, Replace, Replacement, masked_scorer
 from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
+from captum_fusion.functional._numerics import broadcast_to
 
 # The kernel size and sigma of the code released with RISE, in pixels.
 _BLUR = (11, 5.0)
@@ -201,7 +202,7 @@ def curve_of(
 
     def masks(rows: Tensor, position: int) -> Tensor:
         ranked = ranked_maps[position][examples[rows]]
-        changed = ranked < _pixels(step[rows], steps, ranked[0].numel()).reshape(-1, *(1,) * (ranked.dim() - 1))
+        changed = ranked < broadcast_to(_pixels(step[rows], steps, ranked[0].numel()), ranked)
         return (changed if restores else ~changed) | left[position][examples[rows]]
 
     removal = Replacement(call, positions, masks, replace) if replace else Masking(call, positions, masks)

@@ -14,6 +14,7 @@ from captum_fusion._engine.masking import Masks, Perturbation, Replace, Replacem
 from captum_fusion._engine.saliency import ranks, saliency_maps
 from captum_fusion.arguments import Activation, Sign
 from captum_fusion.functional import impute
+from captum_fusion.functional._numerics import broadcast_to
 
 Order = Literal["combined", "most", "least"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -70,7 +71,7 @@ def road(
         {sign}
         {progress_arguments}
         {replace}
-            Default: None, which means noisy linear imputation; ``noise`` and ``seed`` are its alone
+            Default: None, which means noisy linear imputation; ``noise`` and ``seed`` apply to it alone
         {channel_dim}
 
     Returns:
@@ -138,7 +139,7 @@ def road_of(
     def masks(rows: Tensor, position: int) -> Tensor:
         ranked, which = ranked_maps[position][examples[rows]], removal[rows]
         pixels = ranked[0].numel()
-        removed = (shares[which] * pixels + 1e-6).long().reshape(-1, *(1,) * (ranked.dim() - 1))
+        removed = broadcast_to((shares[which] * pixels + 1e-6).long(), ranked)
         kept = torch.where(least[which].reshape(removed.shape), ranked < pixels - removed, ranked >= removed)
         return kept | left[position][examples[rows]]
 

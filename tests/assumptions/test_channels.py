@@ -70,6 +70,32 @@ def test_sequences_of_features_are_told_from_channels(features: int, refused: bo
         method.attribute(x, target=1, channel_dim=-1)
 
 
+@pytest.mark.parametrize("bands", [2, 4, 12])
+def test_bands_after_rows_and_columns_are_refused_where_the_layer_is_longer(bands: int) -> None:
+    convolution, head = nn.Conv2d(bands, 4, 3, stride=2, padding=1), nn.Linear(4, 3)
+    method = LayerScoreCam(lambda x: head(convolution(x.movedim(-1, 1)).mean((2, 3))), convolution)
+    with pytest.raises(ValueError, match="channel_dim=-1"):
+        method.attribute(torch.rand(1, 32, 32, bands), target=1)
+
+
+def test_a_channels_last_layer_is_warned_of_without_a_view() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.norm, self.head = nn.Conv2d(3, 12, 4, stride=4), nn.LayerNorm(12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.norm(self.cut(x).movedim(1, -1)).tanh().mean((1, 2)))
+            return scores
+
+    model, x = Rows().eval(), torch.rand(1, 3, 32, 24)
+    with pytest.warns(UserWarning, match="looks like a channels-last map"):
+        LayerScoreCam(model, model.norm).attribute(x, target=1)
+    LayerScoreCam(model, model.cut).attribute(x, target=1)
+    with spatial_view(model.norm) as view:
+        LayerScoreCam(model, view).attribute(x, target=1)
+
+
 LAYOUTS = [(nn.Conv1d, (12,), -1), (nn.Conv2d, (8, 10), 3), (nn.Conv2d, (8, 10), -1), (nn.Conv3d, (6, 8, 10), 2)]
 
 

@@ -4,10 +4,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from captum_fusion import (
@@ -80,19 +82,26 @@ def test_scores_without_a_graph() -> None:
         LayerGradCamPlusPlus(lambda x: net(x).detach(), net[1]).attribute(torch.rand(1, 3, 8, 8), target=1)
 
 
-@pytest.mark.parametrize("kind", [dict, list])
+@pytest.mark.parametrize("kind", [dict, list, np.array, tuple])
 def test_rows_in_a_container(kind: Any) -> None:
     """They are not repeated, so that one example would be masked with the other one's."""
     net, factors = cnn(), torch.tensor([1.0, 3.0])
-    further = {"factor": factors} if kind is dict else [factors]
+    further = {dict: {"factor": factors}, list: [factors], tuple: ("1", "3")}.get(kind, factors.numpy())
 
     def forward(x: Tensor, further: Any) -> Tensor:
-        return net(x * further["factor" if kind is dict else 0].reshape(-1, 1, 1, 1))
+        rows = further["factor"] if kind is dict else further[0] if kind is list else further
+        return net(x * torch.tensor([float(value) for value in rows]).reshape(-1, 1, 1, 1))
 
+    method = LayerScoreCam(forward, net[1])
     with pytest.raises(ValueError, match="expected each tensor as an argument of its own"):
-        LayerScoreCam(forward, net[1]).attribute(
-            torch.rand(2, 3, 16, 16), 1, additional_forward_args=(further,), perturbations_per_eval=1
-        )
+        method.attribute(torch.rand(2, 3, 16, 16), 1, additional_forward_args=(further,), perturbations_per_eval=1)
+
+
+def test_a_tuple_of_numbers_is_shared_by_as_many_examples() -> None:
+    net = cnn()
+    LayerScoreCam(lambda x, size: net(interpolate(x, size)), net[1]).attribute(
+        torch.rand(2, 3, 8, 8), 1, additional_forward_args=((8, 8),)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])

@@ -38,6 +38,32 @@ def test_probabilities_are_told_to_use_no_activation() -> None:
     insertion(net, x, maps, target=1, steps=2, activation=None)
 
 
+def test_any_activation_of_probabilities_is_warned_of_however_few_they_are() -> None:
+    """A softmax or sigmoid is seen when it is computed; logits in [0, 1] and log-probabilities are none."""
+    x = torch.rand(1, 3, 8, 8)
+    maps = torch.rand(1, 1, 8, 8)
+
+    def labels(x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0].mean((1, 2)), x[:, 1].mean((1, 2))], dim=1)
+
+    def probability(x: Tensor) -> Tensor:
+        return labels(x).sigmoid()[:, 0]
+
+    for forward_func, target, activation in (
+        (probability, None, "sigmoid"),
+        (lambda x: labels(x).sigmoid(), 1, "sigmoid"),
+        (lambda x: labels(x).sigmoid(), 1, "softmax"),
+        (lambda x: labels(x).repeat(1, 4), 1, "sigmoid"),
+    ):
+        options: dict[str, Any] = {"target": target, "steps": 2}
+        with pytest.warns(UserWarning, match=f"the {activation} is applied to them. Pass activation=None"):
+            insertion(forward_func, x, maps, activation=activation, **options)
+        insertion(forward_func, x, maps, activation=None, **options)
+    insertion(labels, x, maps, target=1, steps=2, activation="sigmoid")
+    insertion(lambda x: labels(x).log_softmax(1), x, maps, target=1, steps=2)
+    insertion(lambda x: labels(x).sigmoid() * 3, x, maps, target=1, steps=2)
+
+
 @pytest.mark.parametrize(
     ("size", "shape", "known"),
     [

@@ -280,6 +280,12 @@ def test_scores_that_depend_on_the_batch_or_on_chance(
         run(subject, net, net.features, images[:examples], target=1)
 
 
+def test_small_probabilities_that_depend_on_the_batch(images: Tensor) -> None:
+    net = BatchNormOfTheBatch().eval().to(images.device)
+    with pytest.warns(UserWarning, match="in a batch with masked inputs"):
+        insertion(lambda x: net(x) - 9 * x.new_tensor([0.0, 1.0, 0.0]), images, torch.rand(3, 1, 12, 10), target=1)
+
+
 @pytest.mark.parametrize("subject", [*AT_INPUT_SIZE, insertion, deletion])
 def test_a_softmax_that_saturates(subject: Any, net: SmallNet, images: Tensor) -> None:
     """The unmasked input, the blank and every mask score the same 0 or 1, so that the map says nothing."""

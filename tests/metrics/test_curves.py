@@ -62,6 +62,25 @@ def test_equals_the_straight_line_computation(metric: Any, steps: int, net: Smal
         assert area[example].item() == pytest.approx(torch.trapezoid(torch.tensor(values), fractions).item(), abs=1e-5)
 
 
+def test_a_large_value_ties_no_others() -> None:
+    """Of a linear score, each pixel's share is known. A heavy tail or a hot pixel makes the other steps small."""
+    half_normal = torch.randn(1, 1, 160, 160).abs()
+    for weights in (half_normal.index_fill(3, torch.tensor([5]), 1e4), (2.5 * torch.randn(1, 1, 160, 160)).exp()):
+        shares = (weights.double() / weights.double().sum()).float()
+        area, fractions, scores = deletion(
+            lambda x, shares=shares: (x * shares).sum((1, 2, 3)),
+            torch.ones(1, 1, 160, 160),
+            weights,
+            steps=10,
+            activation=None,
+            return_curve=True,
+        )
+        ordered = shares.flatten().double().sort(descending=True).values.cumsum(0)
+        left = [1.0, *(1 - ordered[step * 2560 - 1].item() for step in range(1, 11))]
+        np.testing.assert_allclose(scores[0], left, atol=1e-4)
+        assert area.item() == pytest.approx(float(torch.trapezoid(torch.tensor(left), fractions)), abs=1e-4)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("metric", [insertion, deletion])
 def test_end_points_in_one_to_three_dimensions(metric: Any, axes: int) -> None:
