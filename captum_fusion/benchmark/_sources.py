@@ -244,12 +244,7 @@ def _coco(file: Path) -> Source:
         if size != [None, None] and not _are_numbers(size):
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
         pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
-    # Those of pictures whose sides are 1 are scaled with these.
-    sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
-    if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
-        raise ValueError(
-            "Each bbox is in the first two pixels of its image; expected pixels, not shares of the image"
-        )
+    _check_boxes(pictures)
     if missing and not pictures:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)
@@ -264,7 +259,6 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     if not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0:
         raise ValueError(f"its bbox is {box!r}; expected x, y, width and height")
     x, y, width, height = box
-    corners = (x, y, x + width, y + height)
     outline = None
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
@@ -282,18 +276,41 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError(f"its polygon is {str(polygon)[:60]}; expected x and y of at least three corners")
         outline = Outline(polygons=shape)
-        xs, ys = ([side for polygon in shape for side in polygon[axis::2]] for axis in (0, 1))
-        reach = (min(xs), min(ys), max(xs), max(ys))
-        overlap = min(min(corners[end], reach[end]) - max(corners[end - 2], reach[end - 2]) for end in (2, 3))
-        # A box may be larger than its outline, as that of a partly hidden object, but not with the outline's corners.
-        as_corners = all(abs(side - own) <= ROUNDED for side, own in zip(box, reach, strict=True))
-        twice = width * height > 2 * (reach[2] - reach[0] + ROUNDED) * (reach[3] - reach[1] + ROUNDED)
-        if width and height and (overlap < -ROUNDED or (as_corners and twice)):
-            raise ValueError(
-                f"its bbox is {box}, but its polygons reach from {reach[0]:g}, {reach[1]:g} to {reach[2]:g}, "
-                f"{reach[3]:g}; expected x, y, width and height in the pixels of the polygons"
-            )
-    return Instance(labels[annotation["category_id"]], corners, outline, bool(annotation.get("iscrowd")))
+    return Instance(
+        labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
+    )
+
+
+def _check_boxes(pictures: Sequence[Picture]) -> None:
+    """Refuses boxes that are no x, y, width and height in pixels, by their polygons if they have some."""
+    # Boxes in shares of a picture whose sides are 1 are scaled with these.
+    sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
+    if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
+        raise ValueError("Each bbox is in the first two pixels of its image; expected pixels, not shares of the image")
+    outlined = 0
+    corners = []
+    for picture in pictures:
+        for thing in picture.instances or ():
+            x1, y1, x2, y2 = thing.box
+            # Boxes that only hold a place are empty.
+            if not (thing.outline and thing.outline.polygons and x1 < x2 and y1 < y2):
+                continue
+            outlined += 1
+            xs, ys = ([side for polygon in thing.outline.polygons for side in polygon[axis::2]] for axis in (0, 1))
+            start, end = (min(xs), min(ys)), (max(xs), max(ys))
+            text = f"bbox of {picture.name} is {x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
+            text += f", and its polygons reach from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g}"
+            if max(start[0] - x2, start[1] - y2, x1 - end[0], y1 - end[1]) > ROUNDED:
+                raise ValueError(f"A {text}; expected both in the pixels of the image")
+            if _are_close((x1, y1, x2 - x1, y2 - y1), (*start, *end)) and not _are_close((x2, y2), end):
+                corners.append(text)
+    # One box may be larger than its outline by just these pixels, as that of a partly hidden object.
+    if 2 * len(corners) > outlined:
+        raise ValueError(f"A {corners[0]}, as in {len(corners)} of {outlined}; expected x, y, width and height")
+
+
+def _are_close(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(abs(a - b) <= ROUNDED for a, b in zip(first, second, strict=True))
 
 
 def _size(sides: Sequence[Any]) -> Size | None:

@@ -141,23 +141,29 @@ def test_repeated_ids_and_files_are_refused(content: dict[str, Any], tmp_path: P
 
 def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     square = [[104, 54, 140, 54, 140, 90], [110, 60, 110, 94, 104, 94]]
-    reach = "its polygons reach from 104, 54 to 140, 94; expected x, y, width and height in the pixels of"
+    reach = "and its polygons reach from 104, 54 to 140, 94; expected both in the pixels of the image"
     for box, message in (
         ([140, 94, -36, -40], r"The annotation 77: its bbox is \[140, 94, -36, -40\]; expected x, y, width and height"),
-        ([104.4, 54, 140, 94], rf"bbox is \[104.4, 54, 140, 94\], but {reach}"),
-        ([10, 5, 14, 4], reach),
+        (
+            [104.4, 54, 140, 94],
+            r"A bbox of a.jpg is 104.4, 54, 140, 94, and .* to 140, 94, as in 1 of 1; expected x, y",
+        ),
+        ([10, 5, 14, 4], f"A bbox of a.jpg is 10, 5, 14, 4, {reach}"),
         ([0.35, 0.22, 0.12, 0.17], reach),
     ):
-        content["annotations"] = [annotation(3, 47, box, segmentation=square)]
+        others = [annotation(7, 48, [30, 40, 90, 150]), annotation(7, 48, [30, 40, 90, 150])]
+        content["annotations"] = [annotation(3, 47, box, segmentation=square), *others]
         with pytest.raises(ValueError, match=message):
             find_pictures(write(tmp_path, content))
-    # Rounded, of a partly hidden object, of its visible part, from elsewhere, without a box, and in the image's corner.
+    # Rounded, of a partly hidden object, of its visible part, from elsewhere, and without a box.
     for box in ([103, 53, 38, 42], [60, 30, 200, 150], [110, 60, 20, 20], [90, 70, 40, 40], [0, 0, 0, 0]):
         content["annotations"] = [annotation(3, 47, box, segmentation=square)]
         find_pictures(write(tmp_path, content))
-    for box, corner in (([1, 2, 36, 40], [1, 2, 37, 2, 37, 42]), ([0, 0, 3, 3], [0, 0, 1, 0, 1, 1])):
-        content["annotations"] = [annotation(3, 47, box, segmentation=[corner])]
-        find_pictures(write(tmp_path, content))
+    # In the corner of the image, and one larger box among others.
+    content["annotations"] = [annotation(3, 47, [1, 2, 36, 40], segmentation=[[1, 2, 37, 2, 37, 42]])]
+    find_pictures(write(tmp_path, content))
+    content["annotations"] = [annotation(3, 47, [104, 54, side, 94], segmentation=square) for side in (36, 140)]
+    find_pictures(write(tmp_path, content))
 
 
 def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
