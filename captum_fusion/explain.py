@@ -36,8 +36,8 @@ def explain(
             photographs of a cup of espresso and of a cat, one above the other
         model (str or Module, optional): A torchvision classifier such as "resnet50"; "timm:NAME"; "hf:NAME" or
             "hf:FOLDER" for an image classifier of Hugging Face; "package.module:callable" for a callable that returns a
-            model; or a model object, which stays on its device. Default: None, which means the EfficientNet-Lite0 of
-            the demo extra with its ImageNet weights
+            model; or a model object, which stays on its device. A model of timm brings its preprocessing. Default:
+            None, which means the EfficientNet-Lite0 of the demo extra with its ImageNet weights
         target (int or str, optional): The class to explain: an index, a category name or an ImageNet WordNet id.
             Default: None, which means the predicted class
         methods (list[str], optional): Names of methods, such as "grad-cam", "fusion-cam:raw" or

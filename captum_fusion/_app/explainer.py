@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -17,6 +18,7 @@ from captum_fusion._app.explanation import Curve, Curves, Explanation, Predictio
 from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_photograph, sample_photograph
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
+from captum_fusion._app.models.classifier import Classifier
 from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import autocast, find_device, load_classifier, return_scores
 from captum_fusion._app.options import DEFAULT_WEIGHTING, ModelOptions, Precision
@@ -95,8 +97,7 @@ class Explainer:
             raise PictureError(f"{photograph.name} cannot be explained: {error}") from error
         inputs = classifier.preprocessing.normalize(pixels).to(self.device)
         with self.in_turn():
-            # Two rows, so that a model that returns one row for any batch is found.
-            scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
+            probabilities = _probabilities(classifier, inputs)
             feature_map = choose_layer(classifier.model, inputs, self._layer, self._grid)
         notes = [f"{photograph.name}: {photograph.note}"] if photograph.note else []
         if self.precision != "float32":
@@ -109,7 +110,7 @@ class Explainer:
             layer=feature_map.name,
             feature_map=feature_map,
             categories=classifier.categories,
-            probabilities=classifier.probabilities(scores)[0].cpu(),
+            probabilities=probabilities,
             pixels=pixels,
             frame=classifier.preprocessing.frame(*photograph.image.size),
             notes=tuple(notes),
@@ -156,8 +157,9 @@ class Explainer:
 class ClassifiedImage:
     """An image with the prediction of a model, ready to be explained, as ``Explainer.open`` returns it.
 
-    Maps and shared attributions are cached: another percentile or weighting reuses the same attributions. To get each
-    map as soon as it is ready, call ``explain`` for one method at a time.
+    Maps and shared attributions are cached: another percentile or weighting reuses the same attributions. Other weights
+    of the model clear the cache, unless they were written through ``.data``, which leaves no trace: then open the image
+    again. To get each map as soon as it is ready, call ``explain`` for one method at a time.
     """
 
     def __init__(self, explainer: Explainer, prediction: Prediction, inputs: Tensor) -> None:
@@ -168,6 +170,7 @@ class ClassifiedImage:
         r"""The image as it enters the model, (1, 3, \*S)."""
         self._attributions: dict[tuple[str, int, float], Tensor] = {}
         self._maps: dict[tuple[Any, ...], CachedMap] = {}
+        self._versions = _versions(explainer.classifier.model)
 
     def explain(
         self,
@@ -190,6 +193,7 @@ class ClassifiedImage:
             show_progress (bool, optional): Default: False
         """
         parsed = checked_methods(methods, percentile, weighting, tolerance)
+        self._refresh()
         probabilities = self.prediction.probabilities
         index = (
             int(probabilities.argmax())
@@ -244,6 +248,17 @@ class ClassifiedImage:
                 )
             curves.append(Curve(float(area), fractions.cpu(), probabilities[0].cpu()))
         return Curves(*curves)
+
+    def _refresh(self) -> None:
+        """Clears what other weights of the model have computed."""
+        versions = _versions(self.explainer.classifier.model)
+        if versions != self._versions:
+            self._attributions.clear()
+            self._maps.clear()
+            with self.explainer.in_turn():
+                probabilities = _probabilities(self.explainer.classifier, self.inputs)
+            self.prediction = replace(self.prediction, probabilities=probabilities)
+            self._versions = versions
 
     def _cached_map(self, method: Method, request: "Request", *, staged: bool) -> "CachedMap":
         percentile = request.percentile if method.has_percentile else None
@@ -332,6 +347,19 @@ def read_image(image: str | Path | Image.Image | Photograph | None) -> Photograp
     if isinstance(image, Image.Image):
         return as_rgb(image)
     return sample_photograph() if image is None else open_photograph(Path(image))
+
+
+def _probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
+    """The probability of each class for one example, shape (K,)."""
+    # Two rows, so that a model that returns one row for any batch is found.
+    scores = classifier.scores(torch.cat([inputs, inputs]))[:1]
+    return classifier.probabilities(scores)[0].cpu()
+
+
+def _versions(network: nn.Module) -> list[tuple[int, int]]:
+    """What changes with a model's weights: training and ``load_state_dict`` count up a tensor's version."""
+    tensors = (*network.parameters(), *network.buffers())
+    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def _stage_maps(stages: FusionCamStages) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 from captum_fusion._app.messages import install_hint
 
-# TIFF's tags, and the sample format of signed integers.
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+# TIFF's tags, the photometry whose zero is white, and the sample format of signed integers.
+_BITS_PER_SAMPLE, _PHOTOMETRY, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 HEIF = (".heic", ".heif")
 _ORIENTATION = 0x0112
 # The transpositions that turn a picture of each EXIF orientation upright.
@@ -149,6 +150,9 @@ def as_rgb(image: Image.Image) -> Photograph:
         low, high = float(values.min()), float(values.max())
         if not 0 <= low <= high <= top:
             raise ValueError(f"its {kind} values reach from {low:g} to {high:g}; expected values in [0, {top:g}]")
+        # Pillow inverts values of up to 8 bits only.
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRY) == _WHITE_IS_ZERO:
+            values = top - values
         upright = Image.fromarray((values * (255 / top)).round().astype(np.uint8))
         notes.append(f"{kind} values are scaled from [0, {top:g}]")
     elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

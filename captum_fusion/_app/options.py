@@ -51,7 +51,7 @@ class ModelOptions(TypedDict, total=False):
 
     Args:
         weights: A file with a state dict, or "none" for seeded random weights (a dry run without downloads). Without
-            it, the default weights of the model.
+            it, the default weights of the model, or those that a callable gives it.
         layer: The dotted name of the layer to explain, which may return tokens or a channels-last map. Without it, the
             last layer with spatial resolution that feeds the whole output.
         grid: The rows and columns of the layer's tokens, if they cannot be inferred from the input.
@@ -87,7 +87,7 @@ class ModelSelection:
     Args:
         models: One or more classifiers, with the names that explain accepts.
         weights: For each model a file with a state dict or "none" for seeded random weights, or one value for all
-            models. Without it, the default weights.
+            models. Without it, the default weights, or those that a callable gives its model.
         layers: The dotted name of a layer for each model, or one name for all models. Without it, the last layer with
             spatial resolution that feeds the whole output.
         grid: The rows and columns of the tokens of these layers, if they cannot be inferred from the input.

@@ -334,6 +334,15 @@ def check_finite(attributions: Tensor, sums: Tensor) -> None:
         raise ValueError(f"attributions hold {kind} in {wrong} of {len(attributions)} examples; expected numbers")
 
 
+def warn_of_unit_boxes(boxes: Tensor, width: int, height: int, example: int) -> None:
+    """Warns of boxes that are all in [0, 1], as YOLO and DETR have them: in pixels, each is a part of the first one."""
+    if boxes.is_floating_point() and len(boxes) and min(width, height) > 8 and boxes.max() <= 1:
+        warn(
+            f"The boxes of example {example} lie in the first pixel of an image that is {width} wide and {height} "
+            "high; expected pixels. Multiply boxes in [0, 1] by the width and the height."
+        )
+
+
 def corners(boxes: Tensor) -> Tensor:
     """Boxes as x1, y1, x2, y2, whatever their format: plain tensors are read so, and ``BoundingBoxes`` know theirs.
 

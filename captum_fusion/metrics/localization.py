@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 from torchvision.tv_tensors import BoundingBoxes
 
 from captum_fusion._engine.docstrings import fill_docstring
-from captum_fusion._engine.guards import corners
+from captum_fusion._engine.guards import corners, warn_of_unit_boxes
 from captum_fusion._engine.saliency import checked_attributions, saliency_map
 from captum_fusion.arguments import Sign
 
@@ -39,8 +39,8 @@ def pointing_game(
             ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
             dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
             lists of numbers are taken for tensors.
-        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
-            which means that of the attributions
+        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie, height before
+            width. Default: None, which means that of the attributions
         {sign}
         {attributions_channel_dim}
 
@@ -92,8 +92,8 @@ def energy_pointing_game(
             ``torchvision.tv_tensors.BoundingBoxes`` of any format or as (x1, y1, x2, y2), or a mask of the shape S of
             dtype bool. One tensor of dtype bool and shape (N, \*S) or (N, 1, \*S) holds a mask for each. Arrays and
             lists of numbers are taken for tensors.
-        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie. Default: None,
-            which means that of the attributions
+        size (tuple[int, ...], optional): The spatial shape S of the image in which the regions lie, height before
+            width. Default: None, which means that of the attributions
         {sign}
         {attributions_channel_dim}
 
@@ -249,21 +249,26 @@ def _instances(regions: Any, shape: tuple[int, ...], example: int) -> list[Tenso
         own = [_as_tensor(region, example) for region in regions]
         return [_as_mask(region[None] if region.dim() == 1 else region, shape, example) for region in own]
     all_regions = _as_tensor(regions, example)
-    if all_regions.dtype != torch.bool:
-        all_regions = _checked_boxes(all_regions, shape, example)
-    return [_as_mask(region if region.dtype == torch.bool else region[None], shape, example) for region in all_regions]
+    if all_regions.dtype == torch.bool:
+        return [_as_mask(region, shape, example) for region in all_regions]
+    return [_filled(box[None], shape) for box in _checked_boxes(all_regions, shape, example)]
 
 
 def _as_mask(region: Tensor, shape: tuple[int, ...], example: int) -> Tensor:
-    """A region as a mask of the image's shape; a pixel that a box touches belongs to it."""
+    """A region as a mask of the image's shape."""
     if region.dtype == torch.bool:
         if region.numel() == 0 or tuple(region.shape) not in (shape, (1, *shape)):
             raise ValueError(
                 f"The mask of example {example} has shape {tuple(region.shape)}; expected the image's, {shape}"
             )
         return region.reshape(shape)
+    return _filled(_checked_boxes(region, shape, example), shape)
+
+
+def _filled(boxes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask of the pixels that boxes touch."""
     mask = torch.zeros(shape, dtype=torch.bool)
-    for x1, y1, x2, y2 in _checked_boxes(region, shape, example).tolist():
+    for x1, y1, x2, y2 in boxes.tolist():
         mask[floor(y1) : ceil(y2), floor(x1) : ceil(x2)] = True
     return mask
 
@@ -287,4 +292,5 @@ def _checked_boxes(region: Tensor, shape: tuple[int, ...], example: int) -> Tens
                 f"A box of example {example} is {(x1, y1, x2, y2)}; expected x1 < x2 and y1 < y2 inside the image, "
                 f"which is {width} wide and {height} high"
             )
+    warn_of_unit_boxes(boxes, width, height, example)
     return boxes

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from math import nan, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -58,6 +59,8 @@ class DatasetMeans:
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {name: [] for name in (*_NAMES, "overall")}
+        # A name for the first batch, which copies share, and those of the means that were merged.
+        self._sources: set[str] = set()
 
     def update(
         self,
@@ -96,17 +99,46 @@ class DatasetMeans:
         for name, values in given.items():
             if not values.isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite; expected numbers")
+        if given and not self._sources:
+            self._sources = {uuid4().hex}
         for name, values in given.items():
             self.values[name] += values.tolist()
         if insertion is not None and deletion is not None:
             self.values["overall"] += (insertion.double() - deletion.double()).tolist()
 
     def merge(self, others: Iterable["DatasetMeans"]) -> None:
-        """Adds the examples of other means, such as those that ``torch.distributed.all_gather_object`` collects.
+        """Adds the examples of other means, such as those of other processes.
+
+        ``torch.distributed.all_gather_object`` collects the means of all processes, the own ones among them, so merge
+        its list into empty means.
 
         Args:
             others (iterable of DatasetMeans): The means of other examples.
+
+        Raises:
+            ValueError: If examples would count twice, because two of these means are copies of the same ones.
+
+        Examples::
+
+            >>> import torch
+            >>> gathered = [DatasetMeans(), DatasetMeans()]
+            >>> gathered[0].update(insertion=torch.tensor([1.0, 0.5]))
+            >>> gathered[1].update(insertion=torch.tensor([0.0]))
+            >>> total = DatasetMeans()
+            >>> total.merge(gathered)
+            >>> total.compute()["insertion"].mean
+            0.5
         """
+        others = list(others)
+        sources = [self._sources, *(other._sources for other in others)]
+        merged = set().union(*sources)
+        if len(merged) < sum(map(len, sources)):
+            raise ValueError(
+                "Two of the means are copies of the same ones, such as one's own in the list of all_gather_object; "
+                "expected means of other examples. Merge that list into empty means: total = DatasetMeans(); "
+                "total.merge(gathered)."
+            )
+        self._sources = merged
         for other in others:
             for name, values in other.values.items():
                 self.values[name] += values

@@ -226,6 +226,29 @@ def test_what_is_remembered_is_what_would_be_computed(net: SmallNet, photograph:
     assert again.masked_probabilities == fresh.masked_probabilities
 
 
+def test_other_weights_are_never_explained_by_what_is_remembered(net: SmallNet, photograph: Image.Image) -> None:
+    image = Explainer(net, size=24).open(photograph)
+    methods = ["grad-cam", "fusion(x-grad-cam,group-cam)"]
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+
+    def train() -> None:
+        net(image.inputs)[0, 0].backward()
+        optimizer.step()
+
+    for change in (
+        lambda: None,
+        lambda: net.load_state_dict(SmallNet().state_dict()),
+        train,
+        lambda: net.load_state_dict(SmallNet().state_dict(), assign=True),
+    ):
+        change()
+        remembered = image.explain(0, methods)
+        computed = explain(photograph, model=net, target=0, methods=methods, size=24)
+        torch.testing.assert_close(remembered.maps, computed.maps)
+        assert remembered.probability == computed.probability
+        assert remembered.masked_probabilities == computed.masked_probabilities
+
+
 def test_a_listener_hears_of_the_passes_and_stops_them(photograph: Image.Image) -> None:
     model = SmallNet(channels=600)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -34,6 +34,13 @@ def test_values_are_scaled_by_the_range_of_their_type(name: str, values: np.ndar
     np.testing.assert_allclose(seen[0, 1].numpy(), RAMP, atol=1e-6)
 
 
+def test_a_tiff_whose_zero_is_white(tmp_path: Path) -> None:
+    for values in (np.array([[0, 65535]], dtype=np.uint16), np.array([[0, 1]], dtype=np.float32)):
+        for photometry, expected in ((0, [255, 0]), (1, [0, 255])):
+            Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: photometry})
+            assert np.asarray(open_photograph(tmp_path / "a.tif").image)[0, :, 0].tolist() == expected
+
+
 def test_floating_point_values_outside_0_to_1_are_refused(tmp_path: Path) -> None:
     for values, message in ((RAMP * 255, "from 0 to 255"), (RAMP - 0.5, "from -0.5 to 0.5"), (RAMP * np.nan, "nan")):
         Image.fromarray(values.astype(np.float32)).save(tmp_path / "float.tif")

@@ -49,6 +49,14 @@ def test_given_preprocessing_wins() -> None:
     assert (given.resize, given.size, given.mean, given.std) == (73, 64, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
+def test_the_size_that_a_model_has_changes_nothing_and_another_one_leaves_the_part_that_is_seen() -> None:
+    for name in ("mobilenet_v2", "regnet_y_400mf", "tests.app.test_cli:small_net"):
+        own = load_classifier(name, None if ":" in name else "none").preprocessing
+        for size in (own.size, own.size // 2):
+            resized = load_classifier(name, None if ":" in name else "none", size).preprocessing
+            assert (resized.size, resized.resize) == (size, round(own.resize * size / own.size))
+
+
 def test_random_weights_are_the_same_each_time_and_leave_the_random_state() -> None:
     state = torch.get_rng_state()
     first, second = (load("squeezenet1_1").model.state_dict() for _ in range(2))
@@ -62,6 +70,12 @@ def test_state_dict_of_another_number_of_classes(tmp_path: Path) -> None:
     classifier = load("mobilenet_v3_small", str(tmp_path / "leaves.pt"))
     assert torch.equal(classifier.model.classifier[3].weight, trained.classifier[3].weight)
     assert classifier.categories is None
+
+
+def test_a_model_that_cannot_be_built_without_values(tmp_path: Path) -> None:
+    trained = get_model("regnet_y_400mf", weights=None, num_classes=5)
+    torch.save(trained.state_dict(), tmp_path / "leaves.pt")
+    assert torch.equal(load("regnet_y_400mf", str(tmp_path / "leaves.pt")).model.fc.weight, trained.fc.weight)
 
 
 def test_bundled_model_with_a_state_dict_of_another_number_of_classes(tmp_path: Path) -> None:
@@ -92,13 +106,31 @@ def test_unknown_names_come_with_the_close_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Unknown torchvision classifier 'resnet5'.*resnet50"):
         load("resnet5")
     with pytest.raises(ValueError, match=r"tests.conftest:Nothing cannot be imported"):
-        load("tests.conftest:Nothing")
+        load("tests.conftest:Nothing", None)
     with pytest.raises(ValueError, match="no_such_package:build cannot be imported"):
-        load("no_such_package:build")
+        load("no_such_package:build", None)
     with pytest.raises(TypeError, match=r"builtins:dict returned dict; expected a torch.nn.Module"):
-        load("builtins:dict")
+        load("builtins:dict", None)
     with pytest.raises(FileNotFoundError):
         load("mobilenet_v3_small", str(tmp_path / "missing.pt"))
+
+
+def trained_net() -> nn.Module:
+    """Loaded weights below a new head."""
+    net = SmallNet()
+    generator = torch.Generator().manual_seed(7)
+    for parameter in (net.stem.weight, net.features.weight):
+        nn.init.normal_(parameter, generator=generator)
+    return net
+
+
+def test_weights_of_a_callable_are_never_called_random() -> None:
+    message = "weights is 'none', but tests.app.test_models:trained_net builds its model with weights of its own"
+    with pytest.raises(ValueError, match=message):
+        load("tests.app.test_models:trained_net", "none")
+    load("tests.app.test_models:trained_net", None)
+    first, second = (load("tests.conftest:SmallNet", weights).model for weights in ("none", None))
+    assert torch.equal(first.stem.weight, second.stem.weight)
 
 
 def classifier_of(*categories: str) -> Classifier:

@@ -8,9 +8,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from captum_fusion._app.models.loading import load_classifier
-from captum_fusion._app.models.timm import _preprocessing
+from captum_fusion._app.models.preprocessing import GREY, Preprocessing
+from captum_fusion._app.models.timm import preprocessing_of
 from captum_fusion.explain import explain
 
 PICTURE = Image.fromarray(
@@ -22,7 +24,7 @@ PICTURE = Image.fromarray(
 def test_a_picture_is_prepared_as_timm_does(changes: dict[str, object]) -> None:
     config = timm.data.resolve_data_config(timm.create_model("test_vit").pretrained_cfg) | changes
     expected = timm.data.create_transform(**config, is_training=False)(PICTURE)[None]
-    preprocessing = _preprocessing("test_vit", config)
+    preprocessing = preprocessing_of("timm:test_vit", config)
     torch.testing.assert_close(preprocessing.normalize(preprocessing.crop(PICTURE)), expected, atol=0.02, rtol=0)
     frame = preprocessing.frame(*PICTURE.size)
     # The picture's red is its row, its green its column, and both go from 0 to 1.
@@ -33,11 +35,10 @@ def test_a_picture_is_prepared_as_timm_does(changes: dict[str, object]) -> None:
 
 
 def test_other_crops_are_refused() -> None:
-    config = timm.data.resolve_data_config({"crop_mode": "border"})
     with pytest.raises(ValueError, match="timm:x takes inputs of 3x224x224, cropped by 'border'; expected"):
-        _preprocessing("x", config)
+        preprocessing_of("timm:x", {"crop_mode": "border"})
     with pytest.raises(ValueError, match="timm:x takes inputs of 1x28x28"):
-        _preprocessing("x", timm.data.resolve_data_config({"input_size": (1, 28, 28)}))
+        preprocessing_of("timm:x", {"input_size": (1, 28, 28)})
 
 
 def test_a_model_with_its_categories() -> None:
@@ -47,6 +48,21 @@ def test_a_model_with_its_categories() -> None:
     assert not classifier.model.training
     again = load_classifier("timm:test_vit", "none").model.state_dict()
     assert all(torch.equal(again[name], value) for name, value in classifier.model.state_dict().items())
+
+
+def test_a_model_object_brings_its_own_preprocessing() -> None:
+    for options in ({}, {"size": 96}, {"mean": (0.1, 0.2, 0.3)}):
+        expected = load_classifier("timm:test_vit", "none", **options).preprocessing
+        model = timm.create_model("test_vit")
+        assert load_classifier(model, **options).preprocessing == expected
+    # A fine-tuned model has what its configuration says.
+    model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 64, 64), "crop_pct": 1.0}
+    assert load_classifier(model).preprocessing == Preprocessing(
+        64, 64, (0.5,) * 3, (0.25,) * 3, InterpolationMode.BICUBIC
+    )
+    # One of grey pictures keeps the configuration of the coloured one that it was made from.
+    grey = load_classifier(timm.create_model("test_resnet", in_chans=1)).preprocessing
+    assert grey == GREY
 
 
 def test_weights_of_ones_own(tmp_path: Path) -> None:

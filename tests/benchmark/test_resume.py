@@ -15,7 +15,7 @@ import torch
 from captum_fusion._app.models.preprocessing import Preprocessing
 from captum_fusion.attr.grad_cam_plus_plus import LayerGradCamPlusPlus
 from captum_fusion.benchmark import _evaluation, _plan, _records
-from tests.benchmark.conftest import MODEL, QUICK, bench, records, save_picture
+from tests.benchmark.conftest import QUICK, bench, records, save_picture
 from tests.conftest import SmallNet, forked
 
 
@@ -25,13 +25,14 @@ def values(folder: Path, measure: str = "average_drop") -> dict[tuple[str, str],
 
 
 def test_one_model_with_two_layers_and_two_weights(pictures: Path, tmp_path: Path) -> None:
+    model = "tests.conftest:SmallNet"
     torch.manual_seed(7)
     file = str(tmp_path / "tuned.pt")
     torch.save(SmallNet().state_dict(), file)
     subjects = [("relu", "none"), ("stem", "none"), ("relu", file)]
     layers, weights = zip(*subjects, strict=True)
-    options = QUICK | {"limit": 2}
-    bench(pictures, tmp_path / "all", **options | {"models": [MODEL] * 3, "layers": layers, "weights": weights})
+    options = QUICK | {"limit": 2, "models": [model]}
+    bench(pictures, tmp_path / "all", **options | {"models": [model] * 3, "layers": layers, "weights": weights})
     alone = {}
     for number, (layer, weight) in enumerate(subjects):
         folder = bench(pictures, tmp_path / str(number), **options | {"layers": [layer], "weights": [weight]})
@@ -39,7 +40,7 @@ def test_one_model_with_two_layers_and_two_weights(pictures: Path, tmp_path: Pat
     assert values(tmp_path / "all") == pytest.approx(alone)
     table = (tmp_path / "all" / "summary.md").read_text()
     for layer, weight in subjects:
-        assert f"## {MODEL}, {layer}, weights {weight}\n" in table
+        assert f"## {model}, {layer}, weights {weight}\n" in table
 
 
 def test_records_are_of_the_layer_that_they_were_made_with(pictures: Path, tmp_path: Path) -> None:

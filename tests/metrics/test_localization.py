@@ -32,6 +32,21 @@ def test_boxes(attributions: Tensor) -> None:
             assert pointing_game(attributions, [given]).item() == hit
 
 
+def test_boxes_in_0_to_1_warn() -> None:
+    maps = torch.rand(1, 1, 12, 16)
+    unit = torch.tensor([[0.25, 0.25, 0.75, 0.75], [0, 0, 1, 1]])
+    tiny = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    for metric in (pointing_game, energy_pointing_game, instances_reached):
+        for boxes in (unit, tiny, BoundingBoxes(unit, format="XYXY", canvas_size=(12, 16))):
+            with pytest.warns(UserWarning, match="example 0 lie in the first pixel of an image that is 16 wide and 12"):
+                metric(maps, [boxes])
+        # The first pixel itself, beside others, in whole numbers and in a small image.
+        for boxes in (torch.cat([tiny, 9 * tiny]), tiny.long(), 2 * tiny):
+            metric(maps, [boxes])
+        metric(maps[..., :8, :8], [tiny])
+        metric(maps, [torch.empty(0, 4)])
+
+
 def test_masks(attributions: Tensor) -> None:
     mask = torch.zeros(4, 6, dtype=torch.bool)
     mask[3, 0] = True

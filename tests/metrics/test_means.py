@@ -46,6 +46,30 @@ def test_exactly_the_same_however_the_data_are_divided(size: int) -> None:
     assert first.compute() == whole.compute()
 
 
+def test_no_example_counts_twice() -> None:
+    own, other = DatasetMeans(), DatasetMeans()
+    own.update(insertion=torch.tensor([0.9, 0.8]))
+    other.update(insertion=torch.tensor([0.9, 0.8]))
+    gathered = pickle.loads(pickle.dumps([other, own]))
+    for means, others in ((own, gathered), (own, [own]), (DatasetMeans(), [other, *gathered])):
+        before = means.compute()
+        with pytest.raises(ValueError, match="Two of the means are copies of the same ones"):
+            means.merge(others)
+        assert means.compute() == before
+    total = DatasetMeans()
+    total.merge(gathered)
+    assert total.compute()["insertion"].examples == 4
+    with pytest.raises(ValueError, match="are copies"):
+        own.merge([total])
+    # Copies of empty means, as processes get them, are means of their own.
+    first = DatasetMeans()
+    others = [pickle.loads(pickle.dumps(first)) for _ in range(2)]
+    for means in (first, *others):
+        means.update(insertion=torch.tensor([0.5]))
+    first.merge(others)
+    assert first.compute()["insertion"].examples == 3
+
+
 def test_metrics_that_were_not_given_are_left_out() -> None:
     means = DatasetMeans()
     assert means.compute() == {}

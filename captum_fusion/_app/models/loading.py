@@ -1,6 +1,8 @@
 """Classifiers by name, from torchvision, timm, Hugging Face or a callable."""
 
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -9,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from captum_fusion._app.messages import reason
 from captum_fusion._app.models.classifier import Classifier, LoadedModel, read_categories
-from captum_fusion._app.models.preprocessing import GREY, IMAGENET
+from captum_fusion._app.models.preprocessing import GREY
 from captum_fusion._app.models.torchvision import LITE_SIZES, from_lite, from_torchvision
 from captum_fusion._app.models.weights import State, load_state_dict, read_state_dict
 from captum_fusion._app.options import DEFAULT_MODEL
@@ -60,7 +63,8 @@ def load_classifier(
         raise ValueError(f"mean is {mean}; pixels are in [0, 1], so divide a mean and std of 0 to 255 by 255")
     preprocessing = replace(preprocessing, mean=mean or preprocessing.mean, std=std or preprocessing.std)
     if size is not None:
-        preprocessing = replace(preprocessing, resize=size if preprocessing.squash else round(size * 8 / 7), size=size)
+        resize = round(size * preprocessing.resize / preprocessing.size)
+        preprocessing = replace(preprocessing, resize=resize, size=size)
     categories = loaded.categories if classes is None else read_categories(Path(classes))
     return Classifier(name, loaded.network, preprocessing, categories, activation or loaded.activation)
 
@@ -110,7 +114,11 @@ def _build(name: str, pretrained: bool, state: State | None, size: int | None) -
 
         return from_hugging_face(name.removeprefix("hf:"), pretrained)
     if ":" in name:
-        return _from_callable(name)
+        loaded = _from_callable(name)
+        if state is None and not pretrained:
+            torch.manual_seed(1)
+            _check_random(name, loaded.network, _from_callable(name).network)
+        return loaded
     return from_torchvision(name, pretrained, state)
 
 
@@ -134,10 +142,28 @@ def _from_callable(name: str) -> LoadedModel:
     return _bare(model)
 
 
+def _check_random(name: str, network: nn.Module, other: nn.Module) -> None:
+    """Refuses weights that are mostly the same from another seed: nothing tells loaded ones from random ones."""
+    pairs = [pair for pair in zip(network.parameters(), other.parameters(), strict=True) if not is_lazy(pair[0])]
+    same = sum(int((first == second).sum()) for first, second in pairs)
+    if same > sum(first.numel() for first, _ in pairs) / 2:
+        raise ValueError(
+            f"weights is 'none', but {name} builds its model with weights of its own, which do not depend on the "
+            "random seed; pass no weights"
+        )
+
+
 def _bare(network: nn.Module) -> LoadedModel:
-    """A model of which nothing is known but its first convolution, which has a channel for a grey input."""
+    """A model whose first convolution tells whether it takes grey pictures, and that may be one of timm."""
     convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    return LoadedModel(network, GREY if convolution is not None and convolution.in_channels == 1 else IMAGENET)
+    if convolution is not None and convolution.in_channels == 1:
+        return LoadedModel(network, GREY)
+    config = getattr(network, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and config and "timm" in sys.modules:
+        from captum_fusion._app.models.timm import preprocessing_of
+
+        return LoadedModel(network, preprocessing_of(type(network).__name__, config))
+    return LoadedModel(network)
 
 
 def _location(error: BaseException) -> str:

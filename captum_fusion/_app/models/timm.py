@@ -36,8 +36,7 @@ def from_timm(name: str, pretrained: bool, state: State | None) -> LoadedModel:
         raise ValueError(
             f"timm cannot build {name}{' with its weights' if pretrained else ''}: {error}.{advice}"
         ) from error
-    preprocessing = _preprocessing(name, timm.data.resolve_data_config(model.pretrained_cfg))
-    return LoadedModel(model, preprocessing, _categories(timm, model))
+    return LoadedModel(model, preprocessing_of(f"timm:{name}", model.pretrained_cfg), _categories(timm, model))
 
 
 def _classes(timm: Any, name: str, state: State) -> dict[str, int]:
@@ -49,11 +48,15 @@ def _classes(timm: Any, name: str, state: State) -> dict[str, int]:
     return {"num_classes": classes} if classes else {}
 
 
-def _preprocessing(name: str, config: Mapping[str, Any]) -> Preprocessing:
+def preprocessing_of(name: str, config: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing in the ``pretrained_cfg`` of a model of timm, with timm's defaults for what it leaves out."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(config)
     channels, *size = config["input_size"]
     if channels != 3 or size[0] != size[1] or config["crop_mode"] not in ("center", "squash"):
         raise ValueError(
-            f"timm:{name} takes inputs of {channels}x{size[0]}x{size[1]}, cropped by {config['crop_mode']!r}; expected "
+            f"{name} takes inputs of {channels}x{size[0]}x{size[1]}, cropped by {config['crop_mode']!r}; expected "
             "a square of three channels from the middle of the image"
         )
     return Preprocessing(

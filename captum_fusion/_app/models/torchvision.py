@@ -56,11 +56,11 @@ def from_torchvision(name: str, pretrained: bool, state: State | None) -> Loaded
         # Their weights expect inputs that are normalized in another way, which the model itself does if told so.
         auxiliary = state is not None and any(".aux" in f".{name.lower()}" for name in state)
         options = {"transform_input": True, "init_weights": state is None, "aux_logits": auxiliary}
+    network = get_model(name, weights=None, **options)
     # The last entry of a classifier's state dict is that of its head.
-    with torch.device("meta"):
-        head = list(get_model(name, weights=None, **options).state_dict())[-1]
-    classes = count_classes(state, head, len(categories))
-    network = get_model(name, weights=None, num_classes=classes, **options)
+    classes = count_classes(state, list(network.state_dict())[-1], len(categories))
+    if classes != len(categories):
+        network = get_model(name, weights=None, num_classes=classes, **options)
     return LoadedModel(network, preprocessing, categories if classes == len(categories) else None)
 
 
