@@ -28,7 +28,7 @@ _TURNS = {
     8: ((0, 1), (-1, 0)),
 }
 # How many pixels a box may reach beyond its picture, as rounded ones do.
-_ROUNDED = 2
+ROUNDED = 2
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
         ValueError: If the annotation is of a picture of another shape, or reaches beyond the picture.
     """
     with Image.open(picture.file) as image:
-        stored, orientation = image.size, _orientation(image)
+        # Some releases of Pillow swap the sides of a turned TIFF before they load it; its tags hold the stored ones.
+        tags, orientation = getattr(image, "tag_v2", None), _orientation(image)
+        stored = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]) if tags else image.size
     upright = stored[::-1] if orientation >= 5 else stored
     annotated = picture.size or stored
     for is_close in (_equal, _same_shape):
@@ -156,7 +158,7 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
         )
     for instance in picture.instances or ():
         reach = instance.box[2:]
-        if any(end > side + _ROUNDED for end, side in zip(reach, annotated, strict=True)):
+        if any(end > side + ROUNDED for end, side in zip(reach, annotated, strict=True)):
             raise ValueError(
                 f"its annotation has a box that reaches to {reach[0]:g}, {reach[1]:g} in {annotated[0]} x "
                 f"{annotated[1]} pixels; expected boxes inside the image"

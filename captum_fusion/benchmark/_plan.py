@@ -96,8 +96,8 @@ class Plan:
     layer: FeatureMap
     device: torch.device
     items: list[WorkItem]
-    label_of: dict[int, int]
-    """The label that names each class."""
+    classes_of: Mapping[int, tuple[int, ...]]
+    """The classes that each label names, where targets or objects need them."""
     notes: list[str]
     """The pictures that were left out."""
 
@@ -118,7 +118,7 @@ class Plan:
 
     def instances(self, item: WorkItem, target: int) -> list[Instance]:
         """The objects in a picture that a class names."""
-        return [instance for instance in item.picture.instances or () if instance.label == self.label_of.get(target)]
+        return [each for each in item.picture.instances or () if target in self.classes_of[each.label]]
 
     def load(self, batches: list[list[WorkItem]]) -> Iterator[list[PreprocessedImage | str]]:
         """The preprocessed pictures of each batch, or the reasons why they cannot be read; on a GPU read ahead."""
@@ -179,16 +179,12 @@ def make_plan(
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     items = [
-        WorkItem(
-            each, objects_hash=hash_of([repr((each.size, each.instances)).encode()]) if settings.localized else None
-        )
-        for each in pictures
+        WorkItem(each, objects_hash=_objects_hash(each, source) if settings.localized else None) for each in pictures
     ]
-    label_of: dict[int, int] = {}
+    classes_of: dict[int, tuple[int, ...]] = {}
     notes: list[str] = []
     if settings.target != "predicted" or settings.localized:
         classes_of = classes_of_labels(source, classifier, classes, settings.labels_by_order)
-        label_of = {index: label for label, indices in classes_of.items() for index in indices}
         if settings.target != "predicted":
             items, notes = _labelled(settings.target, items, classes_of)
     weights_hash = hash_of(
@@ -201,7 +197,12 @@ def make_plan(
     # Its masked rows come in one shape, and its weights do not change.
     model = torch.compile(classifier.model, options={"freezing": True}) if settings.compile else classifier.model
     hashes = weights_hash, model_hash
-    return Plan(classifier, model, weights or "default", *hashes, feature_map, device, items, label_of, notes)
+    return Plan(classifier, model, weights or "default", *hashes, feature_map, device, items, classes_of, notes)
+
+
+def _objects_hash(picture: Picture, source: Source) -> str:
+    names = [source.categories[label] for label in picture.labels] if source.categories else []
+    return hash_of([repr((picture.size, picture.instances, names)).encode()])
 
 
 def _labelled(
@@ -217,13 +218,15 @@ def _labelled(
                 f"{picture.name} has no label; expected a folder for each class and no image outside these, a labels "
                 "file, or a dataset with labels"
             )
-        named = [classes_of[label] for label in picture.labels if classes_of[label]]
+        # Two labels may name one class, as couch and sofa do.
+        named = list(dict.fromkeys(classes_of[label] for label in picture.labels if classes_of[label]))
         if not named:
             unnamed.append(picture.name)
-        elif target == "best-label":
-            labelled.append(replace(item, requested="best-label", classes=tuple(chain.from_iterable(named))))
-        else:
-            labelled += [replace(item, requested="|".join(map(str, indices)), classes=indices) for indices in named]
+            continue
+        best = target == "best-label"
+        for indices in [tuple(chain.from_iterable(named))] if best else named:
+            requested = "|".join(map(str, indices))
+            labelled.append(replace(item, requested=f"best-label {requested}" if best else requested, classes=indices))
     if not unnamed:
         return labelled, []
     note = f"{len(unnamed)} of {len(items)} images, such as {unnamed[0]}, show no object of the model's classes"
@@ -259,7 +262,7 @@ _CHANGED = {
     "weights_hash": "The weights {weights} of {model} have",
     "model_hash": "The preprocessing or the category names of {model} have",
     "image_hash": "The image {image} has",
-    "objects_hash": "The boxes or outlines of {image} have",
+    "objects_hash": "The boxes, outlines or categories of {image} have",
 }
 
 

@@ -150,8 +150,8 @@ def _is_number(value: object) -> bool:
 def read_records(folder: Path) -> dict[Key, Record]:
     """All finished records of all processes, in the order in which they were appended.
 
-    The first value of a metric stays; a later record adds metrics, and replaces an error. Damaged lines are named in a
-    warning.
+    The first value of a metric stays; a later record adds metrics and what these depend on, and replaces an error.
+    Damaged lines are named in a warning.
     """
     records: dict[Key, Record] = {}
     for file in sorted(folder.glob(PATTERN)):
@@ -164,7 +164,9 @@ def read_records(folder: Path) -> dict[Key, Record]:
             if "error" in earlier:
                 records[key_of(record)] = record
             elif "error" not in record:
-                records[key_of(record)] = record | earlier
+                # The steps and the objects are None until a metric depends on them.
+                first: Any = {name: value for name, value in earlier.items() if value is not None}
+                records[key_of(record)] = record | first
         if damaged:
             warnings.warn(f"{file} {_are_damaged(damaged)} and left out", stacklevel=2)
     return records

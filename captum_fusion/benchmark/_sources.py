@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -16,9 +17,9 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from captum_fusion._app.images import HEIF
 from captum_fusion._app.messages import close_names, reason, words
-from captum_fusion._app.models.classifier import Classifier, imagenet_categories
+from captum_fusion._app.models.classifier import Classifier, imagenet_categories, wordnet_indices
 from captum_fusion._app.output_files import identity
-from captum_fusion.benchmark._dataset import Instance, Outline, Picture, Size, Source
+from captum_fusion.benchmark._dataset import ROUNDED, Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", *HEIF)
@@ -69,13 +70,21 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
         raise ValueError(f"output is {output}, the folder of the images; expected another folder")
     images: list[Path] = []
     others: list[str] = []
-    for entry in _walk(root, results, ()):
+    hidden: list[str] = []
+    reports: list[str] = []
+    for entry in _walk(root, results, (), hidden, reports):
         file = Path(entry.path)
         if file.suffix.lower() in EXTENSIONS and entry.is_file():
             images.append(file)
         elif labels is None or file != labels:
-            others.append(file.relative_to(root).as_posix())
-    notes = _left_out("files without an image extension", others)
+            others.append(entry.path)
+    notes = []
+    for what, paths in (
+        ("files without an image extension", others),
+        ("hidden files and folders", hidden),
+        (f"folders with {PATTERN}, results of a benchmark", reports),
+    ):
+        notes += _left_out(what, [Path(path).relative_to(root).as_posix() for path in paths])
     names = [file.relative_to(root).as_posix() for file in images]
     indices: dict[str, int] = {}
     categories = None
@@ -94,39 +103,64 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
 
 
 def _walk(
-    folder: Path | str, results: tuple[int, int] | None, above: tuple[tuple[int, int], ...]
+    folder: Path | str,
+    results: tuple[int, int] | None,
+    above: tuple[tuple[int, int], ...],
+    hidden: list[str],
+    reports: list[str],
 ) -> Iterator["os.DirEntry[str]"]:
-    """The files of a folder and of those in it, also by links, but for results of benchmarks; one stat a folder."""
+    """The files of a folder and of those in it, also by links; one stat a folder.
+
+    Hidden entries and the results of other benchmarks are put into lists, those of this one are passed over.
+    """
     own = identity(folder)
     if own in above:
         raise ValueError(f"{folder} is a link to a folder that holds it; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if own == results or any(fnmatch(entry.name, PATTERN) for entry in entries):
+    if own == results:
+        return
+    if any(fnmatch(entry.name, PATTERN) for entry in entries):
+        reports.append(str(folder))
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, results, (*above, own))
+        # Copies by editors and systems, such as .ipynb_checkpoints.
+        if entry.name.startswith("."):
+            hidden.append(entry.path)
+        elif entry.is_dir():
+            yield from _walk(entry.path, results, (*above, own), hidden, reports)
         else:
             yield entry
 
 
 def _labels(file: Path) -> dict[str, int]:
     try:
-        labels = json.loads(file.read_text(encoding="utf-8"))
+        # A tuple of pairs for an object, which may hold a name twice.
+        pairs = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=tuple)
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     # A truth value is an int to Python.
-    if not isinstance(labels, dict) or not all(type(index) is int for index in labels.values()):
+    if not isinstance(pairs, tuple) or not all(type(index) is int for _, index in pairs):
         raise ValueError(f"{file} does not hold class indices by image name; expected a JSON object of these")
+    labels = dict(pairs)
+    for name, index in pairs:
+        if index != labels[name]:
+            raise ValueError(f"{file} has the labels {index} and {labels[name]} for {name}; expected one")
     return labels
 
 
 def _imagenet(root: Path) -> Source:
     dataset = ImageNet(root, split="val")
+    indices = wordnet_indices()
+    for name in dataset.wnids:
+        if name not in indices:
+            raise ValueError(f"The folder val/{name} is none of ImageNet's {len(indices)} classes; remove it")
     return Source(
         [
-            Picture(Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (label,))
+            # The dataset's own labels count the folders that are there, which may be some of the classes.
+            Picture(
+                Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (indices[dataset.wnids[label]],)
+            )
             for file, label in dataset.samples
         ],
         classes=len(imagenet_categories()),
@@ -180,6 +214,10 @@ def _coco(file: Path) -> Source:
             lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]
             if lacking:
                 raise ValueError(f"Number {number} of its {part} has no {lacking[0]!r}; expected {' and '.join(names)}")
+    for part, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+        for value, count in Counter(entry[field] for entry in content[part]).most_common(1):
+            if count > 1:
+                raise ValueError(f"{count} of its {part} have the {field} {value!r}; expected each {field} once")
     categories = sorted(content["categories"], key=lambda category: int(category["id"]))
     labels = {category["id"]: label for label, category in enumerate(categories)}
     instances: dict[Any, list[Instance]] = {image["id"]: [] for image in content["images"]}
@@ -206,6 +244,7 @@ def _coco(file: Path) -> Source:
         if size != [None, None] and not _are_numbers(size):
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
         pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
+    _check_boxes(pictures)
     if missing and not pictures:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)
@@ -217,7 +256,7 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     if annotation["category_id"] not in labels:
         raise ValueError(f"its category_id is {annotation['category_id']!r}; expected one of {list(labels)}")
     box: Any = annotation.get("bbox")
-    if not _are_numbers(box) or len(box) != 4:
+    if not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0:
         raise ValueError(f"its bbox is {box!r}; expected x, y, width and height")
     x, y, width, height = box
     outline = None
@@ -240,6 +279,38 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     return Instance(
         labels[annotation["category_id"]], (x, y, x + width, y + height), outline, bool(annotation.get("iscrowd"))
     )
+
+
+def _check_boxes(pictures: Sequence[Picture]) -> None:
+    """Refuses boxes that are no x, y, width and height in pixels, by their polygons if they have some."""
+    # Boxes in shares of a picture whose sides are 1 are scaled with these.
+    sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
+    if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
+        raise ValueError("Each bbox is in the first two pixels of its image; expected pixels, not shares of the image")
+    outlined = 0
+    corners = []
+    for picture in pictures:
+        for thing in picture.instances or ():
+            x1, y1, x2, y2 = thing.box
+            # Boxes that only hold a place are empty.
+            if not (thing.outline and thing.outline.polygons and x1 < x2 and y1 < y2):
+                continue
+            outlined += 1
+            xs, ys = ([side for polygon in thing.outline.polygons for side in polygon[axis::2]] for axis in (0, 1))
+            start, end = (min(xs), min(ys)), (max(xs), max(ys))
+            text = f"bbox of {picture.name} is {x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
+            text += f", and its polygons reach from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g}"
+            if max(start[0] - x2, start[1] - y2, x1 - end[0], y1 - end[1]) > ROUNDED:
+                raise ValueError(f"A {text}; expected both in the pixels of the image")
+            if _are_close((x1, y1, x2 - x1, y2 - y1), (*start, *end)) and not _are_close((x2, y2), end):
+                corners.append(text)
+    # One box may be larger than its outline by just these pixels, as that of a partly hidden object.
+    if 2 * len(corners) > outlined:
+        raise ValueError(f"A {corners[0]}, as in {len(corners)} of {outlined}; expected x, y, width and height")
+
+
+def _are_close(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(abs(a - b) <= ROUNDED for a, b in zip(first, second, strict=True))
 
 
 def _size(sides: Sequence[Any]) -> Size | None:

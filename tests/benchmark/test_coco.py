@@ -88,14 +88,20 @@ def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, An
 def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
     options |= {"metrics": ["complexity", "pointing_game", "mask_pointing_game"], "labels_by_order": True}
+    # The objects count from the first run that needs them.
+    bench(write(tmp_path, content), tmp_path / "out", target="label", **options | {"metrics": ["complexity"]})
     folder = bench(write(tmp_path, content), tmp_path / "out", target="label", **options)
     (row,) = (line for line in (folder / "summary.md").read_text().splitlines() if "centred" in line)
     cells = [cell.strip() for cell in row.split("|")]
     # Three explanations, of which one has no outline.
     assert [cell.count("(n 2)") for cell in cells if "±" in cell] == [0, 0, 1]
-    content["annotations"][0]["bbox"] = [0, 0, 100, 100]
-    with pytest.raises(ValueError, match=r"The boxes or outlines of a.jpg have changed since"):
-        bench(write(tmp_path, content), folder, target="label", **options)
+    box, fork = content["annotations"][0], content["categories"][0]
+    for part, change in ((box, {"bbox": [0, 0, 100, 100]}), (fork, {"name": "spoon"})):
+        before = {**part}
+        part.update(change)
+        with pytest.raises(ValueError, match=r"The boxes, outlines or categories of a.jpg have changed since"):
+            bench(write(tmp_path, content), folder, target="label", **options)
+        part.update(before)
 
 
 def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str, Any], tmp_path: Path) -> None:
@@ -107,6 +113,72 @@ def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str,
         "Left out: annotated images that are missing (1): d.jpg.",
         "Left out: annotations of images that are not listed (1): annotation 158.",
     ]
+
+
+def test_two_categories_of_one_class_are_its_objects(content: dict[str, Any], tmp_path: Path) -> None:
+    content["categories"].append({"id": 90, "name": "Cup"})
+    content["annotations"].append(annotation(3, 90, [150, 100, 50, 50]))
+    (tmp_path / "names.txt").write_text("cup\nfork\n")
+    options: dict[str, Any] = {"models": [MODEL], "layers": ["relu"], "methods": ["centred-gaussian"]}
+    options |= {"metrics": ["instances_reached"], "classes": str(tmp_path / "names.txt"), "target": "label"}
+    found = records(bench(write(tmp_path, content), tmp_path / "out", **options))
+    assert [(record["image"], record["requested"], record["instances"]) for record in found] == [
+        ("a.jpg", "0", 2),
+        ("a.jpg", "1", 1),
+        ("b.jpg", "1", 0),
+    ]
+
+
+def test_repeated_ids_and_files_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    for part, entry, message in (
+        ("images", {"id": 3, "file_name": "d.jpg"}, "2 of its images have the id 3; expected each id once"),
+        ("images", {"id": 9, "file_name": "a.jpg"}, "2 of its images have the file_name 'a.jpg'"),
+        ("categories", {"id": 48, "name": "knife"}, "2 of its categories have the id 48"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_pictures(write(tmp_path, content | {part: [*content[part], entry]}))
+
+
+def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    square = [[104, 54, 140, 54, 140, 90], [110, 60, 110, 94, 104, 94]]
+    reach = "and its polygons reach from 104, 54 to 140, 94; expected both in the pixels of the image"
+    for box, message in (
+        ([140, 94, -36, -40], r"The annotation 77: its bbox is \[140, 94, -36, -40\]; expected x, y, width and height"),
+        (
+            [104.4, 54, 140, 94],
+            r"A bbox of a.jpg is 104.4, 54, 140, 94, and .* to 140, 94, as in 1 of 1; expected x, y",
+        ),
+        ([10, 5, 14, 4], f"A bbox of a.jpg is 10, 5, 14, 4, {reach}"),
+        ([0.35, 0.22, 0.12, 0.17], reach),
+    ):
+        others = [annotation(7, 48, [30, 40, 90, 150]), annotation(7, 48, [30, 40, 90, 150])]
+        content["annotations"] = [annotation(3, 47, box, segmentation=square), *others]
+        with pytest.raises(ValueError, match=message):
+            find_pictures(write(tmp_path, content))
+    # Rounded, of a partly hidden object, of its visible part, from elsewhere, and without a box.
+    for box in ([103, 53, 38, 42], [60, 30, 200, 150], [110, 60, 20, 20], [90, 70, 40, 40], [0, 0, 0, 0]):
+        content["annotations"] = [annotation(3, 47, box, segmentation=square)]
+        find_pictures(write(tmp_path, content))
+    # In the corner of the image, and one larger box among others.
+    content["annotations"] = [annotation(3, 47, [1, 2, 36, 40], segmentation=[[1, 2, 37, 2, 37, 42]])]
+    find_pictures(write(tmp_path, content))
+    content["annotations"] = [annotation(3, 47, [104, 54, side, 94], segmentation=square) for side in (36, 140)]
+    find_pictures(write(tmp_path, content))
+
+
+def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    shares, pixels = annotation(3, 47, [0.25, 0.25, 0.75, 0.5]), annotation(7, 48, [0, 0, 9, 9])
+    content["annotations"] = [shares]
+    with pytest.raises(ValueError, match=r"in the first two pixels of its image; expected pixels, not"):
+        find_pictures(write(tmp_path, content))
+    # One small object, boxes that only hold a place, and shares of a side that is 1.
+    sized = [image | {"width": 1, "height": 1} for image in content["images"]]
+    for change in (
+        {"annotations": [shares, pixels]},
+        {"annotations": [shares | {"bbox": [0, 0, 1, 1]}]},
+        {"images": sized},
+    ):
+        find_pictures(write(tmp_path, content | change))
 
 
 def thousand_things() -> nn.Module:
@@ -128,7 +200,7 @@ def test_the_likeliest_of_the_classes_that_name_an_object_is_explained(
     images = write(tmp_path, content)
     (record,) = records(bench(images, tmp_path / "out", **options))
     assert "2 of 3 images, such as b.jpg" in (tmp_path / "out" / "summary.md").read_text()
-    assert (record["image"], record["requested"]) == ("a.jpg", "best-label")
+    assert (record["image"], record["requested"]) == ("a.jpg", "best-label 504|968")
     classifier = loading.load_classifier("any:thing")
     scores = classifier.scores(preprocessed(classifier, tmp_path / "val2017" / "a.jpg"))[0]
     assert record["target"] == max([504, 968], key=lambda index: float(scores[index]))

@@ -80,8 +80,9 @@ def test_polygons_are_filled_as_pycocotools_fills_them(polygon: list[float], are
 @pytest.mark.parametrize(("scale", "upright"), [(1, False), (2, False), (1, True)])
 def test_objects_are_turned_and_scaled_with_their_picture(tmp_path: Path, scale: float, upright: bool) -> None:
     # Nothing distinguishes upright annotations of an orientation below 5 from those of the stored picture.
-    for orientation in range(5 if upright else 1, 9):
-        assert_regions_follow(tmp_path / "a.png", orientation, scale, upright)
+    for name in ("a.png", "a.tif"):
+        for orientation in range(5 if upright else 1, 9):
+            assert_regions_follow(tmp_path / name, orientation, scale, upright)
 
 
 def assert_regions_follow(image: Path, orientation: int, scale: float, upright: bool) -> None:
@@ -107,9 +108,9 @@ def assert_regions_follow(image: Path, orientation: int, scale: float, upright: 
     placement = place(picture, preprocessing.frame(*shown.size), 32)
     boxes, mask, _ = placement.regions([instance])
     seen = preprocessing.crop(shown)[0, 0] > 0
-    assert torch.equal(mask, seen), orientation
+    assert torch.equal(mask, seen), (image.name, orientation)
     rows, columns = (torch.nonzero(seen.any(dim=axis)).flatten() for axis in (1, 0))
-    assert boxes.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], orientation
+    assert boxes.tolist() == [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], (image.name, orientation)
     assert ("turned" in placement.note) == (orientation != 1 and not upright)
     assert ("scaled" in placement.note) == (scale != 1)
 

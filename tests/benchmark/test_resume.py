@@ -71,7 +71,9 @@ def test_what_would_change_old_records_is_refused_by_name(pictures: Path, tmp_pa
     labels.write_text(json.dumps({f"{index}.jpg": 0 for index in range(5)}))
     torch.save(SmallNet().state_dict(), weights)
     options = QUICK | {"metrics": ["insertion"], "labels": str(labels), "weights": [str(weights)], "size": 32}
-    folder = bench(pictures, tmp_path / "out", **options)
+    # The steps count from the first run that needs them.
+    for metrics in ("confidence_drop", "insertion"):
+        folder = bench(pictures, tmp_path / "out", **options | {"metrics": [metrics]})
     before = records(folder)
 
     def refuses(message: str, **change: Any) -> None:
@@ -125,14 +127,17 @@ def test_changed_code_preprocessing_and_categories_are_refused(
 
 def test_changed_labels_are_refused(pictures: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
-    options = QUICK | {"labels": str(labels), "target": "label"}
-    labels.write_text(json.dumps({f"{index}.jpg": 0 for index in range(5)}))
-    folder = bench(pictures, tmp_path / "out", **options)
-    before = records(folder)
-    labels.write_text(json.dumps({f"{index}.jpg": int(index == 3) for index in range(5)}))
-    with pytest.raises(ValueError, match=r"The labels have changed: .* records of 3.jpg with the label 0"):
-        bench(pictures, folder, **options)
-    assert records(folder) == before
+    for target, requested in (("label", "0"), ("best-label", "best-label 0")):
+        options = QUICK | {"labels": str(labels), "target": target}
+        labels.write_text(json.dumps({f"{index}.jpg": 0 for index in range(5)}))
+        folder = bench(pictures, tmp_path / target, **options)
+        before = records(folder)
+        labels.write_text(json.dumps({f"{index}.jpg": int(index == 3) for index in range(5)}))
+        with pytest.raises(
+            ValueError, match=f"The labels have changed: .* records of 3.jpg with the label {requested};"
+        ):
+            bench(pictures, folder, **options)
+        assert records(folder) == before
 
 
 def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(

@@ -106,18 +106,24 @@ def test_annotations_of_voc_that_cannot_be_read_are_named(voc: Path, old: str, n
 
 def test_imagenet_validation_layout(tmp_path: Path) -> None:
     root = tmp_path / "imagenet"
-    names = ["n01440764", "n01443537"]
+    # Some of the classes: goldfish and tiger cat.
+    names = ["n01443537", "n02123159"]
     for index, name in enumerate(names):
         save_picture(root / "val" / name / f"ILSVRC2012_val_0000000{index}.JPEG", index)
     torch.save(({name: (name,) for name in names}, names), root / "meta.bin")
     source = find_pictures(f"imagenet:{root}")
     assert [picture.name for picture in source.pictures] == [
-        "n01440764/ILSVRC2012_val_00000000.JPEG",
-        "n01443537/ILSVRC2012_val_00000001.JPEG",
+        "n01443537/ILSVRC2012_val_00000000.JPEG",
+        "n02123159/ILSVRC2012_val_00000001.JPEG",
     ]
     options = QUICK | {"models": ["tests.benchmark.test_sources:imagenet_net"], "target": "label"}
     folder = bench(f"imagenet:{root}", tmp_path / "out", **options)
-    assert [record["target"] for record in records(folder)] == [0, 1]
+    assert [record["target"] for record in records(folder)] == [1, 282]
+    # A class of the whole of ImageNet.
+    save_picture(root / "val" / "n00007846" / "1.JPEG", 2)
+    torch.save(({name: (name,) for name in [*names, "n00007846"]}, names), root / "meta.bin")
+    with pytest.raises(ValueError, match="The folder val/n00007846 is none of ImageNet's 1000 classes; remove it"):
+        find_pictures(f"imagenet:{root}")
 
 
 def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> None:
@@ -127,10 +133,17 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     (root / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     for name in ("1.gif", "2.AVIF", "3.jfif", "notes.txt", ".hidden"):
         (root / "dog" / name).touch()
+    for name in ("dog/.ipynb_checkpoints/1.jpg", ".trash/1.jpg", "rat/1.jpg", "rat/records-2024.jsonl"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
     source = find_pictures(str(root))
     assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
-    assert source.notes == ["Left out: files without an image extension (2): dog/.hidden, dog/notes.txt."]
+    assert source.notes == [
+        "Left out: files without an image extension (1): dog/notes.txt.",
+        "Left out: hidden files and folders (3): .trash, dog/.hidden, dog/.ipynb_checkpoints.",
+        "Left out: folders with records-*.jsonl, results of a benchmark (1): rat.",
+    ]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
         find_pictures(str(root))
@@ -171,9 +184,13 @@ def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     labels.write_text(json.dumps({"0.jpeg": 0}))
     with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
         find_pictures(str(pictures), labels)
-    labels.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="does not hold class indices by image name"):
+    labels.write_text('{"0.jpg": 0, "1.jpg": 1, "0.jpg": 2}')
+    with pytest.raises(ValueError, match=r"has the labels 0 and 2 for 0.jpg; expected one"):
         find_pictures(str(pictures), labels)
+    for content in ("[1, 2]", "[]", '[["0.jpg", 0]]', '{"0.jpg": {}}'):
+        labels.write_text(content)
+        with pytest.raises(ValueError, match="does not hold class indices by image name"):
+            find_pictures(str(pictures), labels)
 
 
 def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:

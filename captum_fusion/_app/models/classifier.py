@@ -78,9 +78,9 @@ class Classifier:
         if self.categories is None:
             raise ValueError(f"target is {text!r}, but {self.name} has no category names; expected an index")
         if re.fullmatch(r"n\d{8}", text) and self.categories == imagenet_categories():
-            if text not in _wordnet_indices():
+            if text not in wordnet_indices():
                 raise ValueError(f"target is {text}; expected the WordNet id of one of ImageNet's {classes} classes")
-            return _wordnet_indices()[text]
+            return wordnet_indices()[text]
         close = close_names(words(text), names) or f" Expected a category name or an index below {classes}"
         raise ValueError(f"Unknown category {text!r}.{close}")
 
@@ -169,7 +169,7 @@ def imagenet_categories() -> tuple[str, ...]:
 
 
 @cache
-def _wordnet_indices() -> dict[str, int]:
+def wordnet_indices() -> dict[str, int]:
     """ImageNet's classes by their WordNet ids."""
     lines = files("captum_fusion._app.models").joinpath("imagenet_wordnet_ids.txt").read_text(encoding="utf-8").split()
     return {name: index for index, name in enumerate(lines)}
