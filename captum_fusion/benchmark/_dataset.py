@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from matplotlib.path import Path as Polygon
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from captum_fusion._app.images import exif_orientation
 from captum_fusion._app.models.preprocessing import Frame
 
 Box = tuple[float, float, float, float]
@@ -143,11 +145,11 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
     """
     with Image.open(picture.file) as image:
         # Some releases of Pillow swap the sides of a turned TIFF before they load it; its tags hold the stored ones.
-        tags, orientation = getattr(image, "tag_v2", None), _orientation(image)
+        tags, orientation = getattr(image, "tag_v2", None), exif_orientation(image) or 1
         stored = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]) if tags else image.size
     upright = stored[::-1] if orientation >= 5 else stored
     annotated = picture.size or stored
-    for is_close in (_equal, _same_shape):
+    for is_close in (eq, _same_shape):
         turn = orientation if is_close(annotated, stored) else 1 if is_close(annotated, upright) else None
         if turn is not None:
             break
@@ -175,18 +177,6 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
     offset = ((matrix.sum(axis=1) < 0) * upright - start) * scale
     matrix = (scale * upright)[:, None] * matrix / annotated
     return Placement(matrix, offset, size, "; ".join(notes))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # A damaged block, which open_photograph passes over as well.
-        return 1
-    return orientation if orientation in _TURNS else 1
-
-
-def _equal(first: Size, second: Size) -> bool:
-    return tuple(first) == tuple(second)
 
 
 def _same_shape(first: Size, second: Size) -> bool:

@@ -30,6 +30,7 @@ from captum_fusion.metrics import (
     pointing_game,
     saliency_map,
 )
+from captum_fusion.metrics.evaluate import MASKING_METRICS
 
 T = TypeVar("T")
 Values = dict[str, list[Any]]
@@ -40,8 +41,7 @@ _THUMBNAIL = (28, 28)
 _GRADIENT_ROWS = 16
 # The metrics that ADCC combines; they are recorded with it.
 _ADCC = ("confidence_drop", "coherency", "complexity")
-_MASKING = ("confidence_drop", "confidence_increase", "insertion", "deletion", "road")
-# The metrics that need no forward pass: of a map, the regions that LOCALIZATION names, and the size of the input.
+# The metrics without a forward pass; arguments: the map, the regions that LOCALIZATION names, the size of the input.
 _OF_MAPS: dict[str, Callable[..., Tensor]] = {
     "complexity": complexity,
     "pointing_game": pointing_game,
@@ -57,7 +57,7 @@ _TOLERANCE = 1e-2
 
 
 class Row(NamedTuple):
-    """A picture, and the class that is explained, which is yet to be predicted at first."""
+    """An image and its explained class, which ``_predict`` sets."""
 
     item: WorkItem
     image: PreprocessedImage
@@ -275,7 +275,7 @@ class Evaluator:
             metrics = metrics | set(_ADCC)
         plan, size = batch.plan, tuple(batch.inputs.shape[2:])
         values: Values = {"empty": (~saliency_map(attributions, size).flatten(1).any(dim=1)).tolist()}
-        masking: Any = [name for name in _MASKING if name in metrics]
+        masking: Any = [name for name in MASKING_METRICS if name in metrics]
         if masking:
             how: dict[str, Any] = {"activation": plan.classifier.activation, "steps": self.settings.steps}
             how["target"] = batch.targets

@@ -74,7 +74,7 @@ class WorkItem:
 
 
 class PreprocessedImage(NamedTuple):
-    """A picture as the model sees it, the part of the picture that is, and where objects are in it."""
+    """A preprocessed image, the frame that was cropped, and the placement of its objects."""
 
     pixels: Tensor
     frame: Frame
@@ -173,9 +173,7 @@ def make_plan(
         convolutions = [name for name, module in classifier.model.named_modules() if isinstance(module, Conv2d)]
         layer = layer or next(reversed(convolutions), None)
     # Two rows, so that a model that returns one row for any batch is found before the first picture.
-    blank = classifier.preprocessing.normalize(
-        torch.full((2, len(classifier.preprocessing.mean), size, size), 0.5, device=device)
-    )
+    blank = classifier.preprocessing.blank(device)
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     items = [
@@ -267,7 +265,7 @@ _CHANGED = {
 
 
 def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done: Mapping[Key, Record]) -> None:
-    """Refuses to add to records of another meaning.
+    """Refuses records that this run cannot extend.
 
     Raises:
         ValueError: If a model is given twice; if a record was made in another way, naming the argument; if a picture,

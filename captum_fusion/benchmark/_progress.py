@@ -19,7 +19,7 @@ from captum_fusion.benchmark._records import PATTERN, Key, Record, key_of, read_
 _TERMINAL, _LINES = 0.5, 30.0
 
 
-class Progress(AbstractContextManager["Progress"]):
+class ProgressReport(AbstractContextManager["ProgressReport"]):
     """A bar over the pictures of all models and each method's means on a terminal, else a line every half minute.
 
     ``total`` counts each requested target and each model; ``pending`` holds the keys of the missing records, by the
@@ -54,7 +54,7 @@ class Progress(AbstractContextManager["Progress"]):
         if console.is_terminal:
             self.live = Live(self.table(), console=console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressReport":
         if self.live:
             self.live.start()
         return self

@@ -38,7 +38,7 @@ def report(folder: str | Path) -> pd.DataFrame:
       measured seconds
     - summary.md: the same tables, with marks for the best value of each measure and for values that are not
       significantly worse; then notes, such as the images that are left out, and the errors
-    - pairs.csv: a paired test of each two methods. It has the mean difference with its 95 % interval by Student's t
+    - pairs.csv: a test of each pair of methods. It has the mean difference with its 95 % interval by Student's t
       (interval_low, interval_high), and the p value of Wilcoxon's signed-rank test (exact up to 50 images), also
       adjusted for the number of pairs by Benjamini and Yekutieli. The effect size is the matched-pairs rank-biserial
       correlation: 1 if the first method's value is higher for every image, -1 if the second method's value is. The

@@ -19,7 +19,7 @@ from captum_fusion.benchmark._dataset import Picture, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
 from captum_fusion.benchmark._plan import Plan, check_records, make_plan
-from captum_fusion.benchmark._progress import Progress
+from captum_fusion.benchmark._progress import ProgressReport
 from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
 from captum_fusion.benchmark._sources import find_pictures
@@ -103,7 +103,9 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
         if show_progress and group.rank == 0:
             missing = [list(plan.keys(item, evaluator.pending(plan, item))) for plan in plans for item in plan.items]
             pending = {keys[0].item: set(keys) for keys in missing if keys}
-            progress = stack.enter_context(Progress(folder, len(missing), pending, done, settings.metrics, writer.file))
+            progress = stack.enter_context(
+                ProgressReport(folder, len(missing), pending, done, settings.metrics, writer.file)
+            )
         try:
             for plan in plans:
                 _work(plan, evaluator, writer, group, progress)
@@ -146,7 +148,7 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str,
 
 
 def _work(
-    plan: Plan, evaluator: Evaluator, writer: RecordWriter, group: ProcessGroup, progress: Progress | None
+    plan: Plan, evaluator: Evaluator, writer: RecordWriter, group: ProcessGroup, progress: ProgressReport | None
 ) -> None:
     """Computes this process's share of the missing records."""
     size = evaluator.settings.batch_size

@@ -12,17 +12,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 from torchvision.datasets import ImageNet, VOCDetection
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
-from captum_fusion._app.images import HEIF
+from captum_fusion._app.images import EXTENSIONS
 from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories, wordnet_indices
 from captum_fusion._app.output_files import identity
 from captum_fusion.benchmark._dataset import ROUNDED, Instance, Outline, Picture, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif", *HEIF)
 # torchvision's VOC categories, without the background.
 _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 _NAMED = 5

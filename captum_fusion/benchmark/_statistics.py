@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def pairwise_tests(values: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compares each two methods in each measure; the values have a row for each picture and a column for each method.
+    """Compares each pair of methods in each measure; values have a row for each image and a column for each method.
 
     A method is significantly better where the adjusted p value is below 0.05 and the mean and the ranks agree in their
     direction; see ``report`` for the columns.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from captum_fusion.benchmark._progress import Progress
+from captum_fusion.benchmark._progress import ProgressReport
 from captum_fusion.benchmark._records import Record, key_of
 from tests.benchmark.conftest import made_up
 
@@ -19,7 +19,7 @@ def append(folder: Path, rank: int, *records: Any) -> tuple[Record, ...]:
     return records
 
 
-def printed(progress: Progress) -> str:
+def printed(progress: ProgressReport) -> str:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(progress.table())
     return console.export_text()
@@ -39,7 +39,7 @@ def test_it_counts_the_records_of_all_processes_and_times_this_run(
     pending = {key_of(everything[image][0]).item: set(map(key_of, everything[image])) for image in left}
     now = [1000.0]
     own = tmp_path / "records-00000.jsonl"
-    progress = Progress(tmp_path, 100, pending, done, ["confidence_drop"], own, clock=lambda: now[0])
+    progress = ProgressReport(tmp_path, 100, pending, done, ["confidence_drop"], own, clock=lambda: now[0])
     assert progress.line() == "90 of 100 images"
 
     # In 40 seconds, this process finishes one picture, another one finishes one and half of the next.
