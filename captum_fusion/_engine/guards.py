@@ -271,7 +271,9 @@ def check_channels_first(shape: tuple[int, ...], layer_size: tuple[int, ...] = (
 
 def warn_of_channels_last(shape: tuple[int, ...], sizes: list[tuple[int, ...]], hint: str) -> None:
     """Warns of a layer whose rows would be taken for channels: the axes before its last one fit an input's size."""
-    if any(_is_scaled(shape[1:-1], size) for size in sizes) and not any(_is_scaled(shape[2:], size) for size in sizes):
+    scaled, as_it_is = (any(_is_scaled(grid, size) for size in sizes) for grid in (shape[1:-1], shape[2:]))
+    # Few rows fit any size.
+    if scaled and not as_it_is and min(shape[1:-1]) > 2:
         warn(f"The layer's value has shape {shape}, which looks like a channels-last map (N, *s, C). {hint}")
 
 

@@ -50,7 +50,7 @@ def charts() -> None:
 @pytest.fixture(autouse=True)
 def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "charts" not in request.fixturenames:
-        monkeypatch.setattr(_report, "rendered", lambda *_: b"")
+        monkeypatch.setattr(_report, "render", lambda *_: b"")
 
 
 @pytest.fixture
