@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import gradio as gr
@@ -195,7 +195,7 @@ class Page:
         yield from self._explain(run)
 
     def _explain(self, run: Run) -> Iterator[Values]:
-        on, tab, start = self._layout, run.tab, perf_counter()
+        on, tab, start, begun = self._layout, run.tab, perf_counter(), time()
         values = tab.settings
         name, methods = values[on.model], values[on.methods]
         model = self._models[name]
@@ -215,7 +215,7 @@ class Page:
         if not targets or not methods:
             raise ValueError("Choose a class and a method")
         made: dict[int, Explanation] = {}
-        yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
+        yield {on.maps: panels.maps(begun, prediction, targets, made, methods), **no_curves}
         for upto in range(1, len(methods) + 1):
             for target in targets:
                 with run.step(model):
@@ -227,7 +227,7 @@ class Page:
                         tolerance=values[on.tolerance],
                         show_progress=True,
                     )
-                yield {on.maps: panels.maps(prediction, targets, made, methods), **no_curves}
+                yield {on.maps: panels.maps(begun, prediction, targets, made, methods), **no_curves}
         run.check()
         shown = tab.view = View(picture, list(made.values()), model, python)
         notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)

@@ -67,9 +67,13 @@ def download(name: str, content: bytes) -> str:
 
 
 def maps(
-    prediction: Prediction, targets: Sequence[int], made: Mapping[int, Explanation], methods: Sequence[str]
+    begun: float,
+    prediction: Prediction,
+    targets: Sequence[int],
+    made: Mapping[int, Explanation],
+    methods: Sequence[str],
 ) -> str:
-    """The maps of each target; maps that are not ready are pending."""
+    """The maps of each target; maps that are not ready are pending. ``begun`` is the time at which the run began."""
     rows = []
     for target in targets:
         panels: list[Part] = []
@@ -80,7 +84,7 @@ def maps(
             else:
                 panels.append({"kind": "pending", "name": name})
         rows.append(_row(prediction, target, panels))
-    return _view(prediction, rows, "scale")
+    return _view(prediction, rows, "scale", begun=begun)
 
 
 def stages(made: Sequence[Explanation]) -> str:
@@ -148,7 +152,7 @@ def _row(prediction: Prediction, target: int, panels: Sequence[Part]) -> Part:
     }
 
 
-def _view(prediction: Prediction, rows: Sequence[Part], legend: str) -> str:
+def _view(prediction: Prediction, rows: Sequence[Part], legend: str, **further: float) -> str:
     pixels = (prediction.pixels[0].permute(1, 2, 0) * 255).round().byte().numpy()
     content = BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
@@ -159,6 +163,7 @@ def _view(prediction: Prediction, rows: Sequence[Part], legend: str) -> str:
             "photograph": _address(content.getvalue(), "image/png"),
             "rows": rows,
             "legend": legend,
+            **further,
         }
     )
 

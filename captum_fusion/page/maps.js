@@ -3,6 +3,8 @@
 let pointed = null;
 let redraws = [];
 let drawn = {};
+let newestRun = 0;
+let photograph = {};
 
 function made(tag, className, text) {
   const node = document.createElement(tag);
@@ -16,7 +18,13 @@ function decoded(text) {
   return Float32Array.from(new Uint16Array(bytes.buffer), (value) => value / 65535);
 }
 
-async function pixelsOf(view) {
+// Every update of a run has the same photograph, which is decoded once.
+function pixelsOf(view) {
+  if (photograph.address !== view.photograph) photograph = { address: view.photograph, pixels: decodedPixels(view) };
+  return photograph.pixels;
+}
+
+async function decodedPixels(view) {
   const image = new Image();
   image.src = view.photograph;
   await image.decode();
@@ -60,13 +68,13 @@ const kinds = {
   },
 };
 
-function paint(canvas, photograph, { colour, strength }) {
+function paint(canvas, pixels, { colour, strength }) {
   const overlay = window.captumFusionOverlay ?? firstOverlay;
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
-  image.data.set(photograph);
-  for (let at = 0; colour && at < photograph.length; at += 4) {
-    const grey = (photograph[at] + photograph[at + 1] + photograph[at + 2]) / 3;
+  image.data.set(pixels);
+  for (let at = 0; colour && at < pixels.length; at += 4) {
+    const grey = (pixels[at] + pixels[at + 1] + pixels[at + 2]) / 3;
     const over = colour(at / 4);
     const share = Math.min(1, overlay * strength(at / 4));
     for (let part = 0; part < 3; part++) image.data[at + part] = grey * (1 - share) + over[part] * share;
@@ -121,7 +129,7 @@ function canvasOf(view, panel) {
   return canvas;
 }
 
-function panelOf(view, photograph, key, panel) {
+function panelOf(view, pixels, key, panel) {
   // What is pending shows what was there before, if anything.
   const shown = panel.kind === "pending" && drawn[key] ? drawn[key] : panel;
   const figure = made("figure", panel.kind === "pending" ? "panel pending" : "panel");
@@ -133,7 +141,7 @@ function panelOf(view, photograph, key, panel) {
   if (shown.kind !== "pending") {
     const canvas = canvasOf(view, panel);
     const kind = kinds[shown.kind](shown);
-    const draw = () => paint(canvas, photograph, kind);
+    const draw = () => paint(canvas, pixels, kind);
     redraws.push(draw);
     draw();
     figure.says = kind.says;
@@ -166,13 +174,16 @@ function legendOf(legend) {
 async function show() {
   const given = props.value;
   const view = JSON.parse(given);
+  // An update of a run that a newer one has ended.
+  if (view.begun < newestRun) return;
+  newestRun = view.begun ?? newestRun;
   const root = element.querySelector(".maps");
   redraws = [];
   if (!view.rows.length) {
     root.replaceChildren(made("p", "note", view.note));
     return;
   }
-  const photograph = await pixelsOf(view);
+  const pixels = await pixelsOf(view);
   if (given !== props.value) return;
   const now = {};
   const rows = view.rows.map((row) => {
@@ -183,7 +194,7 @@ async function show() {
     const panels = [{ kind: "photograph", name: "photograph", note: "as the model sees it" }, ...row.panels];
     for (const panel of panels) {
       const key = JSON.stringify([view.photograph, row.name, panel.name]);
-      grid.append(panelOf(view, photograph, key, panel));
+      grid.append(panelOf(view, pixels, key, panel));
       now[key] = panel.kind === "pending" ? drawn[key] : panel;
     }
     section.append(heading, grid);

@@ -27,11 +27,12 @@ def values_of(panel: dict[str, Any]) -> np.ndarray:
 
 def test_maps_are_there_to_four_digits_and_what_is_missing_is_pending(picture: ClassifiedImage) -> None:
     made = {1: picture.explain(1, ["grad-cam"])}
-    view = json.loads(views.maps(picture.prediction, [1, 2], made, ["grad-cam", "score-cam"]))
+    view = json.loads(views.maps(7, picture.prediction, [1, 2], made, ["grad-cam", "score-cam"]))
     assert [[panel["kind"] for panel in row["panels"]] for row in view["rows"]] == [
         ["heat", "pending"],
         ["pending", "pending"],
     ]
+    assert view["begun"] == 7
     shown = view["rows"][0]["panels"][0]
     np.testing.assert_allclose(values_of(shown), made[1].maps["grad-cam"][0, 0].numpy(), atol=1e-5)
     assert shown["note"] == f"keeps P = {made[1].masked_probabilities['grad-cam']:.3f}"
@@ -59,7 +60,7 @@ def test_stages_and_agreement_are_those_of_the_fusions(picture: ClassifiedImage)
 def test_an_empty_map_says_so(picture: ClassifiedImage) -> None:
     explanation = picture.explain(1, ["grad-cam"])
     explanation.maps["grad-cam"] = torch.zeros(1, 1, 24, 24)
-    (row,) = json.loads(views.maps(explanation, [1], {1: explanation}, ["grad-cam"]))["rows"]
+    (row,) = json.loads(views.maps(7, explanation, [1], {1: explanation}, ["grad-cam"]))["rows"]
     assert row["panels"][0]["note"] == "empty: no positive evidence for the class"
 
 
