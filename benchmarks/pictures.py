@@ -23,6 +23,7 @@ from torchvision.models import get_model
 
 from benchmarks import score_cam
 from benchmarks.networks import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from captum_fusion import LayerScoreCam
 
 RESULTS = Path(__file__).parent / "results" / "pictures.md"
 TOLERANCE = 0.05
@@ -41,7 +42,7 @@ def load(name: str) -> tuple[nn.Module, nn.Module]:
 
 def as_batch(tolerance: float) -> Work:
     def work(model: nn.Module, layer: nn.Module, inputs: Tensor, targets: Tensor) -> object:
-        return score_cam.LayerScoreCam(model, layer, tolerance=tolerance).attribute(inputs, targets)
+        return LayerScoreCam(model, layer, tolerance=tolerance).attribute(inputs, targets)
 
     return work
 

@@ -126,11 +126,8 @@ def weight_randomization(
     correlations, unchanged = {}, []
     parts, ran = set(explained.modules()), list[bool]()
     with preserved(call.tensors) as state, eager(), state.tracking(explained):
-        hook = register_module_forward_pre_hook(lambda module, _: ran.append(module in parts))
-        try:
+        with register_module_forward_pre_hook(lambda module, _: ran.append(module in parts)):
             original = saliency()
-        finally:
-            hook.remove()
         with _restored(explained) as restore:
             for position, (name, part) in enumerate(reversed(modules.items())):
                 if randomization == "independent":
