@@ -44,7 +44,7 @@ def draw(
         explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
         suffix (str): The ending of the file.
         alpha (float): As for ``overlay``.
-        boxes (float or None): The share of a map's maximum from which boxes are draw around its regions.
+        boxes (float or None): The share of a map's maximum from which boxes are drawn around its regions.
     """
     panels = 1 + len(explanations[0].maps)
     # A row for each class, as long as the panels remain large enough to see something.

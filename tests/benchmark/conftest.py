@@ -50,7 +50,8 @@ def charts() -> None:
 @pytest.fixture(autouse=True)
 def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "charts" not in request.fixturenames:
-        monkeypatch.setattr(_report, "render", lambda *_: b"")
+        for name in ("measures_chart", "curves_chart", "explanations_chart", "render"):
+            monkeypatch.setattr(_report, name, lambda *_: b"")
 
 
 @pytest.fixture
