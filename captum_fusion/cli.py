@@ -65,8 +65,8 @@ def explain(
             EfficientNet-Lite0 of the demo extra with its ImageNet weights.
         list_layers: List the layers that --layer accepts, and explain nothing.
     """
-    from captum_fusion._app.drawing import check_picture
-    from captum_fusion._app.images import find_photographs
+    from captum_fusion._app.drawing import check_drawing_format
+    from captum_fusion._app.images import find_images
     from captum_fusion._app.job import Job, print_layers
     from captum_fusion._app.output_files import plan_outputs
     from captum_fusion.explain import Explainer
@@ -76,10 +76,10 @@ def explain(
         print_layers(Explainer(model, **options))
         return 0
     read = {f"--{name}": Path(str(options.get(name))) for name in ("weights", "classes") if options.get(name)}
-    files = [file for image in images for file in (find_photographs(image) if image.is_dir() else [image])]
+    files = [file for image in images for file in (find_images(image) if image.is_dir() else [image])]
     save = settings.save_npz, settings.save_predictions
     outputs = plan_outputs(files, settings.output, *save, read, force=settings.force)
-    check_picture(outputs[0].picture)
+    check_drawing_format(outputs[0].drawing)
     settings.check()
     job = Job(settings, outputs)
     job.run(lambda: Explainer(model, **options))

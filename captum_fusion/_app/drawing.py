@@ -1,4 +1,4 @@
-"""Draws maps over the photograph."""
+"""Draws maps over the image."""
 
 import warnings
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ _DPI = 140
 def draw(
     explanations: Sequence[Explanation], suffix: str, alpha: float = DEFAULT_ALPHA, boxes: float | None = None
 ) -> bytes:
-    """Draws explanations of a photograph as the content of a file: a panel for it and for each map, class by class.
+    """Draws explanations of an image as the content of a file: a panel for it and for each map, class by class.
 
     Args:
         explanations (Sequence[Explanation]): The same methods' explanations of one or several classes.
@@ -67,45 +67,45 @@ def draw(
 
 
 def _palettized(content: bytes) -> bytes:
-    """A picture of photographs with 256 colours, dithered: a third of the size, for what is shown and not measured."""
-    with Image.open(BytesIO(content)) as image:
-        picture = image.convert("RGB")
-    colours = picture.reduce(4).quantize(255, method=Image.Quantize.MEDIANCUT)
+    """A drawing with 256 colours, dithered: a third of the size, for what is shown and not measured."""
+    with Image.open(BytesIO(content)) as drawing:
+        rgb = drawing.convert("RGB")
+    colours = rgb.reduce(4).quantize(255, method=Image.Quantize.MEDIANCUT)
     # Pure white for the ground; Pillow looks up colours too coarsely to find it.
     colours.putpalette([*(colours.getpalette() or [])[: 255 * 3], 255, 255, 255])
-    palettized = picture.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG)
-    palettized.paste(255, mask=picture.convert("L").point([0] * 255 + [255]))
+    palettized = rgb.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG)
+    palettized.paste(255, mask=rgb.convert("L").point([0] * 255 + [255]))
     output = BytesIO()
     palettized.save(output, "PNG")
     return output.getvalue()
 
 
 def _draw_block(axes: np.ndarray, explanation: Explanation, alpha: float, boxes: float | None) -> None:
-    """Draws the photograph and the maps of a class."""
-    photograph = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
-    axes[0].imshow(photograph, interpolation="bicubic")
+    """Draws the image and the maps of a class."""
+    image = np.transpose(explanation.pixels[0].numpy(), (1, 2, 0))
+    axes[0].imshow(image, interpolation="bicubic")
     axes[0].set_title(f"{_wrapped(explanation.category)}\nP = {explanation.probability:.2f}", size="medium")
     for axis, (name, values) in zip(axes[1:], explanation.maps.items(), strict=False):
-        overlay(axis, photograph, values[0, 0].numpy(), alpha)
+        overlay(axis, image, values[0, 0].numpy(), alpha)
         if boxes is not None:
             draw_boxes(axis, values, boxes)
         masked = f"P = {explanation.masked_probabilities[name]:.2f}" if values.any() else "an empty map"
         axis.set_title(f"{_wrapped(name)}\n{masked}", size="medium")
 
 
-def overlay(axis: Any, photograph: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:
-    """Shows a map (H, W) over a photograph (H, W, 3), both in [0, 1].
+def overlay(axis: Any, image: np.ndarray, values: np.ndarray, alpha: float = DEFAULT_ALPHA) -> None:
+    """Shows a map (H, W) over an image (H, W, 3), both in [0, 1].
 
-    The photograph is grey, so that every colour is the map's. The map is as opaque as it is high: where it is 0, the
-    photograph is uncovered.
+    The image is grey, so that every colour is the map's. The map is as opaque as it is high: where it is 0, the
+    image is uncovered.
 
     Args:
         axis (matplotlib.axes.Axes): Where to draw.
-        photograph (ndarray): The photograph.
+        image (ndarray): The image.
         values (ndarray): The map.
         alpha (float): The opacity of the map where it is 1, in [0, 1].
     """
-    axis.imshow(photograph.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+    axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
     axis.imshow(colormaps[COLOURS](values, alpha=alpha * values), interpolation="bilinear")
 
 
@@ -166,8 +166,8 @@ def _characters(file: str) -> frozenset[int]:
         return frozenset()
 
 
-def check_picture(file: Path) -> None:
-    """Refuses a picture that cannot be draw as a file of this name, before anything is computed for it."""
+def check_drawing_format(file: Path) -> None:
+    """Refuses a name that no drawing can be saved under, before anything is computed for it."""
     known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
     suffix = file.suffix.lower()
     if suffix not in known:

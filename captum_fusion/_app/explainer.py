@@ -1,4 +1,4 @@
-"""Explains many pictures with one model."""
+"""Explains many images with one model."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from captum_fusion import FeatureMap, FusionCamStages, feature_maps
 from captum_fusion._app.explanation import Curve, Curves, Explanation, Prediction
-from captum_fusion._app.images import Photograph, PictureError, as_rgb, open_photograph, sample_photograph
+from captum_fusion._app.images import ImageError, Photograph, as_rgb, open_photograph, sample_photograph
 from captum_fusion._app.messages import reason
 from captum_fusion._app.methods import Method, parse_method
 from captum_fusion._app.models.classifier import Classifier
@@ -94,7 +94,7 @@ class Explainer:
         try:
             pixels = classifier.preprocessing.crop(photograph.image)
         except ValueError as error:
-            raise PictureError(f"{photograph.name} cannot be explained: {error}") from error
+            raise ImageError(f"{photograph.name} cannot be explained: {error}") from error
         inputs = classifier.preprocessing.normalize(pixels).to(self.device)
         with self.in_turn():
             probabilities = _probabilities(classifier, inputs)

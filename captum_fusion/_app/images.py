@@ -21,7 +21,7 @@ EXTENSIONS = (
     *HEIF,
 )
 _ORIENTATION = 0x0112
-# The transpositions that turn a picture of each EXIF orientation upright.
+# The transpositions that turn an image of each EXIF orientation upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Kinds of untrusted pictures that are read without running another program, as PostScript is, and their largest size.
+# Kinds of untrusted images that are read without running another program, as PostScript is, and their largest size.
 _SAFE_KINDS = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
 _MOST_PIXELS = 50_000_000
 
@@ -41,12 +41,12 @@ _SAMPLE_SIDE = 448
 _COFFEE, _CHELSEA = (90, 20, 530, 240), (0, 40, 451, 265)
 
 
-class PictureError(ValueError):
-    """A picture that cannot be explained, whatever the other arguments; the message begins with its name."""
+class ImageError(ValueError):
+    """An image that cannot be explained, whatever the other arguments; the message begins with its name."""
 
 
 class Photograph(NamedTuple):
-    """A picture in RGB, and a note on how it was converted, empty if it was not."""
+    """An image in RGB, and a note on how it was converted, empty if it was not."""
 
     image: Image.Image
     note: str = ""
@@ -54,7 +54,7 @@ class Photograph(NamedTuple):
 
 
 def open_photograph(file: Path, untrusted: bool = False) -> Photograph:
-    """Reads a picture, upright and in RGB; of several frames the first.
+    """Reads an image, upright and in RGB; of several frames the first.
 
     Args:
         file (Path): The file.
@@ -62,7 +62,7 @@ def open_photograph(file: Path, untrusted: bool = False) -> Photograph:
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
-        PictureError: If it is no picture, beginning with the file's name.
+        ImageError: If it is no image, beginning with the file's name.
     """
     name = file.name if untrusted else str(file)
     Image.init()
@@ -75,8 +75,8 @@ def open_photograph(file: Path, untrusted: bool = False) -> Photograph:
         return as_rgb(image)._replace(name=name)
 
 
-def find_photographs(folder: Path) -> list[Path]:
-    """The pictures in a folder, by their names.
+def find_images(folder: Path) -> list[Path]:
+    """The images in a folder, by their names.
 
     Raises:
         ValueError: If there is none.
@@ -87,12 +87,12 @@ def find_photographs(folder: Path) -> list[Path]:
     return files
 
 
-def check_photograph(file: Path) -> None:
-    """Refuses a file that does not begin as a picture does, without reading all of it.
+def check_image(file: Path) -> None:
+    """Refuses a file that does not begin as an image does, without reading all of it.
 
     Raises:
         OSError: If there is no such file, or if it may not be read.
-        PictureError: If it is no picture.
+        ImageError: If it is no image.
     """
     if not file.exists() and set(file.name) & set("*?["):
         raise FileNotFoundError(f"No file matches {file}")
@@ -132,19 +132,19 @@ def _open(file: Path, name: str, kinds: list[str] | None = None) -> Iterator[Ima
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f"{name} cannot be read: it is not an image in a supported format") from error
+        raise ImageError(f"{name} cannot be read: it is not an image in a supported format") from error
     except Exception as error:  # Readers of broken files raise nearly everything.
-        raise PictureError(f"{name} cannot be read: {error}") from error
+        raise ImageError(f"{name} cannot be read: {error}") from error
 
 
 def as_rgb(image: Image.Image) -> Photograph:
-    """A picture upright and in RGB: values of more than 8 bits scaled by their type's range, transparency on white.
+    """An image upright and in RGB: values of more than 8 bits scaled by their type's range, transparency on white.
 
     Raises:
         ValueError: If floating-point values are not in [0, 1], or if integers are negative.
     """
     notes = []
-    # Phones store a second, smaller picture beside the photograph, which is no frame.
+    # Phones store a second, smaller image beside the photograph, which is no frame.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append(f"only frame {image.tell() + 1} of several is used")
     upright = _upright(image, notes)
@@ -170,7 +170,7 @@ def as_rgb(image: Image.Image) -> Photograph:
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The picture, turned by its EXIF orientation."""
+    """The image, turned by its EXIF orientation."""
     image.load()
     orientation = exif_orientation(image)
     if orientation is None:
@@ -192,7 +192,7 @@ def exif_orientation(image: Image.Image) -> int | None:
 
 
 def _numbers(image: Image.Image, values: np.ndarray) -> tuple[np.ndarray, float, str]:
-    """The values of a picture of one channel, the top of their type's range, and the type's name."""
+    """The values of an image of one channel, the top of their type's range, and the type's name."""
     if image.mode == "F":
         return values.astype(np.float64), 1, "floating-point"
     # Pillow reads 16 bits into 32 for some kinds of files.

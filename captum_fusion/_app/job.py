@@ -1,4 +1,4 @@
-"""The work of the command ``explain``: one model, many pictures, each drawn, saved and reported."""
+"""The work of the command ``explain``: one model, many images, each drawn, saved and reported."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from captum_fusion._app.console import Output, ProgressDisplay
 from captum_fusion._app.drawing import draw
 from captum_fusion._app.explainer import Explainer
 from captum_fusion._app.explanation import Explanation
-from captum_fusion._app.images import PictureError, check_photograph
+from captum_fusion._app.images import ImageError, check_image
 from captum_fusion._app.messages import format_error, report_error
 from captum_fusion._app.output_files import OutputFiles, archive, prediction_rows, prediction_table, write_atomically
 from captum_fusion._app.settings import ExplainSettings
@@ -20,7 +20,7 @@ from captum_fusion._app.settings import ExplainSettings
 
 @dataclass
 class Job:
-    """Pictures to explain by one model, and the outcome.
+    """Images to explain by one model, and the outcome.
 
     If one of several images cannot be explained, it is reported, and the others are explained.
     """
@@ -28,18 +28,18 @@ class Job:
     settings: ExplainSettings
     outputs: Sequence[OutputFiles]
     explained: int = field(default=0, init=False)
-    """The number of pictures that were explained."""
+    """The number of images that were explained."""
     failed: list[OutputFiles] = field(default_factory=list, init=False)
-    """The pictures that could not be."""
+    """The images that could not be."""
 
     def run(self, load: Callable[[], Explainer]) -> None:
-        """Explains the pictures.
+        """Explains the images.
 
         Args:
-            load (Callable): Loads the model, once there is a picture that can be read.
+            load (Callable): Loads the model, once there is an image that can be read.
 
         Raises:
-            Exception: The error of the only picture, or one that is the fault of no picture in particular.
+            Exception: The error of the only image, or one that is the fault of no image in particular.
         """
         console, progress, settings = Output(soft_wrap=True), ProgressDisplay(), self.settings
         readable = [output for output in self.outputs if self._is_readable(output)]
@@ -52,8 +52,8 @@ class Job:
                 try:
                     with progress.bar(prefix) as begin:
                         explanations = self._explain(explainer, output.image, begin)
-                    picture = draw(explanations, output.picture.suffix, settings.alpha, settings.boxes)
-                    write_atomically(output.picture, picture)
+                    content = draw(explanations, output.drawing.suffix, settings.alpha, settings.boxes)
+                    write_atomically(output.drawing, content)
                     if output.maps is not None:
                         write_atomically(output.maps, archive(explanations[0]))
                 except Exception as error:
@@ -74,19 +74,19 @@ class Job:
         return len(self.outputs) == 1
 
     def _is_readable(self, output: OutputFiles) -> bool:
-        """Tells whether a picture's file exists and begins as a picture does."""
+        """Tells whether an image's file exists and begins as an image does."""
         try:
             if output.image is not None:
-                check_photograph(output.image)
-        except (OSError, PictureError) as error:
+                check_image(output.image)
+        except (OSError, ImageError) as error:
             self._fail(output, error)
             return False
         return True
 
     def _fail(self, output: OutputFiles, error: Exception) -> None:
-        """Reports a picture that cannot be explained, or raises the error where it is not this picture's fault."""
-        named = isinstance(error, (OSError, PictureError))
-        # An error before any picture was explained is the fault of none of them, unless it names one.
+        """Reports an image that cannot be explained, or raises the error where it is not this image's fault."""
+        named = isinstance(error, (OSError, ImageError))
+        # An error before any image was explained is the fault of none of them, unless it names one.
         if self._is_single or not (named or self.explained):
             raise error
         report_error(format_error(error) if named else f"{output.image}: {format_error(error)}")
@@ -120,7 +120,7 @@ class Job:
         return explanations
 
     def _print_result(self, console: Output, output: OutputFiles, explanations: Sequence[Explanation]) -> None:
-        """Prints what was explained, in one line if there are several pictures."""
+        """Prints what was explained, in one line if there are several images."""
         first = explanations[0]
         if self._is_single:
             table = Table("index", "category", "probability", title=f"{first.model} predicts")
@@ -131,12 +131,12 @@ class Job:
                 console.print(f"Explaining {each.target} {each.category} by the layer {first.feature_map}")
         else:
             classes = ", ".join(f"{each.category} {each.probability:.1%}" for each in explanations)
-            console.print(f"{first.image}: {classes}; explained in {output.picture}")
+            console.print(f"{first.image}: {classes}; explained in {output.drawing}")
         for note in dict.fromkeys(note for each in explanations for note in each.notes):
             console.print(note)
         if self._is_single:
             predictions = self.settings.save_predictions
-            for label, file in (("Maps", output.maps), ("Predictions", predictions), ("Image", output.picture)):
+            for label, file in (("Maps", output.maps), ("Predictions", predictions), ("Image", output.drawing)):
                 if file is not None:
                     console.print(f"{label}: {file}")
 

@@ -20,10 +20,10 @@ _TEMP_FILE = re.compile(r"\..+\.\d+\.draft")
 
 
 class OutputFiles(NamedTuple):
-    """A picture, and the files that are written for it."""
+    """An image, and the files that are written for it."""
 
     image: Path | None
-    picture: Path
+    drawing: Path
     maps: Path | None
 
 
@@ -36,13 +36,13 @@ def plan_outputs(
     *,
     force: bool,
 ) -> list[OutputFiles]:
-    """The output files of all pictures, each once, or of the sample where there are none.
+    """The output files of all images, each once, or of the sample where there are none.
 
     Args:
-        images (Sequence[Path]): The pictures.
-        output (Path): The file to draw to, or a folder for files named after the pictures.
-        save_npz (Path or None): The file for the maps, or a folder for files named after the pictures.
-        save_predictions (Path or None): The file for the predictions of all pictures.
+        images (Sequence[Path]): The images.
+        output (Path): The file to draw to, or a folder for files named after the images.
+        save_npz (Path or None): The file for the maps, or a folder for files named after the images.
+        save_predictions (Path or None): The file for the predictions of all images.
         inputs (Mapping[str, Path]): The other files that are read, by their option.
         force (bool): Whether to overwrite files.
 
@@ -101,7 +101,7 @@ def archive(explanation: Explanation) -> bytes:
 
 
 def prediction_rows(prediction: Prediction, count: int) -> list[dict[str, Any]]:
-    """The most probable classes of a picture, a row each."""
+    """The most probable classes of an image, a row each."""
     return [
         {"image": prediction.image, "rank": rank, "index": index, "category": category, "probability": probability}
         for rank, (index, category, probability) in enumerate(prediction.top(count), start=1)
@@ -169,7 +169,7 @@ def _files(option: str, path: Path, images: Sequence[Path], suffix: str) -> list
 
 
 def _names(images: Sequence[Path]) -> list[str]:
-    """The pictures' names without their endings, numbered where they would be the same on some file system."""
+    """The images' names without their endings, numbered where they would be the same on some file system."""
     names: list[str] = []
     taken: set[str] = set()
     for image in images:

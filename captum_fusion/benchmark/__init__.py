@@ -1,4 +1,4 @@
-"""Evaluates methods by metrics over many pictures, in one process or under torchrun."""
+"""Evaluates methods by metrics over many images, in one process or under torchrun."""
 
 from captum_fusion._app.settings import Settings
 from captum_fusion.benchmark._report import report

@@ -27,7 +27,7 @@ _BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "
 
 
 def measures_chart(records: pd.DataFrame, measures: Sequence[str], pairs: pd.DataFrame) -> Figure:
-    """The difference of each method from the best one in each measure, over the pictures that both explained.
+    """The difference of each method from the best one in each measure, over the images that both explained.
 
     Red methods are significantly worse by the same tests as in the tables.
     """
@@ -122,7 +122,7 @@ def _labels(records: pd.DataFrame, subject: str) -> list[str]:
 
 
 def _values(records: pd.DataFrame, subject: str, column: str) -> pd.DataFrame:
-    """The values of a column: a row for each picture, a column for each method."""
+    """The values of a column: a row for each image, a column for each method."""
     of_subject = records[records["subject"] == subject].dropna(subset=[column])
     return of_subject.pivot(index=["image", "requested"], columns="label", values=column)
 
@@ -132,10 +132,10 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
     measure = next(name for name in ("overall", "average_drop", *measures) if name in measures)
     column, higher = MEASURES[measure].column, MEASURES[measure].higher
     judged = records.dropna(subset=[column, "map"])
-    # By chance, a control's map may be the best of a picture; it explains nothing.
+    # By chance, a control's map may be the best of an image; it explains nothing.
     explained = judged[~judged["label"].isin(CONTROLS)]
     ranked = (explained if len(explained) else judged).sort_values(column, ascending=not higher, kind="stable")
-    # Each picture once: by its best and by its worst explanation.
+    # Each image once: by its best and by its worst explanation.
     most, least = ranked.drop_duplicates("image"), ranked[::-1].drop_duplicates("image")
     count = max(1, min(_EXAMPLES, ceil(len(most) / 2)))
     groups = (("most", most.head(count)), ("least", least.head(count)))
@@ -164,7 +164,7 @@ def explanations_chart(records: pd.DataFrame, measures: Sequence[str]) -> Figure
 
 
 def crop_seen(file: Path, frame: Sequence[float]) -> tuple[np.ndarray, str]:
-    """The part of a picture that the model saw; grey, with a remark, where the file is missing."""
+    """The part of an image that the model saw; grey, with a remark, where the file is missing."""
     try:
         image = open_photograph(file).image
     except (OSError, ValueError):

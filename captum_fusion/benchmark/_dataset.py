@@ -1,4 +1,4 @@
-"""The pictures of a benchmark with their labels and objects, and where a model sees these."""
+"""The images of a benchmark with their labels and objects, and where a model sees these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from captum_fusion._app.models.preprocessing import Frame
 
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
-"""The width and height of a picture."""
+"""The width and height of an image."""
 
 # How EXIF orientations turn x and y: the rows of a matrix.
 _TURNS = {
@@ -29,7 +29,7 @@ _TURNS = {
     7: ((0, -1), (-1, 0)),
     8: ((0, 1), (-1, 0)),
 }
-# How many pixels a box may reach beyond its picture, as rounded ones do.
+# How many pixels a box may reach beyond its image, as rounded ones do.
 ROUNDED = 2
 
 
@@ -40,7 +40,7 @@ class Outline:
     polygons: Sequence[Sequence[float]] = ()
     runs: Sequence[int] = ()
     size: tuple[int, int] = (0, 0)
-    """The height and width of the picture whose pixels the runs count."""
+    """The height and width of the image whose pixels the runs count."""
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Tells whether each of some points (K, 2) lies inside."""
@@ -57,7 +57,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Instance:
-    """An object in a picture: its label, its box and its outline in the annotation's pixels."""
+    """An object in an image: its label, its box and its outline in the annotation's pixels."""
 
     label: int
     box: Box
@@ -67,8 +67,8 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file with its labels and objects; ``instances`` is None where the source has no objects."""
+class LabelledImage:
+    """An image file with its labels and objects; ``instances`` is None where the source has no objects."""
 
     name: str
     file: Path
@@ -80,9 +80,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures and the names of their labels, None where labels are the model's own class indices."""
+    """Images and the names of their labels, None where labels are the model's own class indices."""
 
-    pictures: list[Picture]
+    images: list[LabelledImage]
     categories: tuple[str, ...] | None = None
     of_objects: bool = False
     """Whether the categories are those of COCO or VOC, which ImageNet's classes name more closely."""
@@ -134,21 +134,21 @@ class Regions(NamedTuple):
     """Each object that is no crowd, by its outline, or by its box where it has none."""
 
 
-def place(picture: Picture, frame: Frame, size: int) -> Placement:
-    """Places the objects of a picture in the pixels that a model sees.
+def place(image: LabelledImage, frame: Frame, size: int) -> Placement:
+    """Places the objects of an image in the pixels that a model sees.
 
-    Annotations whose size is that of the stored picture are turned as its EXIF orientation turns the picture; those
-    of the upright picture are not. Those of a larger or smaller copy are scaled.
+    Annotations whose size is that of the stored image are turned as its EXIF orientation turns the image; those
+    of the upright image are not. Those of a larger or smaller copy are scaled.
 
     Raises:
-        ValueError: If the annotation is of a picture of another shape, or reaches beyond the picture.
+        ValueError: If the annotation is of an image of another shape, or reaches beyond the image.
     """
-    with Image.open(picture.file) as image:
+    with Image.open(image.file) as opened:
         # Some releases of Pillow swap the sides of a turned TIFF before they load it; its tags hold the stored ones.
-        tags, orientation = getattr(image, "tag_v2", None), exif_orientation(image) or 1
-        stored = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]) if tags else image.size
+        tags, orientation = getattr(opened, "tag_v2", None), exif_orientation(opened) or 1
+        stored = (tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]) if tags else opened.size
     upright = stored[::-1] if orientation >= 5 else stored
-    annotated = picture.size or stored
+    annotated = image.size or stored
     for is_close in (eq, _same_shape):
         turn = orientation if is_close(annotated, stored) else 1 if is_close(annotated, upright) else None
         if turn is not None:
@@ -158,7 +158,7 @@ def place(picture: Picture, frame: Frame, size: int) -> Placement:
             f"its annotation is for an image of {annotated[0]} x {annotated[1]} pixels, but the image has {stored[0]} "
             f"x {stored[1]}; expected the same size or a scaled copy"
         )
-    for instance in picture.instances or ():
+    for instance in image.instances or ():
         reach = instance.box[2:]
         if any(end > side + ROUNDED for end, side in zip(reach, annotated, strict=True)):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Explains pictures and evaluates the explanations: from pixels to records."""
+"""Explains images and evaluates the explanations: from pixels to records."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one model with the classes that are explained."""
+    """Images of one model with the classes that are explained."""
 
     plan: Plan
     layer: Module
@@ -84,18 +84,18 @@ class Batch:
         return [row.target for row in self.rows]
 
     def subset(self, indices: list[int]) -> "Batch":
-        """Some of the pictures, in their order."""
+        """Some of the images, in their order."""
         if len(indices) == len(self.rows):
             return self
         return Batch(self.plan, self.layer, [self.rows[index] for index in indices], self.inputs[indices])
 
 
 Failure = tuple[WorkItem, str]
-"""A picture that could not be explained, and the reason."""
+"""An image that could not be explained, and the reason."""
 
 
 class Evaluator:
-    """Makes the missing records of pictures; ``done`` are those of earlier runs."""
+    """Makes the missing records of images; ``done`` are those of earlier runs."""
 
     def __init__(self, settings: Settings, done: Mapping[Key, Record]) -> None:
         self.settings = settings
@@ -103,7 +103,7 @@ class Evaluator:
         self.done = done
 
     def missing(self, plan: Plan, item: WorkItem, variant: Variant) -> set[str]:
-        """The metrics that a picture's records lack."""
+        """The metrics that an image's records lack."""
         metrics: set[str] = set()
         for part in variant.parts:
             record = self.done.get(plan.key(item, variant, part))
@@ -113,13 +113,13 @@ class Evaluator:
         return metrics
 
     def pending(self, plan: Plan, item: WorkItem) -> list[Variant]:
-        """The variants whose records a picture lacks."""
+        """The variants whose records an image lacks."""
         return [variant for variant in self.variants if self.missing(plan, item, variant)]
 
     def records(
         self, plan: Plan, items: Sequence[WorkItem], loaded: Sequence[PreprocessedImage | str]
     ) -> Iterator[list[Record]]:
-        """The missing records of pictures, method by method, as soon as they are computed."""
+        """The missing records of images, method by method, as soon as they are computed."""
         readable = []
         for item, image in zip(items, loaded, strict=True):
             if isinstance(image, str):
@@ -171,12 +171,12 @@ class Evaluator:
             return
 
     def _each(self, batch: Batch, action: Callable[[Batch], T]) -> "list[T | Failure]":
-        """The result of an action for a batch; where it fails, those for each picture alone."""
+        """The result of an action for a batch; where it fails, those for each image alone."""
         try:
             return [action(batch)]
         except Exception as error:
             if self.settings.strict:
-                names = ", ".join(row.item.picture.name for row in batch.rows)
+                names = ", ".join(row.item.image.name for row in batch.rows)
                 raise RuntimeError(f"{names}: {reason(error)}") from error
             if len(batch.rows) == 1:
                 return [(batch.rows[0].item, reason(error))]
@@ -186,7 +186,7 @@ class Evaluator:
         """The records of a failure, but for those that are there already."""
         item, error = failure
         if self.settings.strict:
-            raise ValueError(f"{item.picture.name}: {error}")
+            raise ValueError(f"{item.image.name}: {error}")
         return [
             {**self._base(plan, item, pending, part), "error": error}
             for pending in (self.pending(plan, item) if variant is None else [variant])
@@ -270,7 +270,7 @@ class Evaluator:
         return [result[0], *(getattr(result[1], stage) for stage in STAGES)]
 
     def _evaluate(self, batch: Batch, variant: Variant, attributions: Tensor, index: int, metrics: set[str]) -> Values:
-        """The metrics of one map of each picture; ``index`` is its position among the method's maps."""
+        """The metrics of one map of each image; ``index`` is its position among the method's maps."""
         if "adcc" in metrics:
             metrics = metrics | set(_ADCC)
         plan, size = batch.plan, tuple(batch.inputs.shape[2:])
@@ -318,13 +318,13 @@ class Evaluator:
 
     def _base(self, plan: Plan, item: WorkItem, variant: Variant, part: str | None) -> Record:
         """The key and the provenance of a record."""
-        key: Any = plan.key(item, variant, part)._asdict() | {"file": str(item.picture.file.absolute())}
+        key: Any = plan.key(item, variant, part)._asdict() | {"file": str(item.image.file.absolute())}
         record: Record = key | provenance(self.settings, plan, item, variant.method)
         return record
 
 
 def _batch(plan: Plan, layer: Module, rows: Sequence[Row]) -> Batch:
-    """The batch of some pictures, whose targets are still to be predicted."""
+    """The batch of some images, whose targets are still to be predicted."""
     pixels = torch.cat([row.image.pixels for row in rows]).to(plan.device, non_blocking=True)
     return Batch(plan, layer, rows, plan.classifier.preprocessing.normalize(pixels))
 

@@ -1,4 +1,4 @@
-"""The work of a benchmark: models with their pictures, and the provenance of their records."""
+"""The work of a benchmark: models with their images, and the provenance of their records."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from captum_fusion._app.models.layer import choose_layer
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion._app.models.preprocessing import Frame, Preprocessing
 from captum_fusion._app.settings import Settings
-from captum_fusion.benchmark._dataset import Instance, Picture, Placement, Source, place
+from captum_fusion.benchmark._dataset import Instance, LabelledImage, Placement, Source, place
 from captum_fusion.benchmark._records import Key, Record, hash_of
 from captum_fusion.benchmark._sources import classes_of_labels
 
@@ -62,9 +62,9 @@ def variants_of(settings: Settings) -> list[Variant]:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """A picture and the requested target: the most probable of some classes, or the predicted one of all."""
+    """An image and the requested target: the most probable of some classes, or the predicted one of all."""
 
-    picture: Picture
+    image: LabelledImage
     image_hash: str = ""
     """The hash of its file; it is read last, when all else has been checked."""
     objects_hash: str | None = None
@@ -84,7 +84,7 @@ class PreprocessedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A model with its pictures."""
+    """A model with its images."""
 
     classifier: Classifier
     masked_model: Callable[..., Any]
@@ -99,7 +99,7 @@ class Plan:
     classes_of: Mapping[int, tuple[int, ...]]
     """The classes that each label names, where targets or objects need them."""
     notes: list[str]
-    """The pictures that were left out."""
+    """The images that were left out."""
 
     @property
     def subject(self) -> tuple[str, str, str]:
@@ -108,20 +108,20 @@ class Plan:
 
     def key(self, item: WorkItem, variant: Variant, part: str | None) -> Key:
         """The key of a record."""
-        return Key(*self.subject, item.picture.name, item.requested, variant.method.name, variant.percentile, part)
+        return Key(*self.subject, item.image.name, item.requested, variant.method.name, variant.percentile, part)
 
     def keys(self, item: WorkItem, variants: Iterable[Variant]) -> Iterator[Key]:
-        """The keys of all records of a picture."""
+        """The keys of all records of an image."""
         for variant in variants:
             for part in variant.parts:
                 yield self.key(item, variant, part)
 
     def instances(self, item: WorkItem, target: int) -> list[Instance]:
-        """The objects in a picture that a class names."""
-        return [each for each in item.picture.instances or () if target in self.classes_of[each.label]]
+        """The objects in an image that a class names."""
+        return [each for each in item.image.instances or () if target in self.classes_of[each.label]]
 
     def load(self, batches: list[list[WorkItem]]) -> Iterator[list[PreprocessedImage | str]]:
-        """The preprocessed pictures of each batch, or the reasons why they cannot be read; on a GPU read ahead."""
+        """The preprocessed images of each batch, or the reasons why they cannot be read; on a GPU read ahead."""
         on_gpu = self.device.type == "cuda"
         read = partial(_read_batch, self.classifier.preprocessing)
         return iter(
@@ -134,16 +134,16 @@ def _read_batch(preprocessing: Preprocessing, items: Sequence[WorkItem]) -> list
 
 
 def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | str:
-    picture = item.picture
+    image = item.image
     try:
-        photograph = open_photograph(picture.file)
+        photograph = open_photograph(image.file)
         pixels = preprocessing.crop(photograph.image)
         frame = preprocessing.frame(*photograph.image.size)
-        placement = None if item.objects_hash is None else place(picture, frame, preprocessing.size)
+        placement = None if item.objects_hash is None else place(image, frame, preprocessing.size)
     except Exception as error:
         # Without the file's name, so that equal reasons are counted together.
-        text = one_line(error).removeprefix(f"{picture.file} ").removeprefix("cannot be read: ")
-        return f"The image cannot be read: {text.replace(str(picture.file), picture.file.name)}"
+        text = one_line(error).removeprefix(f"{image.file} ").removeprefix("cannot be read: ")
+        return f"The image cannot be read: {text.replace(str(image.file), image.file.name)}"
     notes = [photograph.note, placement.note if placement else ""]
     return PreprocessedImage(pixels, frame, "; ".join(filter(None, notes)), placement)
 
@@ -151,11 +151,11 @@ def _read(preprocessing: Preprocessing, item: WorkItem) -> PreprocessedImage | s
 def make_plan(
     settings: Settings,
     source: Source,
-    pictures: Sequence[Picture],
+    images: Sequence[LabelledImage],
     device: torch.device,
     arguments: dict[str, Any],
 ) -> Plan:
-    """The plan of a model, its weights and its layer, for some pictures, whose files are not read yet.
+    """The plan of a model, its weights and its layer, for some images, whose files are not read yet.
 
     Raises:
         ValueError: If the model or its layer cannot be explained, or if labels are not its classes.
@@ -172,12 +172,12 @@ def make_plan(
         classifier = replace(classifier, preprocessing=squashed)
         convolutions = [name for name, module in classifier.model.named_modules() if isinstance(module, Conv2d)]
         layer = layer or next(reversed(convolutions), None)
-    # Two rows, so that a model that returns one row for any batch is found before the first picture.
+    # Two rows, so that a model that returns one row for any batch is found before the first image.
     blank = classifier.preprocessing.blank(device)
     classes = classifier.scores(blank).shape[1]
     feature_map = choose_layer(classifier.model, blank, layer, settings.grid)
     items = [
-        WorkItem(each, objects_hash=_objects_hash(each, source) if settings.localized else None) for each in pictures
+        WorkItem(each, objects_hash=_objects_hash(each, source) if settings.localized else None) for each in images
     ]
     classes_of: dict[int, tuple[int, ...]] = {}
     notes: list[str] = []
@@ -198,28 +198,28 @@ def make_plan(
     return Plan(classifier, model, weights or "default", *hashes, feature_map, device, items, classes_of, notes)
 
 
-def _objects_hash(picture: Picture, source: Source) -> str:
-    names = [source.categories[label] for label in picture.labels] if source.categories else []
-    return hash_of([repr((picture.size, picture.instances, names)).encode()])
+def _objects_hash(image: LabelledImage, source: Source) -> str:
+    names = [source.categories[label] for label in image.labels] if source.categories else []
+    return hash_of([repr((image.size, image.instances, names)).encode()])
 
 
 def _labelled(
     target: str, items: Sequence[WorkItem], classes_of: Mapping[int, tuple[int, ...]]
 ) -> tuple[list[WorkItem], list[str]]:
-    """The items of pictures with their labels, and a note of those with no object that a class names."""
+    """The items of images with their labels, and a note of those with no object that a class names."""
     labelled: list[WorkItem] = []
     unnamed = []
     for item in items:
-        picture = item.picture
-        if not picture.labels and picture.instances is None:
+        image = item.image
+        if not image.labels and image.instances is None:
             raise ValueError(
-                f"{picture.name} has no label; expected a folder for each class and no image outside these, a labels "
+                f"{image.name} has no label; expected a folder for each class and no image outside these, a labels "
                 "file, or a dataset with labels"
             )
         # Two labels may name one class, as couch and sofa do.
-        named = list(dict.fromkeys(classes_of[label] for label in picture.labels if classes_of[label]))
+        named = list(dict.fromkeys(classes_of[label] for label in image.labels if classes_of[label]))
         if not named:
-            unnamed.append(picture.name)
+            unnamed.append(image.name)
             continue
         best = target == "best-label"
         for indices in [tuple(chain.from_iterable(named))] if best else named:
@@ -268,16 +268,16 @@ def check_records(folder: Path, settings: Settings, plans: Sequence[Plan], done:
     """Refuses records that this run cannot extend.
 
     Raises:
-        ValueError: If a model is given twice; if a record was made in another way, naming the argument; if a picture,
-            its objects, a label or a model has changed since; or if this run leaves out pictures of the records.
+        ValueError: If a model is given twice; if a record was made in another way, naming the argument; if an image,
+            its objects, a label or a model has changed since; or if this run leaves out images of the records.
     """
     other = "expected the same, or another output folder"
     by_subject = {plan.subject: plan for plan in plans}
     if len(by_subject) < len(plans):
         name, weights, layer = Counter(plan.subject for plan in plans).most_common(1)[0][0]
         raise ValueError(f"The model {name} with layer {layer} and weights {weights} is listed twice; remove one")
-    requested = {(*plan.subject, item.picture.name, item.requested) for plan in plans for item in plan.items}
-    by_image = {item.picture.name: item for plan in plans for item in plan.items}
+    requested = {(*plan.subject, item.image.name, item.requested) for plan in plans for item in plan.items}
+    by_image = {item.image.name: item for plan in plans for item in plan.items}
     methods = {method.name: method for method in settings.parsed_methods()}
     left_out = list(dict.fromkeys(key.image for key in done if key.image not in by_image))
     for key, record in done.items():

@@ -20,10 +20,10 @@ _TERMINAL, _LINES = 0.5, 30.0
 
 
 class ProgressReport(AbstractContextManager["ProgressReport"]):
-    """A bar over the pictures of all models and each method's means on a terminal, else a line every half minute.
+    """A bar over the images of all models and each method's means on a terminal, else a line every half minute.
 
     ``total`` counts each requested target and each model; ``pending`` holds the keys of the missing records, by the
-    picture; ``own`` is the file of this process, which reads those of the others. The pace is that of this run.
+    image; ``own`` is the file of this process, which reads those of the others. The pace is that of this run.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ProgressReport(AbstractContextManager["ProgressReport"]):
             Console(stderr=True, soft_wrap=True, highlight=False).print(f"captum-fusion: {self.line()}")
 
     def line(self) -> str:
-        """The pictures that are done, the pace of this run, and the time that remains at this pace."""
+        """The images that are done, the pace of this run, and the time that remains at this pace."""
         line = f"{self.total - len(self.pending)} of {self.total} images"
         finished, seconds = self.before - len(self.pending), self.clock() - self.start
         if not finished or seconds <= 0:

@@ -85,7 +85,7 @@ class Key(NamedTuple):
 
     @property
     def item(self) -> tuple[str, ...]:
-        """The subject, the picture and the requested target."""
+        """The subject, the image and the requested target."""
         return self[:5]
 
     @property
@@ -263,10 +263,10 @@ class RecordWriter:
             stream.truncate(self.end)
 
     def append(self, records: list[Record]) -> None:
-        """Appends the records of one picture or batch; when that fails, the file ends after its last whole record.
+        """Appends the records of one image or batch; when that fails, the file ends after its last whole record.
 
         Raises:
-            OSError: If they cannot be written, naming the pictures.
+            OSError: If they cannot be written, naming the images.
         """
         lines = b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records)
         try:

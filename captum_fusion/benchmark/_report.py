@@ -67,7 +67,7 @@ class Report:
     pairs: pd.DataFrame
     measures: list[str]
     errors: list[tuple[int, str, str]]
-    """The number of each error, its text and a picture for example; the most frequent first."""
+    """The number of each error, its text and an image for example; the most frequent first."""
     notes: list[str]
 
     @property
@@ -250,10 +250,10 @@ def _notes(records: pd.DataFrame) -> list[str]:
                 f"{subject}: {empty} of the {len(group)} maps of {label} are empty: no positive evidence for the class."
             )
     for subject, group in explained.groupby("subject", observed=True):
-        pictures = [
+        of_labels = [
             set(zip(rows["image"], rows["requested"], strict=True)) for _, rows in group.groupby("label", observed=True)
         ]
-        if any(other != pictures[0] for other in pictures):
+        if any(other != of_labels[0] for other in of_labels):
             notes.append(
                 f"{subject}: the means are not over the same images, because not all methods explained the same "
                 "images; each paired test uses the images that both methods explained."
@@ -267,7 +267,7 @@ def _notes(records: pd.DataFrame) -> list[str]:
 
 
 def _cells(rows: pd.DataFrame, measure: str) -> list[str]:
-    """The mean of each row with its standard error, and of how many pictures it is where not of all."""
+    """The mean of each row with its standard error, and of how many images it is where not of all."""
     digits = 1 if MEASURES[measure].scale == 100 else 3
     cells = []
     columns = rows[[measure, f"{measure}_standard_error", f"{measure}_n", "explanations"]]

@@ -1,4 +1,4 @@
-"""Runs a benchmark: explains pictures with many methods and evaluates the explanations."""
+"""Runs a benchmark: explains images with many methods and evaluates the explanations."""
 
 import os
 import platform
@@ -15,14 +15,14 @@ import torch
 from captum_fusion._app.console import Output
 from captum_fusion._app.models.loading import find_device
 from captum_fusion._app.settings import LOCALIZATION, Settings
-from captum_fusion.benchmark._dataset import Picture, Source
+from captum_fusion.benchmark._dataset import LabelledImage, Source
 from captum_fusion.benchmark._distributed import ProcessGroup, process_group
 from captum_fusion.benchmark._evaluation import Evaluator
 from captum_fusion.benchmark._plan import Plan, check_records, make_plan
 from captum_fusion.benchmark._progress import ProgressReport
 from captum_fusion.benchmark._records import CURVES, Hashes, RecordWriter, hash_of, locked, read_records, repair
 from captum_fusion.benchmark._report import FILES, write_report
-from captum_fusion.benchmark._sources import find_pictures
+from captum_fusion.benchmark._sources import find_source
 
 
 class NothingExplainedError(RuntimeError):
@@ -62,15 +62,15 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     folder = Path(settings.output)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"output is {folder}, a file; expected a folder")
-    source = find_pictures(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
-    pictures = chosen(settings, source)
-    if settings.localized and source.pictures[0].instances is None:
+    source = find_source(str(settings.images), None if settings.labels is None else Path(settings.labels), folder)
+    images = chosen(settings, source)
+    if settings.localized and source.images[0].instances is None:
         raise ValueError(
             f"The pointing games and instances_reached need boxes or outlines of objects, which {settings.images} does "
             "not have; expected voc2007:ROOT, voc2012:ROOT or coco:FILE"
         )
     masks = [metric for metric in settings.metrics if LOCALIZATION.get(metric) == "mask"]
-    if masks and not any(each.outline for picture in pictures for each in picture.instances or ()):
+    if masks and not any(each.outline for image in images for each in image.instances or ()):
         raise ValueError(
             f"{masks[0]} needs outlines of objects, which {settings.images} does not have; expected coco:FILE with a "
             "segmentation of each object"
@@ -79,12 +79,12 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     # Whatever is wrong with a model is found before there is an output folder.
-    plans = [make_plan(settings, source, pictures, device, arguments) for arguments in settings.each()]
+    plans = [make_plan(settings, source, images, device, arguments) for arguments in settings.each()]
     with ExitStack() as stack:
         group = stack.enter_context(process_group())
-        hashes = group.broadcast_from_rank0(partial(_enter, folder, pictures, stack))
+        hashes = group.broadcast_from_rank0(partial(_enter, folder, images, stack))
         plans = [
-            replace(plan, items=[replace(item, image_hash=hashes[item.picture.name]) for item in plan.items])
+            replace(plan, items=[replace(item, image_hash=hashes[item.image.name]) for item in plan.items])
             for plan in plans
         ]
         # The maps and curves of a large run fill the memory, and only the report needs them.
@@ -124,17 +124,17 @@ def run(settings: Settings, show_progress: bool = False) -> Path:
     return folder
 
 
-def chosen(settings: Settings, source: Source) -> list[Picture]:
-    """The pictures that the limit and the seed choose, in order."""
-    order = list(range(len(source.pictures)))
+def chosen(settings: Settings, source: Source) -> list[LabelledImage]:
+    """The images that the limit and the seed choose, in order."""
+    order = list(range(len(source.images)))
     if settings.seed is not None:
         generator = torch.Generator().manual_seed(settings.seed)
         order = sorted(torch.randperm(len(order), generator=generator)[: settings.limit].tolist())
-    return [source.pictures[index] for index in order[: settings.limit]]
+    return [source.images[index] for index in order[: settings.limit]]
 
 
-def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str, str]:
-    """Locks and repairs the output folder, and returns the hash of each picture, by its name."""
+def _enter(folder: Path, images: list[LabelledImage], stack: ExitStack) -> dict[str, str]:
+    """Locks and repairs the output folder, and returns the hash of each image, by its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (folder / name).is_dir():
@@ -142,7 +142,7 @@ def _enter(folder: Path, pictures: list[Picture], stack: ExitStack) -> dict[str,
     stack.enter_context(locked(folder))
     repair(folder)
     cache = Hashes(folder)
-    hashes = {picture.name: cache.of(picture.file) for picture in pictures}
+    hashes = {image.name: cache.of(image.file) for image in images}
     cache.save()
     return hashes
 
@@ -176,5 +176,5 @@ def _environment(settings: Settings, plans: list[Plan]) -> dict[str, Any]:
             name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
         },
         "layers": [plan.layer.name for plan in plans],
-        "images_hash": hash_of(os.fsencode(f"{item.picture.name} {item.image_hash}") for item in plans[0].items),
+        "images_hash": hash_of(os.fsencode(f"{item.image.name} {item.image_hash}") for item in plans[0].items),
     }

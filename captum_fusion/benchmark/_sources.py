@@ -1,4 +1,4 @@
-"""The sources of pictures: folders, torchvision's datasets, and files of COCO's form."""
+"""The sources of images: folders, torchvision's datasets, and files of COCO's form."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from captum_fusion._app.images import EXTENSIONS
 from captum_fusion._app.messages import close_names, reason, words
 from captum_fusion._app.models.classifier import Classifier, imagenet_categories, wordnet_indices
 from captum_fusion._app.output_files import identity
-from captum_fusion.benchmark._dataset import ROUNDED, Instance, Outline, Picture, Size, Source
+from captum_fusion.benchmark._dataset import ROUNDED, Instance, LabelledImage, Outline, Size, Source
 from captum_fusion.benchmark._records import PATTERN
 
 # torchvision's VOC categories, without the background.
@@ -26,13 +26,13 @@ _VOC_CATEGORIES = tuple(FCN_ResNet50_Weights.DEFAULT.meta["categories"][1:])
 _NAMED = 5
 
 
-def find_pictures(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
-    """Finds the pictures of a folder or of a dataset, in the order of their names; see ``Settings``.
+def find_source(images: str, labels: Path | None = None, output: Path | None = None) -> Source:
+    """Finds the images of a folder or of a dataset, in the order of their names; see ``Settings``.
 
     Charts in the output folder and in those of other results are left out.
 
     Raises:
-        ValueError: If there is no picture, if an annotation cannot be read, or if the labels do not fit.
+        ValueError: If there is no image, if an annotation cannot be read, or if the labels do not fit.
     """
     kind, _, root = images.partition(":")
     if root and kind in _DATASETS:
@@ -45,7 +45,7 @@ def find_pictures(images: str, labels: Path | None = None, output: Path | None =
             raise ValueError(f"images is {images}, which cannot be read: {text}. Expected {_FORMS[kind]}") from error
     else:
         source = _folder(Path(images), labels, output)
-    if not source.pictures:
+    if not source.images:
         left_out = f". {' '.join(source.notes)}" if source.notes else ""
         raise ValueError(f"{images} holds no image; expected files ending in {', '.join(EXTENSIONS)}{left_out}")
     return source
@@ -94,10 +94,10 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     elif all("/" in name for name in names):
         categories = tuple(sorted({name.split("/")[0] for name in names}))
         indices = {name: categories.index(name.split("/")[0]) for name in names}
-    pictures = [
-        Picture(name, file, (indices[name],) if indices else ()) for name, file in zip(names, images, strict=True)
+    found = [
+        LabelledImage(name, file, (indices[name],) if indices else ()) for name, file in zip(names, images, strict=True)
     ]
-    return Source(pictures, categories, notes=notes)
+    return Source(found, categories, notes=notes)
 
 
 def _walk(
@@ -156,7 +156,7 @@ def _imagenet(root: Path) -> Source:
     return Source(
         [
             # The dataset's own labels count the folders that are there, which may be some of the classes.
-            Picture(
+            LabelledImage(
                 Path(file).relative_to(dataset.split_folder).as_posix(), Path(file), (indices[dataset.wnids[label]],)
             )
             for file, label in dataset.samples
@@ -167,7 +167,7 @@ def _imagenet(root: Path) -> Source:
 
 def _voc(root: Path, year: str) -> Source:
     dataset = VOCDetection(root, year=year, image_set="val")
-    pictures, missing = [], []
+    found, missing = [], []
     for image, annotation in zip(dataset.images, dataset.annotations, strict=True):
         file = Path(image)
         if not file.is_file():
@@ -180,9 +180,9 @@ def _voc(root: Path, year: str) -> Source:
         except (ElementTree.ParseError, ValueError) as error:
             raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
-        pictures.append(Picture(file.name, file, labels, instances, size))
+        found.append(LabelledImage(file.name, file, labels, instances, size))
     notes = _left_out("annotated images that are missing", missing)
-    return Source(pictures, _VOC_CATEGORIES, of_objects=True, notes=notes)
+    return Source(found, _VOC_CATEGORIES, of_objects=True, notes=notes)
 
 
 def _voc_instance(thing: ElementTree.Element) -> Instance:
@@ -201,7 +201,7 @@ def _voc_instance(thing: ElementTree.Element) -> Instance:
 def _coco(file: Path) -> Source:
     """Reads an annotation file of COCO's form, instances_val2017.json for example.
 
-    Its pictures lie beside it or, as COCO has them, in the folder val2017 beside the file's own folder.
+    Its images lie beside it or, as COCO has them, in the folder val2017 beside the file's own folder.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
     fields = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id", "category_id")}
@@ -230,7 +230,7 @@ def _coco(file: Path) -> Source:
         except (TypeError, ValueError) as error:
             raise ValueError(f"The {name}: {error}") from error
     folders = (file.parent, file.parent.parent / file.stem.removeprefix("instances_"))
-    pictures, missing = [], []
+    found, missing = [], []
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = str(image["file_name"])
         places = [folder / name for folder in folders if (folder / name).is_file()]
@@ -241,13 +241,14 @@ def _coco(file: Path) -> Source:
         size = [image.get("width"), image.get("height")]
         if size != [None, None] and not _are_numbers(size):
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
-        pictures.append(Picture(name, places[0], tuple(sorted({thing.label for thing in things})), things, _size(size)))
-    _check_boxes(pictures)
-    if missing and not pictures:
+        shown = tuple(sorted({thing.label for thing in things}))
+        found.append(LabelledImage(name, places[0], shown, things, _size(size)))
+    _check_boxes(found)
+    if missing and not found:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)
     notes += _left_out("annotations of images that are not listed", strays)
-    return Source(pictures, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
+    return Source(found, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
 
 
 def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> Instance:
@@ -279,16 +280,16 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
     )
 
 
-def _check_boxes(pictures: Sequence[Picture]) -> None:
+def _check_boxes(images: Sequence[LabelledImage]) -> None:
     """Refuses boxes that are no x, y, width and height in pixels, by their polygons if they have some."""
-    # Boxes in shares of a picture whose sides are 1 are scaled with these.
-    sides = [side for each in pictures if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
+    # Boxes in shares of an image whose sides are 1 are scaled with these.
+    sides = [side for each in images if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
     if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
         raise ValueError("Each bbox is in the first two pixels of its image; expected pixels, not shares of the image")
     outlined = 0
     corners = []
-    for picture in pictures:
-        for thing in picture.instances or ():
+    for image in images:
+        for thing in image.instances or ():
             x1, y1, x2, y2 = thing.box
             # Boxes that only hold a place are empty.
             if not (thing.outline and thing.outline.polygons and x1 < x2 and y1 < y2):
@@ -296,7 +297,7 @@ def _check_boxes(pictures: Sequence[Picture]) -> None:
             outlined += 1
             xs, ys = ([side for polygon in thing.outline.polygons for side in polygon[axis::2]] for axis in (0, 1))
             start, end = (min(xs), min(ys)), (max(xs), max(ys))
-            text = f"bbox of {picture.name} is {x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
+            text = f"bbox of {image.name} is {x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
             text += f", and its polygons reach from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g}"
             if max(start[0] - x2, start[1] - y2, x1 - end[0], y1 - end[1]) > ROUNDED:
                 raise ValueError(f"A {text}; expected both in the pixels of the image")
@@ -312,7 +313,7 @@ def _are_close(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def _size(sides: Sequence[Any]) -> Size | None:
-    """The size of a picture, None where the annotation gives none."""
+    """The size of an image, None where the annotation gives none."""
     return (round(sides[0]), round(sides[1])) if all(sides) else None
 
 
@@ -355,7 +356,7 @@ def classes_of_labels(
     Raises:
         ValueError: If a label is none of the model's classes.
     """
-    labels = {label for picture in source.pictures for label in picture.labels}
+    labels = {label for image in source.images for label in image.labels}
     if source.categories is None:
         if source.classes not in (None, classes):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Paired comparisons of methods over the pictures that both explained."""
+"""Paired comparisons of methods over the images that both explained."""
 
 from itertools import combinations
 
@@ -91,7 +91,7 @@ def signed_rank_p_value(differences: np.ndarray) -> float:
 def significance_marks(means: "pd.Series[float]", pairs: pd.DataFrame, higher: bool) -> dict[str, str]:
     """Compares each method with the "best" mean of a measure, by the paired tests of that measure.
 
-    The others are "worse" where they are significantly worse, else "equal", or "untested" without common pictures.
+    The others are "worse" where they are significantly worse, else "equal", or "untested" without common images.
     """
     means = means.dropna()
     if not len(means):

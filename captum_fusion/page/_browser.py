@@ -30,7 +30,7 @@ class Model:
 class View(NamedTuple):
     """The result of a finished run, and the Python that reproduces it."""
 
-    picture: ClassifiedImage
+    image: ClassifiedImage
     explanations: Sequence[Explanation]
     """One for each class."""
     model: Model
@@ -55,10 +55,10 @@ class Tab:
         self.open_panel = NO_PANEL
         """The panel that was opened last, after the number of that action."""
         self.listed: ClassifiedImage | None = None
-        """The picture whose classes the tab offers."""
+        """The image whose classes the tab offers."""
         self._photograph: Photograph | None = None
         self._python: Sequence[str] = ()
-        self._pictures: dict[str, ClassifiedImage] = {}
+        self._images: dict[str, ClassifiedImage] = {}
         self._targets: tuple[str, list[int]] | None = None
         self._latest = self._stopped = -inf
         self._newest_run = 0
@@ -67,7 +67,7 @@ class Tab:
     @property
     def is_empty(self) -> bool:
         """Whether the tab has no photograph."""
-        return self._photograph is None and not self._pictures
+        return self._photograph is None and not self._images
 
     def set(self, action: float, settings: Any) -> None:
         """Stores the values of the controls, unless those of a later action are stored."""
@@ -77,7 +77,7 @@ class Tab:
 
     def look_at(self, photograph: Photograph, python: Sequence[str]) -> None:
         """Stores another photograph, and drops the classes that were chosen."""
-        self._photograph, self._python, self._pictures, self._targets = photograph, python, {}, None
+        self._photograph, self._python, self._images, self._targets = photograph, python, {}, None
 
     def choose(self, model: str, targets: Sequence[int]) -> None:
         """Stores the chosen classes of a model."""
@@ -87,17 +87,17 @@ class Tab:
         """The chosen classes of a model; None if none were chosen."""
         return list(self._targets[1]) if self._targets and self._targets[0] == model else None
 
-    def picture(self, name: str, models: Mapping[str, Model]) -> tuple[ClassifiedImage, Sequence[str]]:
+    def image(self, name: str, models: Mapping[str, Model]) -> tuple[ClassifiedImage, Sequence[str]]:
         """The photograph as a model sees it, and the Python that opens it."""
         if self.is_empty:
             raise ValueError("There is no photograph yet; choose one")
-        photograph, pictures = self._photograph, self._pictures
-        if name not in pictures:
-            pictures[name] = models[name].explainer.open(photograph)
-        if pictures.keys() == models.keys() and pictures is self._pictures:
+        photograph, images = self._photograph, self._images
+        if name not in images:
+            images[name] = models[name].explainer.open(photograph)
+        if images.keys() == models.keys() and images is self._images:
             # Every model has its own small copy; the photograph itself may take 150 MB.
             self._photograph = None
-        return pictures[name], self._python
+        return images[name], self._python
 
     def stop(self, action: float = inf) -> None:
         """Ends what runs, and what is yet to run for earlier actions."""

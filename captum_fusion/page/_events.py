@@ -200,15 +200,15 @@ class Page:
         name, methods = values[on.model], values[on.methods]
         model = self._models[name]
         with run.step(model):
-            picture, python = tab.picture(name, self._models)
-        prediction = picture.prediction
+            image, python = tab.image(name, self._models)
+        prediction = image.prediction
         targets = tab.targets(name)
         # A class of another model may not exist here.
         if targets is None or any(target >= len(prediction.probabilities) for target in targets):
             targets = [prediction.top(1)[0][0]]
             tab.choose(name, targets)
-        if tab.listed is not picture:
-            tab.listed = picture
+        if tab.listed is not image:
+            tab.listed = image
             yield {on.classes: gr.Dropdown(panels.labelled(prediction), value=targets)}
         no_curves: Values = {on.insertion: None, on.deletion: None}
         yield {on.classes: targets, on.bars: panels.bars(prediction, targets), **no_curves}
@@ -219,7 +219,7 @@ class Page:
         for upto in range(1, len(methods) + 1):
             for target in targets:
                 with run.step(model):
-                    made[target] = picture.explain(
+                    made[target] = image.explain(
                         target,
                         methods[:upto],
                         percentile=values[on.percentile],
@@ -229,7 +229,7 @@ class Page:
                     )
                 yield {on.maps: panels.maps(begun, prediction, targets, made, methods), **no_curves}
         run.check()
-        shown = tab.view = View(picture, list(made.values()), model, python)
+        shown = tab.view = View(image, list(made.values()), model, python)
         notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)
         done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
@@ -249,7 +249,7 @@ class Page:
         for explanation in shown.explanations:
             for name in explanation.maps:
                 with run.step(shown.model):
-                    curves = shown.picture.curves(explanation, name, show_progress=True)
+                    curves = shown.image.curves(explanation, name, show_progress=True)
                 label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(panels.curve(label, curves.insertion))
                 deletions.append(panels.curve(label, curves.deletion))

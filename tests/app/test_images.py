@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from captum_fusion._app.images import PictureError, as_rgb, find_photographs, open_photograph
+from captum_fusion._app.images import ImageError, as_rgb, find_images, open_photograph
 from captum_fusion._app.models.preprocessing import Preprocessing
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -101,7 +101,7 @@ def test_of_several_frames_the_first_is_used_and_the_others_are_mentioned(kind: 
 def test_a_heif_picture_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "a.heic", format="PNG")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(PictureError, match=r"a.heic cannot be read: .* pip install '.\[heif\]'"):
+    with pytest.raises(ImageError, match=r"a.heic cannot be read: .* pip install '.\[heif\]'"):
         open_photograph(tmp_path / "a.heic")
     registered: list[bool] = []
     plugin = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
@@ -114,9 +114,9 @@ def test_the_pictures_of_a_folder(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "c.png").mkdir()
-    assert [file.name for file in find_photographs(tmp_path)] == ["a.png", "b.JPG"]
+    assert [file.name for file in find_images(tmp_path)] == ["a.png", "b.JPG"]
     with pytest.raises(ValueError, match=r"c.png is a folder without images"):
-        find_photographs(tmp_path / "c.png")
+        find_images(tmp_path / "c.png")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

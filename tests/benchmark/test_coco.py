@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from captum_fusion.benchmark._sources import find_pictures
+from captum_fusion.benchmark._sources import find_source
 from tests.benchmark.conftest import bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
 
@@ -49,23 +49,23 @@ def write(root: Path, content: object) -> str:
 
 
 def test_pictures_labels_boxes_and_outlines(content: dict[str, Any], tmp_path: Path) -> None:
-    source = find_pictures(write(tmp_path, content))
+    source = find_source(write(tmp_path, content))
     assert source.categories == ("cup", "fork")
-    assert [(picture.name, picture.labels) for picture in source.pictures] == [
+    assert [(picture.name, picture.labels) for picture in source.images] == [
         ("a.jpg", (0, 1)),
         ("b.jpg", (1,)),
         ("c.jpg", ()),
     ]
-    cup, fork = source.pictures[0].instances or ()
+    cup, fork = source.images[0].instances or ()
     assert (cup.box, cup.crowd) == ((0, 0, 300, 240), False)
     assert cup.outline is not None
     assert fork.box == (100, 100, 150, 150)
     assert fork.outline is None
-    assert (source.pictures[1].instances or ())[0].crowd
+    assert (source.images[1].instances or ())[0].crowd
     # Beside the file, as other tools write it.
     (tmp_path / "val2017" / "all.json").write_text(json.dumps(content))
-    beside = find_pictures(f"coco:{tmp_path / 'val2017' / 'all.json'}")
-    assert [picture.file for picture in beside.pictures] == [picture.file for picture in source.pictures]
+    beside = find_source(f"coco:{tmp_path / 'val2017' / 'all.json'}")
+    assert [picture.file for picture in beside.images] == [picture.file for picture in source.images]
 
 
 def test_each_label_is_explained_and_judged_by_its_regions(content: dict[str, Any], tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_changed_boxes_are_refused_and_each_mean_has_its_number(content: dict[st
 def test_annotations_without_a_picture_are_left_out_and_named(content: dict[str, Any], tmp_path: Path) -> None:
     content["images"].append({"id": 9, "file_name": "d.jpg"})
     content["annotations"].append(annotation(11, 48, [0, 0, 9, 9]))
-    source = find_pictures(write(tmp_path, content))
-    assert len(source.pictures) == 3
+    source = find_source(write(tmp_path, content))
+    assert len(source.images) == 3
     assert source.notes == [
         "Left out: annotated images that are missing (1): d.jpg.",
         "Left out: annotations of images that are not listed (1): annotation 158.",
@@ -136,7 +136,7 @@ def test_repeated_ids_and_files_are_refused(content: dict[str, Any], tmp_path: P
         ("categories", {"id": 48, "name": "knife"}, "2 of its categories have the id 48"),
     ):
         with pytest.raises(ValueError, match=message):
-            find_pictures(write(tmp_path, content | {part: [*content[part], entry]}))
+            find_source(write(tmp_path, content | {part: [*content[part], entry]}))
 
 
 def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
@@ -154,23 +154,23 @@ def test_boxes_that_contradict_their_outlines_are_refused(content: dict[str, Any
         others = [annotation(7, 48, [30, 40, 90, 150]), annotation(7, 48, [30, 40, 90, 150])]
         content["annotations"] = [annotation(3, 47, box, segmentation=square), *others]
         with pytest.raises(ValueError, match=message):
-            find_pictures(write(tmp_path, content))
+            find_source(write(tmp_path, content))
     # Rounded, of a partly hidden object, of its visible part, from elsewhere, and without a box.
     for box in ([103, 53, 38, 42], [60, 30, 200, 150], [110, 60, 20, 20], [90, 70, 40, 40], [0, 0, 0, 0]):
         content["annotations"] = [annotation(3, 47, box, segmentation=square)]
-        find_pictures(write(tmp_path, content))
+        find_source(write(tmp_path, content))
     # In the corner of the image, and one larger box among others.
     content["annotations"] = [annotation(3, 47, [1, 2, 36, 40], segmentation=[[1, 2, 37, 2, 37, 42]])]
-    find_pictures(write(tmp_path, content))
+    find_source(write(tmp_path, content))
     content["annotations"] = [annotation(3, 47, [104, 54, side, 94], segmentation=square) for side in (36, 140)]
-    find_pictures(write(tmp_path, content))
+    find_source(write(tmp_path, content))
 
 
 def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) -> None:
     shares, pixels = annotation(3, 47, [0.25, 0.25, 0.75, 0.5]), annotation(7, 48, [0, 0, 9, 9])
     content["annotations"] = [shares]
     with pytest.raises(ValueError, match=r"in the first two pixels of its image; expected pixels, not"):
-        find_pictures(write(tmp_path, content))
+        find_source(write(tmp_path, content))
     # One small object, boxes that only hold a place, and shares of a side that is 1.
     sized = [image | {"width": 1, "height": 1} for image in content["images"]]
     for change in (
@@ -178,7 +178,7 @@ def test_boxes_in_shares_are_refused(content: dict[str, Any], tmp_path: Path) ->
         {"annotations": [shares | {"bbox": [0, 0, 1, 1]}]},
         {"images": sized},
     ):
-        find_pictures(write(tmp_path, content | change))
+        find_source(write(tmp_path, content | change))
 
 
 def thousand_things() -> nn.Module:
@@ -240,4 +240,4 @@ def test_refuses(content: dict[str, Any], change: dict[str, Any], message: str, 
     if "images" in change:
         content["annotations"] = []
     with pytest.raises(ValueError, match=message):
-        find_pictures(write(tmp_path, content | change))
+        find_source(write(tmp_path, content | change))

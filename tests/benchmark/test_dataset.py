@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from captum_fusion._app.models.preprocessing import Frame, Preprocessing
-from captum_fusion.benchmark._dataset import Instance, Outline, Picture, place
+from captum_fusion.benchmark._dataset import Instance, LabelledImage, Outline, place
 
 # The model sees the left half of a picture of 40 by 20 pixels, at twice its size.
 FRAME = Frame(0, 0, 20, 20)
@@ -17,7 +17,7 @@ FRAME = Frame(0, 0, 20, 20)
 
 def regions(tmp_path: Path, *instances: Instance) -> Any:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
-    picture = Picture("a.png", tmp_path / "a.png", instances=instances)
+    picture = LabelledImage("a.png", tmp_path / "a.png", instances=instances)
     return place(picture, FRAME, 40).regions(instances)
 
 
@@ -103,7 +103,7 @@ def assert_regions_follow(image: Path, orientation: int, scale: float, upright: 
     x1, y1, x2, y2 = (scale * side for side in box)
     outline = Outline(polygons=[[x1, y1, x2, y1, x2, y2, x1, y2]])
     instance = Instance(0, (x1, y1, x2, y2), outline)
-    picture = Picture("a.png", image, (0,), (instance,), (round(scale * size[0]), round(scale * size[1])))
+    picture = LabelledImage("a.png", image, (0,), (instance,), (round(scale * size[0]), round(scale * size[1])))
     preprocessing = Preprocessing(32, 32, (0.0,), (1.0,))
     placement = place(picture, preprocessing.frame(*shown.size), 32)
     boxes, mask, _ = placement.regions([instance])
@@ -132,4 +132,4 @@ def test_annotations_of_another_picture_are_refused(
 ) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=message):
-        place(Picture("a.png", tmp_path / "a.png", (0,), (instance,), size), FRAME, 40)
+        place(LabelledImage("a.png", tmp_path / "a.png", (0,), (instance,), size), FRAME, 40)

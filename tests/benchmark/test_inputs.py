@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion.benchmark import _plan
-from captum_fusion.benchmark._dataset import Picture, Source
+from captum_fusion.benchmark._dataset import LabelledImage, Source
 from captum_fusion.benchmark._sources import classes_of_labels
 from tests.benchmark.conftest import QUICK, bench, records, save_picture
 from tests.conftest import SmallNet
@@ -97,7 +97,7 @@ def test_more_steps_than_pixels_are_refused(pictures: Path, tmp_path: Path) -> N
 
 
 def test_labels_of_imagenet_are_none_of_another_models_classes() -> None:
-    source = Source([Picture("a.jpg", Path("a.jpg"), (3,))], classes=1000)
+    source = Source([LabelledImage("a.jpg", Path("a.jpg"), (3,))], classes=1000)
     classifier = load_classifier("tests.benchmark.test_inputs:twelve")
     with pytest.raises(ValueError, match="The labels are for 1000 classes; expected a model with as many"):
         classes_of_labels(source, classifier, 12, False)

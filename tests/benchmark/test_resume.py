@@ -148,7 +148,7 @@ def test_more_pictures_methods_percentiles_and_metrics_do_what_is_missing(
 
     def counted(self: _evaluation.Evaluator, batch: Any, variant: Any, metrics: set[str]) -> Any:
         label = variant.method.name + ("" if variant.percentile is None else f" {variant.percentile:g}")
-        explained.extend((f"{row.item.picture.name} {label}", frozenset(metrics)) for row in batch.rows)
+        explained.extend((f"{row.item.image.name} {label}", frozenset(metrics)) for row in batch.rows)
         return whole(self, batch, variant, metrics)
 
     monkeypatch.setattr(_evaluation.Evaluator, "_explain", counted)

@@ -12,7 +12,7 @@ from torch import nn
 from captum_fusion._app.models.classifier import Classifier
 from captum_fusion._app.models.loading import load_classifier
 from captum_fusion._app.models.preprocessing import Preprocessing
-from captum_fusion.benchmark._sources import classes_of_labels, find_pictures
+from captum_fusion.benchmark._sources import classes_of_labels, find_source
 from captum_fusion.metrics import pointing_game
 from tests.benchmark.conftest import QUICK, bench, preprocessed, records, save_picture
 from tests.conftest import SmallNet
@@ -101,7 +101,7 @@ def test_annotations_of_voc_that_cannot_be_read_are_named(voc: Path, old: str, n
     file = voc / "VOCdevkit" / "VOC2007" / "Annotations" / "000005.xml"
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=message):
-        find_pictures(f"voc2007:{voc}")
+        find_source(f"voc2007:{voc}")
 
 
 def test_imagenet_validation_layout(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
     for index, name in enumerate(names):
         save_picture(root / "val" / name / f"ILSVRC2012_val_0000000{index}.JPEG", index)
     torch.save(({name: (name,) for name in names}, names), root / "meta.bin")
-    source = find_pictures(f"imagenet:{root}")
-    assert [picture.name for picture in source.pictures] == [
+    source = find_source(f"imagenet:{root}")
+    assert [picture.name for picture in source.images] == [
         "n01443537/ILSVRC2012_val_00000000.JPEG",
         "n02123159/ILSVRC2012_val_00000001.JPEG",
     ]
@@ -123,7 +123,7 @@ def test_imagenet_validation_layout(tmp_path: Path) -> None:
     save_picture(root / "val" / "n00007846" / "1.JPEG", 2)
     torch.save(({name: (name,) for name in [*names, "n00007846"]}, names), root / "meta.bin")
     with pytest.raises(ValueError, match="The folder val/n00007846 is none of ImageNet's 1000 classes; remove it"):
-        find_pictures(f"imagenet:{root}")
+        find_source(f"imagenet:{root}")
 
 
 def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     for name in ("dog/.ipynb_checkpoints/1.jpg", ".trash/1.jpg", "rat/1.jpg", "rat/records-2024.jsonl"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).touch()
-    source = find_pictures(str(root))
-    assert [picture.name for picture in source.pictures] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
+    source = find_source(str(root))
+    assert [picture.name for picture in source.images] == ["cat/1.jpg", "dog/1.gif", "dog/2.AVIF", "dog/3.jfif"]
     assert source.categories == ("cat", "dog")
     assert source.notes == [
         "Left out: files without an image extension (1): dog/notes.txt.",
@@ -146,7 +146,7 @@ def test_links_are_followed_and_every_other_file_is_named(tmp_path: Path) -> Non
     ]
     (root / "dog" / "again").symlink_to(root, target_is_directory=True)
     with pytest.raises(ValueError, match="dog/again is a link to a folder that holds it; remove the link"):
-        find_pictures(str(root))
+        find_source(str(root))
 
 
 def test_finding_pictures_takes_one_stat_of_each_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_finding_pictures_takes_one_stat_of_each_folder(tmp_path: Path, monkeypa
     calls = []
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: calls.append(args) or stat(*args, **kwargs))
-    assert len(find_pictures(str(tmp_path)).pictures) == 400
+    assert len(find_source(str(tmp_path)).images) == 400
     assert len(calls) < 20
 
 
@@ -179,24 +179,24 @@ def test_leaves_in_a_folder_for_each_class_with_fine_tuned_weights(tmp_path: Pat
 def test_a_labels_file(pictures: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({f"{index}.jpg": index % 3 for index in range(5)}))
-    source = find_pictures(str(pictures), labels)
-    assert [picture.labels for picture in source.pictures] == [(0,), (1,), (2,), (0,), (1,)]
+    source = find_source(str(pictures), labels)
+    assert [picture.labels for picture in source.images] == [(0,), (1,), (2,), (0,), (1,)]
     labels.write_text(json.dumps({"0.jpeg": 0}))
     with pytest.raises(ValueError, match=r"has no label for 0.jpg. Did you mean '0.jpeg'"):
-        find_pictures(str(pictures), labels)
+        find_source(str(pictures), labels)
     labels.write_text('{"0.jpg": 0, "1.jpg": 1, "0.jpg": 2}')
     with pytest.raises(ValueError, match=r"has the labels 0 and 2 for 0.jpg; expected one"):
-        find_pictures(str(pictures), labels)
+        find_source(str(pictures), labels)
     for content in ("[1, 2]", "[]", '[["0.jpg", 0]]', '{"0.jpg": {}}'):
         labels.write_text(content)
         with pytest.raises(ValueError, match="does not hold class indices by image name"):
-            find_pictures(str(pictures), labels)
+            find_source(str(pictures), labels)
 
 
 def test_folders_are_matched_with_the_models_categories(tmp_path: Path) -> None:
     for index, name in enumerate(["Tiger_Cat", "goldfish"]):
         save_picture(tmp_path / name / "1.jpg", index)
-    source = find_pictures(str(tmp_path))
+    source = find_source(str(tmp_path))
 
     def classifier(*categories: str) -> Classifier:
         return Classifier("fish", nn.Identity(), Preprocessing(8, 8, (0.0,), (1.0,)), categories or None)
@@ -218,7 +218,7 @@ def test_folders_named_by_index_or_wordnet_id(tmp_path: Path) -> None:
     # Order would make 0, 1 and 2 of them.
     for index, name in enumerate(["2", "n01443537", "n02123159"]):
         save_picture(tmp_path / name / "1.jpg", index)
-    source = find_pictures(str(tmp_path))
+    source = find_source(str(tmp_path))
     imagenet = load_classifier("squeezenet1_1", "none")
     assert imagenet.category(1) == "goldfish"
     assert imagenet.category(282) == "tiger cat"

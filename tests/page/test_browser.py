@@ -96,13 +96,13 @@ def test_a_photograph_is_opened_once_for_each_model(net: SmallNet) -> None:
     tab = Tab()
     models = {name: Model(Explainer(net, size=size), {"model": name}) for name, size in (("small", 24), ("large", 30))}
     with pytest.raises(ValueError, match="There is no photograph yet"):
-        tab.picture("small", models)
+        tab.image("small", models)
     tab.look_at(Photograph(Image.new("RGB", (30, 40), "teal")), ["image"])
-    picture, python = tab.picture("small", models)
-    assert tab.picture("small", models)[0] is picture
+    image, python = tab.image("small", models)
+    assert tab.image("small", models)[0] is image
     assert python == ["image"]
     tab.look_at(Photograph(Image.new("RGB", (30, 40), "navy")), ["other"])
-    assert tab.picture("small", models)[0] is not picture
+    assert tab.image("small", models)[0] is not image
 
 
 def test_what_a_later_action_stops_does_not_begin() -> None:
@@ -136,12 +136,12 @@ def test_a_photograph_is_dropped_once_every_model_has_its_own_copy(net: SmallNet
     alive = weakref.ref(image)
     tab.look_at(Photograph(image), ["image"])
     del image
-    tab.picture("small", models)
+    tab.image("small", models)
     assert alive() is not None
-    picture = tab.picture("large", models)[0]
+    image = tab.image("large", models)[0]
     gc.collect()
     assert alive() is None
-    assert tab.picture("large", models)[0] is picture
+    assert tab.image("large", models)[0] is image
     assert not tab.is_empty
 
 

@@ -32,7 +32,7 @@ class LoadedModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode with what is needed to explain a picture."""
+    """A model in evaluation mode with what is needed to explain an image."""
 
     name: str
     model: nn.Module

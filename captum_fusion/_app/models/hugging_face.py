@@ -65,7 +65,7 @@ def from_hugging_face(name: str, pretrained: bool) -> LoadedModel:
 
 
 def _preprocessing(name: str, processor: Any) -> Preprocessing:
-    """Reads the preprocessing off one processed picture."""
+    """Reads the preprocessing off one processed image."""
     preprocessing = _read(processor)
     if preprocessing is None or not _same(preprocessing, processor):
         raise ValueError(
@@ -86,7 +86,7 @@ def _read(processor: Any) -> Preprocessing | None:
     side = crop.get("height", resize) if settings.get("do_center_crop") else resize
     squash = shortest is None
     if "crop_pct" in settings and shortest:
-        # ConvNeXt's: small inputs are cropped out of larger ones, large ones are the whole picture.
+        # ConvNeXt's: small inputs are cropped out of larger ones, large ones are the whole image.
         squash = shortest >= 384
         resize = shortest if squash else int(shortest / settings["crop_pct"])
     elif type(processor).__name__.startswith("Levit") and shortest:
@@ -108,12 +108,12 @@ def _read(processor: Any) -> Preprocessing | None:
 
 
 def _same(preprocessing: Preprocessing, processor: Any) -> bool:
-    """Tells whether both make the same input of a picture, but for how they interpolate."""
+    """Tells whether both make the same input of an image, but for how they interpolate."""
     from PIL import Image
 
     rows, columns = np.mgrid[0:1:480j, 0:1:640j]
-    picture = Image.fromarray((255 * np.stack([rows, columns, rows * columns], axis=-1)).astype(np.uint8))
-    expected = torch.as_tensor(np.asarray(processor(picture, return_tensors="np")["pixel_values"]))
-    values = preprocessing.normalize(preprocessing.crop(picture))
+    image = Image.fromarray((255 * np.stack([rows, columns, rows * columns], axis=-1)).astype(np.uint8))
+    expected = torch.as_tensor(np.asarray(processor(image, return_tensors="np")["pixel_values"]))
+    values = preprocessing.normalize(preprocessing.crop(image))
     scale = torch.tensor(preprocessing.std).view(-1, 1, 1)
     return values.shape == expected.shape and bool(((values - expected).abs() * scale).max() < 0.02)

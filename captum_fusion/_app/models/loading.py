@@ -154,7 +154,7 @@ def _check_random(name: str, network: nn.Module, other: nn.Module) -> None:
 
 
 def _bare(network: nn.Module) -> LoadedModel:
-    """A model whose first convolution tells whether it takes grey pictures, and that may be one of timm."""
+    """A model whose first convolution tells whether it takes grey images, and that may be one of timm."""
     convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if convolution is not None and convolution.in_channels == 1:
         return LoadedModel(network, GREY)

@@ -1,4 +1,4 @@
-"""Preprocessing: a picture becomes the input of a model."""
+"""Preprocessing: an image becomes the input of a model."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -11,12 +11,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from captum_fusion._app.images import as_rgb
 
-# A model sees the middle of a picture; of a picture this much longer than wide it would see next to nothing.
+# A model sees the middle of an image; of an image this much longer than wide it would see next to nothing.
 _LONGEST = 100
 
 
 class Frame(NamedTuple):
-    """A part of a picture, in the picture's pixels."""
+    """A part of an image, in the image's pixels."""
 
     x1: float
     y1: float
@@ -62,7 +62,7 @@ class Preprocessing:
         return torch.unsqueeze(pixels, 0) / 255
 
     def frame(self, width: int, height: int) -> Frame:
-        """The part of a picture of this size from which ``crop`` takes its pixels."""
+        """The part of an image of this size from which ``crop`` takes its pixels."""
         short, long = min(width, height), max(width, height)
         resized = [
             self.resize if side == short or self.squash else int(self.resize * long / short) for side in (width, height)
