@@ -87,10 +87,11 @@ def region_scores(forward_func: Callable[..., Any], region: Tensor) -> Callable[
         _check_whole("region")
         scores = scores_in(forward_func(*args))
         if not isinstance(scores, Tensor) or scores.dim() != region.dim() + 2:
-            given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            returned = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
-                f"forward_func returned {given} for a region of shape {tuple(region.shape)}; expected scores of each "
-                "pixel, (N, K, *S), and a region of shape S, such as region[0] without the axis of a batch or a channel"
+                f"forward_func returned {returned} for a region of shape {tuple(region.shape)}; expected scores of "
+                "each pixel, (N, K, *S), and a region of shape S, such as region[0] without the axis of a batch or a "
+                "channel"
             )
         if scores.shape[2:] != region.shape:
             mode = ("linear", "bilinear", "trilinear")[region.dim() - 1]

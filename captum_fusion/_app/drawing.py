@@ -168,12 +168,12 @@ def _characters(file: str) -> frozenset[int]:
 
 def check_drawing_format(file: Path) -> None:
     """Refuses a name that no drawing can be saved under, before anything is computed for it."""
-    known = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
+    formats = sorted(f".{name}" for name in Figure().canvas.get_supported_filetypes())
     suffix = file.suffix.lower()
-    if suffix not in known:
+    if suffix not in formats:
         raise ValueError(
-            f"An image cannot be written as {file.name}; expected one of {', '.join(known)}."
-            f"{close_names(suffix, known)}"
+            f"An image cannot be written as {file.name}; expected one of {', '.join(formats)}."
+            f"{close_names(suffix, formats)}"
         )
     figure = Figure(figsize=(1, 1))
     figure.suptitle("a")

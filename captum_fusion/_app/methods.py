@@ -213,6 +213,6 @@ def parse_method(text: str, weighting: Weighting = DEFAULT_WEIGHTING) -> Method:
 def _component(text: str) -> str:
     name = _find(text)
     if name is None or name == "fusion-cam":
-        known = [known for known in METHODS if known != "fusion-cam"]
-        raise ValueError(f"Unknown method {text!r} to fuse.{close_names(text.lower(), known)}")
+        names = [known for known in METHODS if known != "fusion-cam"]
+        raise ValueError(f"Unknown method {text!r} to fuse.{close_names(text.lower(), names)}")
     return name

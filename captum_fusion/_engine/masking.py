@@ -293,8 +293,8 @@ class MaskedScorer:
         self, batch: tuple[Tensor, ...], arguments: tuple[Any, ...], running: AbstractContextManager[object]
     ) -> Tensor:
         # The first one may run other modules than the unmasked pass, such as those for several rows.
-        known = self._passed or self._compiled
-        tracking = nullcontext() if known else self.forward_pass.state.tracking(self.call.forward_func)
+        is_tracked = self._passed or self._compiled
+        tracking = nullcontext() if is_tracked else self.forward_pass.state.tracking(self.call.forward_func)
         self._passed = True
         with running, tracking:
             output: Tensor = cast(Tensor, run_forward(self.call.run, batch, None, arguments))

@@ -135,27 +135,27 @@ def saliency_maps(call: ModelCall, attributions: Tensor | tuple[Tensor | None, .
         # One map is for every input with its spatial axes, as LayerFusionCam makes it; masks and indices beside them
         # pass through.
         maskable = [tensor.is_floating_point() for tensor in tensors]
-        given = tuple(
+        per_input = tuple(
             attributions if (mask or not any(maskable)) and tensor.dim() == attributions.dim() else None
             for mask, tensor in zip(maskable, tensors, strict=True)
         )
-        shown = str(tuple(attributions.shape))
+        shape = str(tuple(attributions.shape))
     else:
-        given = attributions
-        shown = str([None if value is None else tuple(value.shape) for value in given])
+        per_input = attributions
+        shape = str([None if value is None else tuple(value.shape) for value in per_input])
     shapes = [tuple(tensor.shape) for tensor in tensors]
     maps = {
         position: call.of_input(value, position) if position < len(tensors) else value
-        for position, value in enumerate(given)
+        for position, value in enumerate(per_input)
         if value is not None and 3 <= value.dim() <= 5
     }
     if (
-        len(given) != len(tensors)
+        len(per_input) != len(tensors)
         or not maps
         or any(len(value) != len(tensors[0]) or value.dim() != tensors[i].dim() for i, value in maps.items())
     ):
         raise ValueError(
-            f"attributions have shape {shown} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
+            f"attributions have shape {shape} for inputs of shapes {shapes}; expected for each input (N, C, *s) with "
             "the input's number of examples and of spatial axes, or None, and at least one such attribution."
             f"{batch_hint(tensors)}"
         )

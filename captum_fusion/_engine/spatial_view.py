@@ -221,10 +221,10 @@ def _to_map(
 ) -> Tensor:
     output = unwrap(output)
     if not isinstance(output, Tensor) or not 3 <= output.dim() <= 5:
-        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        returned = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"The viewed layer returned {given}; expected tokens (N, T, C) or a channels-last map (N, *s, C) with two "
-            "or three spatial axes. For any other output, pass to_map and from_map."
+            f"The viewed layer returned {returned}; expected tokens (N, T, C) or a channels-last map (N, *s, C) with "
+            "two or three spatial axes. For any other output, pass to_map and from_map."
         )
     shape = tuple(output.shape)
     if output.dim() > 3:

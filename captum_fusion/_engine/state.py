@@ -179,8 +179,8 @@ def preserved(inputs: tuple[Tensor, ...]) -> Iterator[StateGuard]:
 
 
 def _has_random_state(device: torch.device) -> bool:
-    known = device.type in ("cuda", "mps", "xpu") and getattr(torch, device.type).is_available()
-    return device.type == "cpu" or known
+    is_accelerator = device.type in ("cuda", "mps", "xpu") and getattr(torch, device.type).is_available()
+    return device.type == "cpu" or is_accelerator
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -224,8 +224,8 @@ def features(maps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(exact)
     stress = ((vectors * values.clamp(min=0) ** 0.25) @ vectors.T).to(maps)
     ends = masks.new_tensor([[0.0], [1.0]]).expand(2, masks.shape[1])
-    given: Tensor = torch.cat([masks, ends]).sqrt() @ stress
-    return given / given[:-2].square().sum(dim=1).mean().sqrt()
+    stressed: Tensor = torch.cat([masks, ends]).sqrt() @ stress
+    return stressed / stressed[:-2].square().sum(dim=1).mean().sqrt()
 
 
 def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
@@ -235,7 +235,7 @@ def kernel(first: Tensor, second: Tensor, slope: float) -> Tensor:
     erf(u'b + bias) over random u, whose variance is the slope. Such functions saturate, as scores do between the blank
     and the whole. For features (n, d) and (m, d) it has the shape (n, m).
     """
-    rows, columns = ((1 + 2 * (_BIAS + slope * given.square().sum(dim=1))).rsqrt() for given in (first, second))
+    rows, columns = ((1 + 2 * (_BIAS + slope * points.square().sum(dim=1))).rsqrt() for points in (first, second))
     products = 2 * (_BIAS + slope * (first @ second.T))
     return torch.asin(products * rows[:, None] * columns) * (2 / pi)
 

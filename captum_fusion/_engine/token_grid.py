@@ -235,14 +235,14 @@ def probe_cells(grid: Grid) -> list[Grid]:
 def perturb(images: Tensor, grid: Grid, cells: list[Grid]) -> None:
     """Inverts, in place, the pixels of one cell of the grid in each image but the last."""
     for image, cell in zip(images, cells, strict=False):
-        place = (
+        pixels = (
             slice(None),
             *(
                 slice(index * size // count, max(index * size // count + 1, (index + 1) * size // count))
                 for index, count, size in zip(cell, grid, image.shape[1:], strict=True)
             ),
         )
-        image[place] = image.mean() + (image.std(correction=0) or 1) - image[place]
+        image[pixels] = image.mean() + (image.std(correction=0) or 1) - image[pixels]
 
 
 def changes_where_perturbed(maps: Tensor, cells: list[Grid]) -> bool | None:

@@ -97,7 +97,7 @@ class AugmentationTunnel(Attribution):
         if not len(factors):
             raise ValueError("factors is empty; expected at least one number")
         tensors = checked_inputs(inputs)
-        given = isinstance(inputs, tuple)
+        is_tuple = isinstance(inputs, tuple)
         check_channel_dim(channel_dim, tensors)
         moved = [channels_first(tensor, channel_dim) for tensor in tensors if _is_spatial(tensor)]
         sizes = {tuple(tensor.shape[2:]) for tensor in moved}
@@ -135,15 +135,15 @@ class AugmentationTunnel(Attribution):
                     runs["target"] = _mirror_target(kwargs["target"], axes) if flipped else kwargs["target"]
                 now = tuple(mirror(tensor) if flipped else tensor for tensor in scaled)
                 with mirrored() if flipped else nullcontext():
-                    found = self.attribution_method.attribute(now if given else now[0], **runs)
-                parts = found if isinstance(found, tuple) else (found,)
-                self._check(parts, isinstance(found, tuple) == given or not isinstance(found, tuple), axes)
+                    attributions = self.attribution_method.attribute(now if is_tuple else now[0], **runs)
+                parts = attributions if isinstance(attributions, tuple) else (attributions,)
+                self._check(parts, is_tuple or not isinstance(attributions, tuple), axes)
                 if flipped:
                     parts = tuple(mirror(part, of_layer=part.dim() > 2) for part in parts)
                 total = parts if total is None else tuple(a + b for a, b in zip(total, parts, strict=True))
         count = len(factors) * (1 + flip)
         mean = tuple(part / count for part in cast(tuple[Tensor, ...], total))
-        return cast(TensorOrTupleOfTensorsGeneric, mean if isinstance(found, tuple) else mean[0])
+        return cast(TensorOrTupleOfTensorsGeneric, mean if isinstance(attributions, tuple) else mean[0])
 
     def _check(self, parts: tuple[Any, ...], as_given: bool, axes: set[int]) -> None:
         """Refuses what cannot be mirrored back, and a tuple that holds more than attributions."""

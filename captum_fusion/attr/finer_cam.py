@@ -67,8 +67,8 @@ class LayerFinerCam(GradientCam):
         references: int = 3,
     ) -> None:
         super().__init__(forward_func, layer, device_ids)
-        taken = method is None or (isinstance(method, type) and issubclass(method, GradientCam))
-        if not taken or (method and (method.uses_hessian or not method.uses_gradients)):
+        is_gradient_cam = method is None or (isinstance(method, type) and issubclass(method, GradientCam))
+        if not is_gradient_cam or (method and (method.uses_hessian or not method.uses_gradients)):
             raise TypeError(
                 f"method is {method!r}; expected a class of captum_fusion's methods of first gradients at the "
                 "layer's resolution, such as LayerGradCamPlusPlus, or None for Grad-CAM"

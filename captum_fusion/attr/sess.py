@@ -163,12 +163,12 @@ class SESS(Attribution):
             further = {} if not call.arguments else {"additional_forward_args": call.arguments_of(rows)}
             crop = level[place][rows]
             window = replace(call, inputs=call.in_form((crop,)).contiguous())
-            found = self.attribution_method.attribute(window.inputs, target=target, **further, **kwargs)
-            found = window.of_input(found, 0)
+            attributions = self.attribution_method.attribute(window.inputs, target=target, **further, **kwargs)
+            attributions = window.of_input(attributions, 0)
             if not any(part.start for part in place):
                 # Once at each scale.
-                check_channels_first(tuple(crop.shape), tuple(found.shape[2:]))
-            canvas[place][rows] = saliency_map(found, tuple(crop.shape[2:])).to(canvas)
+                check_channels_first(tuple(crop.shape), tuple(attributions.shape[2:]))
+            canvas[place][rows] = saliency_map(attributions, tuple(crop.shape[2:])).to(canvas)
         return upsample(canvas, size)
 
 

@@ -94,10 +94,10 @@ def _folder(root: Path, labels: Path | None, output: Path | None) -> Source:
     elif all("/" in name for name in names):
         categories = tuple(sorted({name.split("/")[0] for name in names}))
         indices = {name: categories.index(name.split("/")[0]) for name in names}
-    found = [
+    labelled_images = [
         LabelledImage(name, file, (indices[name],) if indices else ()) for name, file in zip(names, images, strict=True)
     ]
-    return Source(found, categories, notes=notes)
+    return Source(labelled_images, categories, notes=notes)
 
 
 def _walk(
@@ -167,7 +167,7 @@ def _imagenet(root: Path) -> Source:
 
 def _voc(root: Path, year: str) -> Source:
     dataset = VOCDetection(root, year=year, image_set="val")
-    found, missing = [], []
+    labelled_images, missing = [], []
     for image, annotation in zip(dataset.images, dataset.annotations, strict=True):
         file = Path(image)
         if not file.is_file():
@@ -175,21 +175,21 @@ def _voc(root: Path, year: str) -> Source:
             continue
         try:
             tree = ElementTree.parse(annotation).getroot()
-            instances = tuple(_voc_instance(thing) for thing in tree.iter("object"))
+            instances = tuple(_voc_instance(element) for element in tree.iter("object"))
             size = _size([float(tree.findtext(f"size/{side}") or 0) for side in ("width", "height")])
         except (ElementTree.ParseError, ValueError) as error:
             raise ValueError(f"{annotation}: {error}") from error
         labels = tuple(sorted({instance.label for instance in instances}))
-        found.append(LabelledImage(file.name, file, labels, instances, size))
+        labelled_images.append(LabelledImage(file.name, file, labels, instances, size))
     notes = _left_out("annotated images that are missing", missing)
-    return Source(found, _VOC_CATEGORIES, of_objects=True, notes=notes)
+    return Source(labelled_images, _VOC_CATEGORIES, of_objects=True, notes=notes)
 
 
-def _voc_instance(thing: ElementTree.Element) -> Instance:
-    name = thing.findtext("name")
+def _voc_instance(element: ElementTree.Element) -> Instance:
+    name = element.findtext("name")
     if name not in _VOC_CATEGORIES:
         raise ValueError(f"The object's name is {name!r}; expected one of VOC's categories")
-    texts = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    texts = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     try:
         x1, y1, x2, y2 = (float(str(text)) for text in texts)
     except ValueError:
@@ -230,25 +230,25 @@ def _coco(file: Path) -> Source:
         except (TypeError, ValueError) as error:
             raise ValueError(f"The {name}: {error}") from error
     folders = (file.parent, file.parent.parent / file.stem.removeprefix("instances_"))
-    found, missing = [], []
+    labelled_images, missing = [], []
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = str(image["file_name"])
-        places = [folder / name for folder in folders if (folder / name).is_file()]
-        if not places:
+        candidates = [folder / name for folder in folders if (folder / name).is_file()]
+        if not candidates:
             missing.append(name)
             continue
-        things = tuple(instances[image["id"]])
+        objects = tuple(instances[image["id"]])
         size = [image.get("width"), image.get("height")]
         if size != [None, None] and not _are_numbers(size):
             raise ValueError(f"The image {name}: its width and height are {size}; expected numbers")
-        shown = tuple(sorted({thing.label for thing in things}))
-        found.append(LabelledImage(name, places[0], shown, things, _size(size)))
-    _check_boxes(found)
-    if missing and not found:
+        image_labels = tuple(sorted({instance.label for instance in objects}))
+        labelled_images.append(LabelledImage(name, candidates[0], image_labels, objects, _size(size)))
+    _check_boxes(labelled_images)
+    if missing and not labelled_images:
         raise ValueError(f"No image is in {folders[0]} or in {folders[1]}; the first of the missing is {missing[0]}")
     notes = _left_out("annotated images that are missing", missing)
     notes += _left_out("annotations of images that are not listed", strays)
-    return Source(found, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
+    return Source(labelled_images, tuple(category["name"] for category in categories), of_objects=True, notes=notes)
 
 
 def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> Instance:
@@ -283,19 +283,21 @@ def _coco_instance(annotation: Mapping[str, Any], labels: Mapping[Any, int]) -> 
 def _check_boxes(images: Sequence[LabelledImage]) -> None:
     """Refuses boxes that are no x, y, width and height in pixels, by their polygons if they have some."""
     # Boxes in shares of an image whose sides are 1 are scaled with these.
-    sides = [side for each in images if each.size != (1, 1) for thing in each.instances or () for side in thing.box]
+    sides = [
+        side for image in images if image.size != (1, 1) for instance in image.instances or () for side in instance.box
+    ]
     if sides and max(map(abs, sides)) <= ROUNDED and any(side % 1 for side in sides):
         raise ValueError("Each bbox is in the first two pixels of its image; expected pixels, not shares of the image")
     outlined = 0
     corners = []
     for image in images:
-        for thing in image.instances or ():
-            x1, y1, x2, y2 = thing.box
+        for instance in image.instances or ():
+            x1, y1, x2, y2 = instance.box
             # Boxes that only hold a place are empty.
-            if not (thing.outline and thing.outline.polygons and x1 < x2 and y1 < y2):
+            if not (instance.outline and instance.outline.polygons and x1 < x2 and y1 < y2):
                 continue
             outlined += 1
-            xs, ys = ([side for polygon in thing.outline.polygons for side in polygon[axis::2]] for axis in (0, 1))
+            xs, ys = ([side for polygon in instance.outline.polygons for side in polygon[axis::2]] for axis in (0, 1))
             start, end = (min(xs), min(ys)), (max(xs), max(ys))
             text = f"bbox of {image.name} is {x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}"
             text += f", and its polygons reach from {start[0]:g}, {start[1]:g} to {end[0]:g}, {end[1]:g}"

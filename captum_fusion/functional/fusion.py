@@ -207,9 +207,9 @@ def denoised_gradient_map(gradients: Tensor, activations: Tensor, percentile: fl
     """
     gradients = as_float(gradients)
     threshold = percentile_threshold(gradients.flatten(0, 1).unsqueeze(1), percentile).reshape(gradients.shape[:2])
-    kept = relu(torch.where(gradients >= broadcast_to(threshold, gradients), gradients, 0))
-    totals = broadcast_to(kept.flatten(2).sum(dim=2), kept)
-    return weighted_sum(activations, safe_divide(kept, totals, totals))
+    selected = relu(torch.where(gradients >= broadcast_to(threshold, gradients), gradients, 0))
+    totals = broadcast_to(selected.flatten(2).sum(dim=2), selected)
+    return weighted_sum(activations, safe_divide(selected, totals, totals))
 
 
 def sess_map(maps: Tensor, weights: Tensor) -> Tensor:

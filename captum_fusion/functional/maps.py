@@ -187,8 +187,8 @@ def gaussian_blur(inputs: Tensor, kernel_size: int, sigma: float) -> Tensor:
             length = inputs.shape[axis]
             # Mirrored without repeating the border: 0 1 2 3 2 1 0 1 ...
             period = max(2 * (length - 1), 1)
-            seen = (torch.arange(length, device=inputs.device).unsqueeze(1) + offsets) % period
-            seen = torch.minimum(seen, period - seen) if length > 1 else seen
-            matrix = inputs.new_zeros(length, length).scatter_add(1, seen, kernel.expand(length, -1))
+            neighbours = (torch.arange(length, device=inputs.device).unsqueeze(1) + offsets) % period
+            neighbours = torch.minimum(neighbours, period - neighbours) if length > 1 else neighbours
+            matrix = inputs.new_zeros(length, length).scatter_add(1, neighbours, kernel.expand(length, -1))
             inputs = (inputs.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
     return inputs

@@ -91,9 +91,9 @@ def random_masks(grids: Tensor, shifts: Tensor, size: tuple[int, ...]) -> Tensor
             cells = grids.shape[axis]
             cell = ceil(length / cells)
             pixels = torch.arange(length, device=masks.device) + (shifts[:, axis - 2 : axis - 1] * cell).floor()
-            places = ((pixels.to(masks.dtype) + 0.5) * cells / ((cells + 1) * cell) - 0.5).clamp(0, cells - 1)
+            coordinates = ((pixels.to(masks.dtype) + 0.5) * cells / ((cells + 1) * cell) - 0.5).clamp(0, cells - 1)
             # The weight of each cell of the grid in each pixel.
-            weights = relu(1 - (places.unsqueeze(2) - torch.arange(cells, device=masks.device)).abs())
+            weights = relu(1 - (coordinates.unsqueeze(2) - torch.arange(cells, device=masks.device)).abs())
             moved = masks.movedim(axis, -1)
             masks = (moved.flatten(1, -2) @ weights.mT).reshape(*moved.shape[:-1], length).movedim(-1, axis)
     return masks
@@ -120,7 +120,7 @@ def impute(inputs: Tensor, kept: Tensor) -> Tensor:
         tensor([[[1., 2., 3., 4.]]])
     """
     inputs = as_float(inputs)
-    known = torch.where(kept, inputs, 0)
+    kept_values = torch.where(kept, inputs, 0)
     count = nonzero(_neighbours(torch.ones_like(inputs[:1, :1])))
 
     def apply_matrix(values: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def impute(inputs: Tensor, kept: Tensor) -> Tensor:
 
     # Conjugate gradients, preconditioned by the number of neighbours, for each channel by itself.
     solution = torch.zeros_like(inputs)
-    residual = torch.where(kept, 0, _neighbours(known))
+    residual = torch.where(kept, 0, _neighbours(kept_values))
     enough = _RESIDUAL**2 * residual.flatten(2).square().sum(dim=2)
     preconditioned = residual / count
     direction, size = preconditioned, (residual * preconditioned).flatten(2).sum(dim=2)

@@ -27,8 +27,8 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
     first, second = (normalize(part.unsqueeze(1)).squeeze(1) for part in (first, second))
     first, second = (part - part.mean(dim=1, keepdim=True) for part in (first, second))
     norms = (first.square().sum(dim=1) * second.square().sum(dim=1)).sqrt()
-    found = (first * second).sum(dim=1) / nonzero(norms)
-    return found.clamp(-1, 1).masked_fill(same, 1)
+    correlations = (first * second).sum(dim=1) / nonzero(norms)
+    return correlations.clamp(-1, 1).masked_fill(same, 1)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:

@@ -92,16 +92,16 @@ class DatasetMeans:
         """
         metrics = (confidence_drop, confidence_increase, insertion, deletion, road, coherency, complexity, adcc, arcc)
         batch = dict(zip(_NAMES, metrics, strict=True))
-        given = {name: values for name, values in batch.items() if values is not None}
-        shapes = {name: tuple(values.shape) for name, values in given.items()}
+        present = {name: values for name, values in batch.items() if values is not None}
+        shapes = {name: tuple(values.shape) for name, values in present.items()}
         if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"The metrics have shapes {shapes}; expected one value for each example, (N,)")
-        for name, values in given.items():
+        for name, values in present.items():
             if not values.isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite; expected numbers")
-        if given and not self._sources:
+        if present and not self._sources:
             self._sources = {uuid4().hex}
-        for name, values in given.items():
+        for name, values in present.items():
             self.values[name] += values.tolist()
         if insertion is not None and deletion is not None:
             self.values["overall"] += (insertion.double() - deletion.double()).tolist()

@@ -116,7 +116,7 @@ class Page:
                 note = f", {heard.note}" if heard.note else ""
                 progress((heard.done, heard.total), desc=f"{heard.description}{note} ", unit="passes")
 
-            shown: Values = {}
+            update: Values = {}
             try:
                 tab, action = self._tab(values, request)
                 # A method that is mistyped leaves everything as it is.
@@ -130,15 +130,15 @@ class Page:
                     with tab.run(action, listener) as started:
                         yield {on.status: ""}
                         try:
-                            for shown in work(started):
-                                yield shown
+                            for update in work(started):
+                                yield update
                         except Exception as error:
                             # Nothing stays that may be of other settings.
-                            shown = self._nothing(self._results) | {on.status: _sentence(error)}
-                            yield shown
+                            update = self._nothing(self._results) | {on.status: _sentence(error)}
+                            yield update
             except Exception as error:
                 yield {on.status: _sentence(error)}
-            curves = {curve: shown[curve] for curve in (on.insertion, on.deletion) if curve in shown}
+            curves = {curve: update[curve] for curve in (on.insertion, on.deletion) if curve in update}
             yield {on.status: gr.skip(), **curves}
 
         return run
@@ -214,12 +214,12 @@ class Page:
         yield {on.classes: targets, on.bars: panels.bars(prediction, targets), **no_curves}
         if not targets or not methods:
             raise ValueError("Choose a class and a method")
-        made: dict[int, Explanation] = {}
-        yield {on.maps: panels.maps(begun, prediction, targets, made, methods), **no_curves}
+        explanations: dict[int, Explanation] = {}
+        yield {on.maps: panels.maps(begun, prediction, targets, explanations, methods), **no_curves}
         for upto in range(1, len(methods) + 1):
             for target in targets:
                 with run.step(model):
-                    made[target] = image.explain(
+                    explanations[target] = image.explain(
                         target,
                         methods[:upto],
                         percentile=values[on.percentile],
@@ -227,33 +227,33 @@ class Page:
                         tolerance=values[on.tolerance],
                         show_progress=True,
                     )
-                yield {on.maps: panels.maps(begun, prediction, targets, made, methods), **no_curves}
+                yield {on.maps: panels.maps(begun, prediction, targets, explanations, methods), **no_curves}
         run.check()
-        shown = tab.view = View(image, list(made.values()), model, python)
-        notes = dict.fromkeys(note for explanation in shown.explanations for note in explanation.notes)
-        done = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
+        view = tab.view = View(image, list(explanations.values()), model, python)
+        notes = dict.fromkeys(note for explanation in view.explanations for note in explanation.notes)
+        summary = f"{prediction.model}, layer {prediction.feature_map}, in {perf_counter() - start:.1f} s"
         yield {
-            on.status: ". ".join([done, *notes]),
-            on.stages: panels.stages(shown.explanations),
-            on.agreement: panels.agreement(shown.explanations),
+            on.status: ". ".join([summary, *notes]),
+            on.stages: panels.stages(view.explanations),
+            on.agreement: panels.agreement(view.explanations),
             # The overlay is no business of runs, and may have been moved meanwhile.
-            on.code: downloads.recipe(shown, tab.settings[on.overlay]),
+            on.code: downloads.recipe(view, tab.settings[on.overlay]),
         }
         if tab.open_panel[1] == CURVES:
-            yield from self._judge(run, shown)
+            yield from self._judge(run, view)
 
-    def _judge(self, run: Run, shown: View) -> Iterator[Values]:
+    def _judge(self, run: Run, view: View) -> Iterator[Values]:
         on, start = self._layout, perf_counter()
         insertions, deletions = [], []
         yield {on.status: ""}
-        for explanation in shown.explanations:
+        for explanation in view.explanations:
             for name in explanation.maps:
-                with run.step(shown.model):
-                    curves = shown.image.curves(explanation, name, show_progress=True)
-                label = name if len(shown.explanations) == 1 else f"{explanation.category}, {name}"
+                with run.step(view.model):
+                    curves = view.image.curves(explanation, name, show_progress=True)
+                label = name if len(view.explanations) == 1 else f"{explanation.category}, {name}"
                 insertions.append(panels.curve(label, curves.insertion))
                 deletions.append(panels.curve(label, curves.deletion))
-        run.tab.judged = shown
+        run.tab.judged = view
         # All at once: a plot that is drawn takes no notice of further curves.
         yield {
             on.status: f"{len(insertions)} maps judged, in {perf_counter() - start:.1f} s",

@@ -38,11 +38,11 @@ def labelled(prediction: Prediction) -> list[tuple[str, int]]:
 def bars(prediction: Prediction, chosen: Sequence[int]) -> str:
     """The most probable classes, and the other chosen ones."""
     top = prediction.top(_TOP)
-    shown = {index for index, _, _ in top}
+    top_indices = {index for index, _, _ in top}
     top += [
         (index, prediction.category_of(index), float(prediction.probabilities[index]))
         for index in chosen
-        if index not in shown
+        if index not in top_indices
     ]
     return json.dumps(
         {
@@ -70,7 +70,7 @@ def maps(
     begun: float,
     prediction: Prediction,
     targets: Sequence[int],
-    made: Mapping[int, Explanation],
+    explanations: Mapping[int, Explanation],
     methods: Sequence[str],
 ) -> str:
     """The maps of each target; maps that are not ready are pending. ``begun`` is the time at which the run began."""
@@ -78,19 +78,19 @@ def maps(
     for target in targets:
         panels: list[Part] = []
         for name in methods:
-            if target in made and name in made[target].maps:
-                note = f"keeps P = {made[target].masked_probabilities[name]:.3f}"
-                panels.append(_heat(name, made[target].maps[name], note))
+            if target in explanations and name in explanations[target].maps:
+                note = f"keeps P = {explanations[target].masked_probabilities[name]:.3f}"
+                panels.append(_heat(name, explanations[target].maps[name], note))
             else:
                 panels.append({"kind": "pending", "name": name})
         rows.append(_row(prediction, target, panels))
     return _view(prediction, rows, "scale", begun=begun)
 
 
-def stages(made: Sequence[Explanation]) -> str:
+def stages(explanations: Sequence[Explanation]) -> str:
     """The stages of each fusion, with what they contribute to the probability."""
     return _of_fusions(
-        made,
+        explanations,
         lambda name, parts, stage: [
             _heat(f"G: {parts[0]}", stage.gradient, "the gradient map"),
             _heat("D: denoised", stage.denoised, f"contributes {float(stage.gradient_contribution):+.3f}"),
@@ -102,10 +102,10 @@ def stages(made: Sequence[Explanation]) -> str:
     )
 
 
-def agreement(made: Sequence[Explanation]) -> str:
+def agreement(explanations: Sequence[Explanation]) -> str:
     """The agreement of the denoised gradient map and the region map of each fusion."""
     return _of_fusions(
-        made,
+        explanations,
         lambda name, parts, stage: [
             _heat(f"D: {parts[0]}", stage.denoised, "the denoised gradient map"),
             _heat(f"R: {parts[1]}", stage.region, "the region map"),
@@ -132,16 +132,16 @@ def curve(label: str, drawn: Curve) -> pd.DataFrame:
     )
 
 
-def _of_fusions(made: Sequence[Explanation], panels_of: Any, legend: str) -> str:
-    if not any(explanation.stages for explanation in made):
+def _of_fusions(explanations: Sequence[Explanation], panels_of: Any, legend: str) -> str:
+    if not any(explanation.stages for explanation in explanations):
         return json.dumps({"rows": [], "note": "No fusion among the methods."})
     rows = []
-    for explanation in made:
+    for explanation in explanations:
         panels: list[Part] = []
         for name, stage in explanation.stages.items():
             panels += panels_of(name, parse_method(name).components, stage)
         rows.append(_row(explanation, explanation.target, panels))
-    return _view(made[0], rows, legend)
+    return _view(explanations[0], rows, legend)
 
 
 def _row(prediction: Prediction, target: int, panels: Sequence[Part]) -> Part:

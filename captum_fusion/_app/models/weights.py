@@ -32,11 +32,11 @@ def read_state_dict(file: Path) -> State:
         raise
     except Exception as error:  # The reader of a file that is no such file raises nearly everything.
         foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        found = f" It holds a {foreign[1]}, which could run code when it is read." if foreign else ""
+        cause = f" It holds a {foreign[1]}, which could run code when it is read." if foreign else ""
         if foreign and foreign[1] == "argparse.Namespace":
-            found = f" It holds an argparse.Namespace.{_NAMESPACE.format(file=str(file))}"
+            cause = f" It holds an argparse.Namespace.{_NAMESPACE.format(file=str(file))}"
         raise ValueError(
-            f"{file} does not hold weights only.{found} Expected a state dict, names and tensors, as torch.save writes "
+            f"{file} does not hold weights only.{cause} Expected a state dict, names and tensors, as torch.save writes "
             "it"
         ) from error
     while entries := [
