@@ -350,7 +350,7 @@ def _probabilities(classifier: Classifier, inputs: Tensor) -> Tensor:
 
 
 def _versions(network: nn.Module) -> list[tuple[int, int]]:
-    """What changes with a model's weights: training and ``load_state_dict`` count up a tensor's version."""
+    """The identity and version of each weight and buffer: training and ``load_state_dict`` count up the version."""
     tensors = (*network.parameters(), *network.buffers())
     return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 

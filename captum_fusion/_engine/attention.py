@@ -25,7 +25,7 @@ class Attention(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What ran in a block, and the tokens that each of its runs returned."""
+    """The attentions that ran in a block, and the tokens that each run of the block returned."""
 
     attentions: list[Attention]
     tokens: list[Tensor]

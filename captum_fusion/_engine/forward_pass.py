@@ -73,7 +73,7 @@ class ForwardPass:
     def scale(self) -> Tensor:
         """The largest absolute value in the inputs and outputs of each example, (N,), for ``functional.rounding``."""
         values = [tensor for tensor in (self.output, *self.call.tensors) if tensor.is_floating_point()]
-        # Infinite logits, of classes that are ruled out, say nothing of rounding.
+        # Infinite logits, of classes that are ruled out, tell nothing about rounding.
         rows = [value.detach().reshape(self.call.examples, -1).nan_to_num(0, 0, 0).abs() for value in values]
         return torch.stack([row.amax(dim=1).to(self.unmasked_scores) for row in rows if row.numel()]).amax(dim=0)
 

@@ -266,7 +266,7 @@ def changes_where_perturbed(maps: Tensor, cells: list[Grid]) -> bool | None:
     # A patch that changes nothing is not in the map, so that another token has its place.
     complete = bool(shares.flatten(1).any(dim=1).all())
     for share, change, cell in zip(shares, changes, cells, strict=True):
-        # A layer that mixes all tokens changes everywhere alike, which says nothing of their order.
+        # A layer that mixes all tokens changes everywhere alike, which tells nothing about their order.
         if share.max() > len(cells) / 2:
             # All tokens of an attention's window may change by this cell alone, those most that hold it.
             peaks = share > 0.99 * share.max()

@@ -236,7 +236,7 @@ class Page:
             on.status: ". ".join([summary, *notes]),
             on.stages: panels.stages(view.explanations),
             on.agreement: panels.agreement(view.explanations),
-            # The overlay is no business of runs, and may have been moved meanwhile.
+            # No run sets the overlay, which the user may have moved since.
             on.code: downloads.recipe(view, tab.settings[on.overlay]),
         }
         if tab.open_panel[1] == CURVES:

@@ -54,6 +54,8 @@ def test_any_activation_of_probabilities_is_warned_of_however_few_they_are() -> 
         (lambda x: labels(x).sigmoid(), 1, "sigmoid"),
         (lambda x: labels(x).sigmoid(), 1, "softmax"),
         (lambda x: labels(x).repeat(1, 4), 1, "sigmoid"),
+        # An average that rounding takes above 1.
+        (lambda x: torch.cat([labels(x).repeat(1, 4), torch.full((len(x), 1), 1.000001)], dim=1), 1, "sigmoid"),
     ):
         options: dict[str, Any] = {"target": target, "steps": 2}
         with pytest.warns(UserWarning, match=f"the {activation} is applied to them. Pass activation=None"):
