@@ -177,6 +177,30 @@ def _is_scaled(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
     return len(less) == 1 or all(abs(side - image / stride) <= 1 for image, side in zip(size, grid, strict=True))
 
 
+def compared_classes(others: Tensor, score: Tensor, references: int, example: int) -> Tensor:
+    """The scores of an example's other classes (K,) without those that a mask rules out; refuses any not finite.
+
+    Masks rule classes out by -1e4 or less, and logits are some hundred; scores of another scale, as the target's own
+    score shows, rule out none. Down to -1e9 they may be logits, which matters if less than ``references`` remain.
+    """
+    values = others.detach()
+    ruled_out = values < -max(5e3, 10 * float(score.detach().abs()))
+    compared = values[~ruled_out]
+    if not compared.isfinite().all() or not len(compared):
+        raise ValueError(
+            f"Of the {len(others)} classes besides the target of example {example}, "
+            f"{int((~compared.isfinite()).sum())} have NaN or infinity, and {int(ruled_out.sum())} scores as low as "
+            "those of classes that a mask rules out; expected finite scores to compare with. If no mask does, divide "
+            "the scores inside forward_func."
+        )
+    if len(compared) < min(references, len(others)) and (values[ruled_out] > -1e9).any():
+        warn(
+            "Classes with scores below -5000 are not compared, as a mask rules classes out by such scores. If no mask "
+            "does, divide the scores inside forward_func."
+        )
+    return others[~ruled_out]
+
+
 def check_not_negative(scores: Tensor, masked: Tensor) -> None:
     """Refuses scores below 0: a share of them that is lost is defined for probabilities."""
     lowest = float(torch.minimum(scores, masked).min())

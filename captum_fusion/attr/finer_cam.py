@@ -8,6 +8,7 @@ from torch.nn import Module
 
 from captum_fusion._engine.captum import ForwardFunc, TargetType
 from captum_fusion._engine.docstrings import fill_docstring
+from captum_fusion._engine.guards import compared_classes
 from captum_fusion.attr.gradient_cam import GradientCam
 from captum_fusion.functional import finer_scores, grad_cam_weights, weighted
 
@@ -27,7 +28,7 @@ class LayerFinerCam(GradientCam):
     The mean is the paper's; pytorch-grad-cam weights the classes by their softmax, with a gamma of 1. Dimension 1 of
     the output holds the classes. If the output has further dimensions, only the classes at the target's position are
     compared. Classes that a mask rules out are excluded: their scores are below -5000 and below -10 times the target's
-    absolute score.
+    absolute score. A warning names such scores if fewer than T classes remain and if they may be logits, above -1e9.
 
     More details can be found in the paper: https://arxiv.org/abs/2501.11309
 
@@ -100,12 +101,6 @@ class LayerFinerCam(GradientCam):
             chosen, *place = index if isinstance(index, tuple) else (index,)
             classes = output[example][(slice(None), *place)]
             others = classes[torch.arange(len(classes), device=classes.device) != chosen % len(classes)]
-            # Masks rule classes out by -1e4 or less, and logits are some hundred; scores of another scale keep theirs.
-            others = others[~(others < -max(5e3, 10 * float(classes[chosen].detach().abs())))]
-            if not others.isfinite().all() or not len(others):
-                raise ValueError(
-                    f"Of the classes besides the target of example {example}, {int(others.isfinite().sum())} have a "
-                    f"finite score and {int((~others.isfinite()).sum())} have NaN or infinity; expected finite scores"
-                )
+            others = compared_classes(others, classes[chosen], self.references, example)
             differences.append(finer_scores(classes[chosen, None], others[None], self.strength, self.references))
         return torch.cat(differences)

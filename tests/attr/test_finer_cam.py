@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ def test_fewer_classes_than_references_are_all_compared(net: SmallNet, images: T
     assert torch.equal(ours, LayerFinerCam(net, net.features, references=2).attribute(images, target=1))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_classes_that_a_mask_rules_out_are_not_compared(net: SmallNet, images: Tensor) -> None:
     out = torch.tensor([False, False, True])
     expected = LayerGradCam(lambda x: (y := net(x))[:, 1] - 0.6 * y[:, 0], net.features).attribute(images)
@@ -80,11 +82,26 @@ def test_classes_that_a_mask_rules_out_are_not_compared(net: SmallNet, images: T
             lambda x, low=low: net(x).masked_fill(out, low),
             lambda x, low=low: net(x) + out * max(low, -1e30),
         ):
-            ours = LayerFinerCam(forward, net.features).attribute(images, target=1)
+            # Scores that may be logits are named, and only where they would have been compared.
+            with (
+                pytest.warns(match="Classes with scores below -5000 are not compared") if low > -1e9 else nullcontext()
+            ):
+                ours = LayerFinerCam(forward, net.features).attribute(images, target=1)
             torch.testing.assert_close(ours, expected)
+            LayerFinerCam(forward, net.features, references=1).attribute(images, target=1)
     # Scores of another scale, such as negative distances, rule no class out.
     scaled = LayerFinerCam(lambda x: 1e4 * (net(x) - 10), net.features).attribute(images, target=1)
     torch.testing.assert_close(scaled / 1e4, LayerFinerCam(net, net.features).attribute(images, target=1))
+
+
+def test_refuses_classes_of_which_none_can_be_compared(net: SmallNet, images: Tensor) -> None:
+    out = torch.tensor([True, False, True])
+    for low, reason in (
+        (-1e4, "0 have NaN or infinity, and 2 scores as low as"),
+        (torch.nan, "2 have NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=f"Of the 2 classes besides the target of example 0, {reason}"):
+            LayerFinerCam(lambda x, low=low: net(x).masked_fill(out, low), net.features).attribute(images, target=1)
 
 
 def test_classes_of_a_pixel_are_compared_at_this_pixel(images: Tensor) -> None:
