@@ -4,6 +4,7 @@ python -m benchmarks.layers --output benchmarks/results/layers.md
 """
 
 import argparse
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -72,7 +73,8 @@ def main() -> None:
     for name in arguments.models:
         start = time.perf_counter()
         lines.append(row(name))
-        print(lines[-1], f"{time.perf_counter() - start:.1f} s", flush=True)  # noqa: T201
+        sys.stdout.write(f"{lines[-1]} {time.perf_counter() - start:.1f} s\n")
+        sys.stdout.flush()
         if arguments.output:
             arguments.output.write_text("\n".join(lines) + "\n")
 

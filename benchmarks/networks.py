@@ -13,7 +13,7 @@ each network here converts that to the input of its own weights. The weights are
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -52,7 +52,7 @@ def mobilenet_v2() -> nn.Module:
 
 def squeezenet() -> nn.Module:
     model: nn.Module = get_model("squeezenet1_0", weights=None)
-    model.get_submodule("classifier.1").padding = (1, 1)  # type: ignore[assignment]
+    cast(nn.Conv2d, model.get_submodule("classifier.1")).padding = (1, 1)
     return _convert_inputs(model, [value / 255 for value in (104, 117, 123)], [1 / 255] * 3, reverse=True)
 
 

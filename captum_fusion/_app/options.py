@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from captum_fusion.arguments import Activation, Weighting, check_activation
 
@@ -38,7 +38,7 @@ def _whole_number(_: object, tokens: "Sequence[Token]") -> int:
 def _activation(_: object, tokens: "Sequence[Token]") -> Activation:
     """An activation; the command line's own reading would take "none" as if it was not given."""
     check_activation(tokens[0].value)
-    return tokens[0].value  # type: ignore[return-value]
+    return cast(Activation, tokens[0].value)
 
 
 IntOption = Annotated[int, Parameter(converter=_whole_number)]

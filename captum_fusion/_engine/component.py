@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
-from captum.attr import Attribution, PerturbationAttribution
+from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -115,10 +115,10 @@ def _attributions(
     }
     options = _accepted(name, method, {option: value for option, value in options.items() if value is not None})
     packed = unmasked.packed_layer
-    if packed is not None and getattr(method, "layer", None) is packed:
+    if packed is not None and isinstance(method, LayerAttribution) and method.layer is packed:
         # Captum's methods see no tensor at such a layer, but at the module that takes it out.
         method = copy(method)
-        method.layer = call.layer  # type: ignore[attr-defined]
+        method.layer = call.layer
     with ExitStack() as stack:
         if not type(method).__module__.startswith("captum_fusion.") or hasattr(method, "attribution_method"):
             # This package's methods track their own state, and leave the shared forward pass valid.

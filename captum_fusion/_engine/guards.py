@@ -181,7 +181,7 @@ def compared_classes(others: Tensor, score: Tensor, references: int, example: in
     """The scores of an example's other classes (K,) without those that a mask rules out; refuses any not finite.
 
     Masks rule classes out by -1e4 or less, and logits are some hundred; scores of another scale, as the target's own
-    score shows, rule out none. Down to -1e9 they may be logits, which matters if less than ``references`` remain.
+    score shows, rule out none. Down to -1e9 they may be logits, which matters if fewer than ``references`` remain.
     """
     values = others.detach()
     ruled_out = values < -max(5e3, 10 * float(score.detach().abs()))
@@ -195,8 +195,8 @@ def compared_classes(others: Tensor, score: Tensor, references: int, example: in
         )
     if len(compared) < min(references, len(others)) and (values[ruled_out] > -1e9).any():
         warn(
-            "Classes with scores below -5000 are not compared, as a mask rules classes out by such scores. If no mask "
-            "does, divide the scores inside forward_func."
+            "Classes with scores below -5000 and below -10 times the target's are not compared, as a mask rules "
+            "classes out by such scores. If no mask does, divide the scores inside forward_func."
         )
     return others[~ruled_out]
 

@@ -88,10 +88,10 @@ def check_map(value: Tensor, call: ModelCall) -> None:
 
 def not_run(layer: Module, call: ModelCall) -> ValueError:
     """The error for a layer that did not run."""
-    is_part = not isinstance(call.forward_func, Module) or layer in set(call.forward_func.modules())
+    is_foreign = isinstance(call.forward_func, Module) and layer not in set(call.forward_func.modules())
     return ValueError(
         f"The layer {type(layer).__name__} "
-        + ("did not run in the forward pass" if is_part else "is not a module of forward_func")
+        + ("is not a module of forward_func" if is_foreign else "did not run in the forward pass")
         + "; expected a module that forward_func calls. A view runs only inside its with block. A traced, exported or "
         "otherwise converted copy of a model does not call the original's modules."
     )

@@ -179,8 +179,9 @@ def preserved(inputs: tuple[Tensor, ...]) -> Iterator[StateGuard]:
 
 
 def _has_random_state(device: torch.device) -> bool:
-    is_accelerator = device.type in ("cuda", "mps", "xpu") and getattr(torch, device.type).is_available()
-    return device.type == "cpu" or is_accelerator
+    if device.type in ("cuda", "mps", "xpu"):
+        return bool(getattr(torch, device.type).is_available())
+    return device.type == "cpu"
 
 
 def _random_state(device: torch.device) -> Tensor:
